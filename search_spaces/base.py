@@ -1,0 +1,249 @@
+"""What a search space is: the protocol every space meets, and the pieces all spaces share.
+
+A space says what may be chosen (`keys`), proposes one architecture (`suggest`), prices it (`cost`) and
+builds it (`build`). It never samples by itself, trains or touches a file. An architecture is a frozen
+dataclass that goes to and from a flat dictionary of keys (`ffn.ratio`, `streams.n`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from hashlib import sha256
+from json import dumps
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+Scalar = str | int | float | bool
+
+
+class SpaceError(ValueError):
+    """A key or value that the space does not know; the message names the legal ones."""
+
+
+class Suggest(Protocol):
+    """The three methods of `optuna.Trial` that a space may call."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedTrial:
+    """Replays stored parameters through `suggest`: `FixedTrial({"depth": 4}).suggest_int("depth", 2, 8) == 4`."""
+
+    params: Mapping[str, Any]
+
+    def _take(self, name: str) -> Any:
+        if name not in self.params:
+            raise SpaceError(f"no stored value for parameter {name!r}; stored: {', '.join(sorted(self.params))}")
+        return self.params[name]
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self._take(name)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        return int(self._take(name))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        return float(self._take(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """A finite set of values a key may take in the search."""
+
+    values: tuple[Any, ...]
+
+    def suggest(self, trial: Suggest, name: str) -> Any:
+        return self.values[0] if len(self.values) == 1 else trial.suggest_categorical(name, self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A numeric interval, both ends included; integer when `integer`, log-uniform when `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    def suggest(self, trial: Suggest, name: str) -> Any:
+        if self.integer:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+Domain = Choices | Range
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One thing that `--set` can fix or restrict.
+
+    `kind` is int, float, str or bool; `default` the baseline's value; `search` what the search may choose
+    (a single choice when the key is not searched unless asked); `legal` lists or describes legal values.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    search: Domain
+    help: str
+    options: tuple[Any, ...] = ()  # every legal value, where they can be listed
+    low: float | None = None  # the smallest legal number
+    high: float | None = None
+
+    def check(self, value: Any) -> Any:
+        """`value` as this key's kind. Raises SpaceError naming what is legal."""
+        try:
+            if self.kind is bool:
+                value = {"true": True, "false": False}[str(value).lower()]
+            elif self.kind is int:
+                if float(value) != int(float(value)):
+                    raise ValueError
+                value = int(float(value))
+            else:
+                value = self.kind(value)
+        except (KeyError, ValueError, OverflowError) as error:
+            raise SpaceError(f"{self.name}={value!s}: wanted {self._wanted()}") from error
+        if self.options and value not in self.options:
+            raise SpaceError(f"{self.name}={value!s}: wanted {self._wanted()}")
+        outside = (self.low is not None and not value >= self.low) or (self.high is not None and not value <= self.high)
+        if self.kind in (int, float) and outside:
+            raise SpaceError(f"{self.name}={value!s}: wanted {self._wanted()}")
+        return value
+
+    def _wanted(self) -> str:
+        if self.options:
+            return "one of " + ", ".join(str(option) for option in self.options)
+        name = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[self.kind]
+        bounds = [
+            f"{word} {bound:g}" for word, bound in (("at least", self.low), ("at most", self.high)) if bound is not None
+        ]
+        return " ".join([name, " and ".join(bounds)]).strip()
+
+    def parse(self, text: str) -> Domain:
+        """The domain a `--set` value stands for: `8`, `2..8`, `1e-4..1e-2:log` or `2,4,8`. Raises SpaceError."""
+        text = text.strip()
+        if not text:
+            raise SpaceError(f"{self.name}= has no value: wanted {self._wanted()}")
+        if self.kind in (int, float) and ".." in text:
+            body, _, scale = text.partition(":")
+            if scale not in ("", "log"):
+                raise SpaceError(f"{self.name}={text}: after ':' wanted 'log', got {scale!r}")
+            low, high = (self.check(end) for end in body.split("..", 1))
+            if low > high:
+                raise SpaceError(f"{self.name}={text}: the range is empty; write {high}..{low}")
+            if scale == "log" and low <= 0:
+                raise SpaceError(f"{self.name}={text}: a log range starts above 0")
+            if low == high:
+                return Choices((low,))
+            if self.options:
+                return Choices(tuple(option for option in self.options if low <= option <= high))
+            return Range(low, high, log=scale == "log", integer=self.kind is int)
+        values = tuple(dict.fromkeys(self.check(part.strip()) for part in text.split(",")))
+        return Choices(values)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for a misspelt name: `did you mean 'depth'?`, or all known names when none is near."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an architecture costs. 1 MAC = 2 FLOPs; FLOPs are forward, per token (text) or per image.
+
+    `parameters` and `flops` map a part (embedding, attention, ffn, connections, gates, norms, head) to a
+    count; `matmul` counts matrix products alone, `elementwise` the rest, and their sum is `flops_total`.
+    `gated_flops` is the part of `flops` that runs only where a gate opens, one entry a gate, in model order.
+    """
+
+    parameters: Mapping[str, int]
+    flops: Mapping[str, int]
+    matmul: int
+    elementwise: int
+    activation_bytes: int
+    gated_flops: tuple[int, ...] = ()
+
+    @property
+    def parameters_total(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def flops_total(self) -> int:
+        return sum(self.flops.values())
+
+    def flops_executed(self, rates: Sequence[float]) -> float:
+        """FLOPs when gate i opens for the share `rates[i]` of tokens (or images)."""
+        if len(rates) != len(self.gated_flops):
+            raise ValueError(f"want {len(self.gated_flops)} gate rates, got {len(rates)}")
+        return self.flops_total - sum(
+            flops * (1.0 - rate) for flops, rate in zip(self.gated_flops, rates, strict=True)
+        )
+
+
+@runtime_checkable
+class Space(Protocol):
+    """A search space. `restrict` returns a new space; everything else is a pure function of its arguments."""
+
+    name: str
+    task: str  # "text" or "images": which data and loss train it
+
+    @property
+    def keys(self) -> Mapping[str, Key]:
+        """Every key of the space, by name."""
+        ...
+
+    def restrict(self, settings: Mapping[str, str]) -> "Space":
+        """This space with keys fixed (`8`) or restricted (`2..8`, `2,4,8`). Raises SpaceError."""
+        ...
+
+    def baseline(self) -> Any:
+        """The architecture every study starts from."""
+        ...
+
+    def largest(self) -> Any:
+        """The architecture with the most FLOPs, which bounds the hypervolume."""
+        ...
+
+    def suggest(self, trial: Suggest) -> Any:
+        """One architecture. Asks for the same parameters in the same order every time, so that any sampler can
+        learn from every trial; what the chosen branch does not use is dropped from the architecture."""
+        ...
+
+    def params(self, arch: Any) -> dict[str, Any]:
+        """The parameters with which `suggest` returns `arch`. Raises SpaceError when `arch` is outside the space."""
+        ...
+
+    def from_json(self, arch: Mapping[str, Any]) -> Any: ...
+
+    def cost(self, arch: Any) -> Cost: ...
+
+    def build(self, arch: Any) -> nn.Module:
+        """The torch module, initialised from torch's global generator (seed it outside)."""
+        ...
+
+
+def arch_to_json(arch: Any) -> dict[str, Scalar]:
+    """A frozen dataclass as a flat dictionary with dotted keys; fields that are None are left out."""
+    out: dict[str, Scalar] = {}
+    for field in fields(arch):
+        value = getattr(arch, field.name)
+        if is_dataclass(value):
+            out |= {f"{field.name}.{key}": inner for key, inner in arch_to_json(value).items()}
+        elif value is not None:
+            out[field.name] = value
+    return out
+
+
+def digest(data: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name a flat dictionary, whatever the order of its keys."""
+    return sha256(dumps(data, sort_keys=True).encode()).hexdigest()[:16]
