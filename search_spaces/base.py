@@ -185,9 +185,7 @@ class Cost:
         """FLOPs when gate i opens for the share `rates[i]` of tokens (or images)."""
         if len(rates) != len(self.gated_flops):
             raise ValueError(f"want {len(self.gated_flops)} gate rates, got {len(rates)}")
-        return self.flops_total - sum(
-            flops * (1.0 - rate) for flops, rate in zip(self.gated_flops, rates, strict=True)
-        )
+        return self.flops_total - sum(flops * (1.0 - rate) for flops, rate in zip(self.gated_flops, rates, strict=True))
 
 
 @runtime_checkable

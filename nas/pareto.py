@@ -1,0 +1,47 @@
+"""Dominance and hypervolume. Every objective is turned into a cost (smaller is better) before it comes here."""
+
+from collections.abc import Mapping, Sequence
+from math import log10
+
+import numpy as np
+
+# Objectives where more is better, and those whose orders of magnitude count (hypervolume takes their log10).
+MAXIMIZED = frozenset({"accuracy"})
+LOGARITHMIC = frozenset({"flops_per_token", "flops_per_image", "parameters", "latency_ms", "peak_bytes"})
+
+Point = Sequence[float]
+
+
+def cost(objective: str, value: float) -> float:
+    """`value` as a cost: smaller is better, and scales where ratios matter become logarithms."""
+    if objective in LOGARITHMIC:
+        return log10(max(value, 1e-12))
+    return -value if objective in MAXIMIZED else value
+
+
+def costs(objectives: Sequence[str], values: Mapping[str, float]) -> tuple[float, ...]:
+    """The trial's point, one cost an objective. Raises KeyError when an objective was not measured."""
+    return tuple(cost(name, values[name]) for name in objectives)
+
+
+def dominates(a: Point, b: Point) -> bool:
+    """Whether `a` is nowhere worse than `b` and somewhere better."""
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def front(points: Sequence[Point]) -> list[int]:
+    """Indices of the non-dominated points, in order of their first cost; of equal points the first counts."""
+    from moocore import is_nondominated
+
+    if not points:
+        return []
+    keep = is_nondominated(np.asarray(points, float), keep_weakly=False)
+    return sorted(np.flatnonzero(keep).tolist(), key=lambda i: tuple(points[i]))
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """The volume between the points and the reference point; points beyond the reference add nothing."""
+    from moocore import hypervolume as exact
+
+    inside = [point for point in points if all(x < r for x, r in zip(point, reference, strict=True))]
+    return float(exact(np.asarray(inside, float), ref=np.asarray(reference, float))) if inside else 0.0

@@ -1,0 +1,163 @@
+"""The frozen values that cross a border: driver to worker, worker to driver, store to reader.
+
+A leaf module: it imports nothing of ours, so what runs remotely can use it without pulling in the search.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """A trial's life: WAITING -> RUNNING -> COMPLETE | STOPPED | FAILED."""
+
+    WAITING = "WAITING"
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+
+FINISHED = (State.COMPLETE, State.STOPPED, State.FAILED)
+
+
+class FailureKind(StrEnum):
+    """Why a trial failed. `worker_lost` and `preempted` are never the architecture's fault."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    DIVERGED = "diverged"
+    BUILD_ERROR = "build_error"
+    TIMEOUT = "timeout"
+    WORKER_LOST = "worker_lost"
+    PREEMPTED = "preempted"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceSpec:
+    """How a worker rebuilds the study's space: its name and the `--set` restrictions."""
+
+    name: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a trial is trained. Tokens for text; the same fields serve images, counted in images."""
+
+    learning_rate: float
+    optimizer: str = "adamw"
+    weight_decay: float = 0.1
+    schedule: str = "cosine"
+    tokens: int = 1_000_000
+    batch_tokens: int = 4096
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One trial as a worker sees it: everything needed to train it, nothing about the study."""
+
+    study: str
+    trial: int
+    token: int  # fencing: a result with an older token than the row's is thrown away
+    space: SpaceSpec
+    arch: Mapping[str, Any]
+    recipe: Recipe
+    data_path: str | None
+    data_hash: str
+    data_seed: int
+    kernels: str = "auto"
+    evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Report and one Result
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a running trial is; shown, never stored."""
+
+    trial: int
+    share: float  # of its training, 0 to 1
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One point of the learning curve, measured on the fixed validation windows."""
+
+    trial: int
+    rung: int
+    step: int
+    tokens: int  # or images
+    training_flops: float
+    loss: float
+    seconds: float  # of training and evaluation so far
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    kind: FailureKind
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a trial ended on its worker: values, or a failure."""
+
+    trial: int
+    token: int
+    values: Mapping[str, float] = field(default_factory=dict)  # every measured value, objectives among them
+    parameters: int = 0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, threads, back end, CPU flags
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)  # gate rates by layer and the like
+    weights: bytes = field(default=b"", repr=False)  # a safetensors file
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One row of the store."""
+
+    number: int
+    state: State
+    params: Mapping[str, Any]
+    arch: Mapping[str, Any]
+    arch_hash: str
+    recipe: Recipe
+    origin: str  # baseline, sampler or enqueued
+    sampler_attrs: Mapping[str, Any]
+    token: int
+    attempts: int
+    values: Mapping[str, float]
+    parameters: int | None
+    driver: int | None
+    worker: str | None
+    created: datetime
+    started: datetime | None
+    finished: datetime | None
+    train_seconds: float | None
+    evaluate_seconds: float | None
+    provenance: Mapping[str, Any]
+    diagnostics: Mapping[str, Any]
+    failure: Failure | None
+    seq: int  # grows with every change of any trial: readers ask for what is newer
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRow:
+    """A study as stored: its settings never change after creation, but for the number of trials asked for."""
+
+    id: int
+    name: str
+    created: datetime
+    space: SpaceSpec
+    objectives: tuple[str, ...]
+    settings: Mapping[str, Any]  # StudyConfig as JSON
+    reference: Mapping[str, float]  # the hypervolume's reference point, by objective
+    data_name: str
+    data_hash: str
+    artifacts: str

@@ -1,0 +1,9 @@
+"""Alembic's entry: migrates over the connection that `nas.store.queries` hands in."""
+
+from alembic import context
+
+from nas.store.models import Base
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,719 @@
+"""Everything that reads or writes the store. One short transaction an event; reads return frozen records.
+
+A write runs under the database's own lock (`BEGIN IMMEDIATE` on SQLite, the study's row on PostgreSQL) and is
+tried again after a passing fault: a locked file, a serialisation failure, a connection cut.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import sleep
+from typing import Any, TypeVar
+
+import psutil
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    inspect,
+    make_url,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+
+from nas import pareto
+from nas.errors import StoreError, StudyError
+from nas.records import (
+    FINISHED,
+    Failure,
+    FailureKind,
+    Recipe,
+    Report,
+    Result,
+    SpaceSpec,
+    State,
+    StudyRow,
+    Trial,
+)
+from nas.store.models import (
+    SCHEMA,
+    ArtifactTable,
+    DriverTable,
+    FrontHistoryTable,
+    ReportTable,
+    StudyTable,
+    TrialTable,
+    ValueTable,
+)
+
+T = TypeVar("T")
+
+HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver on another host that is silent for longer is dead
+MAX_LOST = 3  # leases a trial may lose before it is set aside as FAILED(worker_lost)
+RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+PASSING_FAULTS = ("database is locked", "deadlock detected", "could not serialize", "server closed the connection")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A trial before it has a number: what the sampler chose and how it will be trained."""
+
+    params: Mapping[str, Any]
+    arch: Mapping[str, Any]
+    arch_hash: str
+    config_hash: str  # names architecture, recipe and seed: never trained twice in a study
+    recipe: Recipe
+    origin: str
+    sampler_attrs: Mapping[str, Any]
+
+
+def _utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def _parse_url(url: str) -> URL:
+    """`nas.db`, `sqlite:///nas.db` or `postgresql://...`; a plain path is a SQLite file. Raises StoreError."""
+    try:
+        parsed = make_url(url if "://" in url else f"sqlite:///{url}")
+    except ArgumentError as error:
+        raise StoreError(
+            f"--store {url!r}: wanted a file name, sqlite:///FILE or postgresql://USER@HOST/NAME"
+        ) from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise StoreError(f"--store: {parsed.drivername!r} is not supported; wanted sqlite:/// or postgresql://")
+    return parsed
+
+
+def _engine(url: URL) -> Engine:
+    engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
+    if url.get_backend_name() == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, _: Any) -> None:
+            connection.isolation_level = None  # transactions begin below, not in the driver
+            connection.execute("PRAGMA busy_timeout = 30000")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = NORMAL")
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            writes = connection.get_execution_options().get("writes", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+class Store:
+    """One database of studies. Raises StoreError when it cannot be opened or has another version's schema.
+
+    With `create`, a missing SQLite file or an empty database is given its tables; without, it is an error.
+    """
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        self.url = _parse_url(url)
+        self.shown = self.url.render_as_string(hide_password=True)
+        path = self.url.database if self.url.get_backend_name() == "sqlite" else None
+        if path and path != ":memory:":
+            folder = Path(path).resolve().parent
+            if not folder.is_dir():
+                raise StoreError(f"--store {self.shown}: the folder {folder} does not exist")
+            if not create and not Path(path).exists():
+                raise StoreError(
+                    f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
+                )
+        self._engine = _engine(self.url)
+        try:
+            self._check_schema(create)
+        except SQLAlchemyError as error:
+            reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            raise StoreError(f"--store {self.shown}: cannot be opened: {reason}") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_schema(self, create: bool) -> None:
+        with self._engine.connect() as connection:
+            tables = set(inspect(connection).get_table_names())
+            found = (
+                connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+                if "alembic_version" in tables
+                else None
+            )
+        if found == SCHEMA:
+            return
+        if found is not None and found > SCHEMA:
+            raise StoreError(
+                f"--store {self.shown} has schema {found}, newer than this version's {SCHEMA}: upgrade hypernas"
+            )
+        if found is None and tables:
+            raise StoreError(f"--store {self.shown} holds tables of another program: name another store")
+        if not create:
+            what = f"has the older schema {found}" if found else "is empty"
+            raise StoreError(f"--store {self.shown} {what}: nas search brings it up to date")
+        self._migrate()
+
+    def _migrate(self) -> None:
+        # Alembic takes 0.25 s to import, and is needed once in a store's life.
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("COMMIT")  # the journal mode changes outside a transaction only
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work` in one write transaction, again after a passing fault."""
+        for pause in (*RETRY_SECONDS, None):
+            try:
+                with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+                    return work(connection)
+            except IntegrityError:
+                raise
+            except DBAPIError as error:
+                passing = error.connection_invalidated or any(word in str(error) for word in PASSING_FAULTS)
+                if not passing or pause is None:
+                    raise
+                sleep(pause)
+        raise AssertionError("unreachable")
+
+    # ---- studies ---------------------------------------------------------------------------------------------
+
+    def create_study(
+        self,
+        name: str,
+        *,
+        space: SpaceSpec,
+        objectives: Sequence[str],
+        settings: Mapping[str, Any],
+        reference: Mapping[str, float],
+        data_name: str,
+        data_hash: str,
+        artifacts: str,
+    ) -> StudyRow:
+        """A new, empty study. Raises StudyError when the name is taken."""
+        row = {
+            "name": name,
+            "created": _utcnow(),
+            "space": space.name,
+            "space_settings": dict(space.settings),
+            "objectives": list(objectives),
+            "settings": dict(settings),
+            "reference": dict(reference),
+            "data_name": data_name,
+            "data_hash": data_hash,
+            "artifacts": artifacts,
+            "next_number": 0,
+            "seq": 0,
+        }
+        try:
+            self._write(lambda connection: connection.execute(insert(StudyTable), row))
+        except IntegrityError as error:
+            raise StudyError(f"study {name!r} exists in {self.shown}: --resume continues it") from error
+        return self.study(name)
+
+    def study(self, name: str) -> StudyRow:
+        """Raises StudyError naming the studies there are."""
+        with self._engine.connect() as connection:
+            row = connection.execute(select(StudyTable.__table__).where(StudyTable.name == name)).mappings().first()
+            if row is None:
+                names = connection.execute(select(StudyTable.name).order_by(StudyTable.name)).scalars().all()
+                known = "it has: " + ", ".join(names) if names else "it has none yet"
+                raise StudyError(f"no study {name!r} in {self.shown}; {known}")
+        return StudyRow(
+            id=row["id"],
+            name=row["name"],
+            created=row["created"],
+            space=SpaceSpec(row["space"], row["space_settings"]),
+            objectives=tuple(row["objectives"]),
+            settings=row["settings"],
+            reference=row["reference"],
+            data_name=row["data_name"],
+            data_hash=row["data_hash"],
+            artifacts=row["artifacts"],
+        )
+
+    def studies(self) -> list[dict[str, Any]]:
+        """Name, space, number of trials and creation time of every study."""
+        counts = select(TrialTable.study_id, func.count().label("trials")).group_by(TrialTable.study_id).subquery()
+        query = (
+            select(StudyTable.name, StudyTable.space, func.coalesce(counts.c.trials, 0), StudyTable.created)
+            .outerjoin(counts, counts.c.study_id == StudyTable.id)
+            .order_by(StudyTable.created, StudyTable.id)
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [
+            {"name": name, "space": space, "trials": trials, "created": created.isoformat()}
+            for name, space, trials, created in rows
+        ]
+
+    def delete_study(self, name: str) -> None:
+        study = self.study(name)
+        self._write(lambda connection: connection.execute(delete(StudyTable).where(StudyTable.id == study.id)))
+
+    def update_settings(self, study: StudyRow, settings: Mapping[str, Any]) -> None:
+        """What a resumed search may change: how many trials are asked for."""
+        query = update(StudyTable).where(StudyTable.id == study.id).values(settings=dict(settings))
+        self._write(lambda connection: connection.execute(query))
+
+    # ---- drivers ---------------------------------------------------------------------------------------------
+
+    def start_driver(self, study: StudyRow, workers: int) -> int:
+        """Registers this process as a driver of the study; returns its id."""
+        row = {
+            "study_id": study.id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": psutil.Process().create_time(),
+            "workers": workers,
+            "started": _utcnow(),
+            "heartbeat": _utcnow(),
+        }
+        query = insert(DriverTable).values(row).returning(DriverTable.id)
+        return self._write(lambda connection: connection.execute(query).scalar_one())
+
+    def heartbeat(self, driver: int) -> None:
+        query = update(DriverTable).where(DriverTable.id == driver).values(heartbeat=_utcnow())
+        self._write(lambda connection: connection.execute(query))
+
+    def stop_driver(self, driver: int) -> None:
+        query = update(DriverTable).where(DriverTable.id == driver).values(heartbeat=_utcnow(), stopped=_utcnow())
+        self._write(lambda connection: connection.execute(query))
+
+    def live_drivers(self, study: StudyRow) -> dict[int, int]:
+        """Workers of every driver that is still alive, by driver id."""
+        query = select(DriverTable.__table__).where(DriverTable.study_id == study.id, DriverTable.stopped.is_(None))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        return {row["id"]: row["workers"] for row in rows if _is_alive(row)}
+
+    def reclaim(self, study: StudyRow) -> list[int]:
+        """Hands the RUNNING trials of dead drivers back to WAITING; returns their numbers."""
+        live = set(self.live_drivers(study))
+        running = [trial for trial in self.trials(study, states=(State.RUNNING,)) if trial.driver not in live]
+        return [trial.number for trial in running if self.release(study, trial.number, trial.token)]
+
+    # ---- trials: the life of one ------------------------------------------------------------------------------
+
+    def lease_waiting(self, study: StudyRow, driver: int) -> Trial | None:
+        """Takes the oldest WAITING trial for this driver, or None when nothing waits."""
+        oldest = (
+            select(TrialTable.id)
+            .where(TrialTable.study_id == study.id, TrialTable.state == State.WAITING)
+            .order_by(TrialTable.number)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+
+        def work(connection: Connection) -> int | None:
+            trial_id = connection.execute(oldest).scalar()
+            if trial_id is None:
+                return None
+            values = {
+                "state": State.RUNNING,
+                "driver_id": driver,
+                "started": _utcnow(),
+                "token": TrialTable.token + 1,
+                "attempts": TrialTable.attempts + 1,
+                "seq": _next_seq(connection, study),
+            }
+            connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(values))
+            return int(trial_id)
+
+        trial_id = self._write(work)
+        return None if trial_id is None else self._trials(TrialTable.id == trial_id)[0]
+
+    def lease_new(self, study: StudyRow, driver: int, proposal: Proposal, limit: int) -> Trial | None:
+        """A new RUNNING trial under the next free number, or None: the study has `limit` trials already, or one
+        with the same architecture, recipe and seed."""
+        now = _utcnow()
+        trial = {
+            "study_id": study.id,
+            "state": State.RUNNING,
+            "origin": proposal.origin,
+            "params": dict(proposal.params),
+            "sampler_attrs": dict(proposal.sampler_attrs),
+            "arch": dict(proposal.arch),
+            "arch_hash": proposal.arch_hash,
+            "config_hash": proposal.config_hash,
+            "recipe": asdict(proposal.recipe),
+            "driver_id": driver,
+            "created": now,
+            "started": now,
+            "token": 1,
+            "attempts": 1,
+            "provenance": {},
+            "diagnostics": {},
+        }
+        number = (
+            update(StudyTable)
+            .where(StudyTable.id == study.id, StudyTable.next_number < limit)
+            .values(next_number=StudyTable.next_number + 1, seq=StudyTable.seq + 1)
+            .returning(StudyTable.next_number - 1, StudyTable.seq)
+        )
+
+        def work(connection: Connection) -> tuple[int, int] | None:
+            row = connection.execute(number).first()
+            if row is None:
+                return None
+            connection.execute(insert(TrialTable).values(trial | {"number": row[0], "seq": row[1]}))
+            return row[0], row[1]
+
+        try:
+            leased = self._write(work)
+        except IntegrityError:  # another driver got the same configuration first
+            return None
+        if leased is None:
+            return None
+        return Trial(
+            number=leased[0],
+            seq=leased[1],
+            state=State.RUNNING,
+            params=proposal.params,
+            arch=proposal.arch,
+            arch_hash=proposal.arch_hash,
+            recipe=proposal.recipe,
+            origin=proposal.origin,
+            sampler_attrs=proposal.sampler_attrs,
+            token=1,
+            attempts=1,
+            values={},
+            parameters=None,
+            driver=driver,
+            worker=None,
+            created=now,
+            started=now,
+            finished=None,
+            train_seconds=None,
+            evaluate_seconds=None,
+            provenance={},
+            diagnostics={},
+            failure=None,
+        )
+
+    def report(self, study: StudyRow, report: Report, token: int) -> bool:
+        """One point of the curve; False when the lease is no longer ours. Repeated after a resume, it is kept once."""
+        values = {
+            "rung": report.rung,
+            "step": report.step,
+            "tokens": report.tokens,
+            "training_flops": report.training_flops,
+            "loss": report.loss,
+            "seconds": report.seconds,
+        }
+
+        def work(connection: Connection) -> bool:
+            trial_id = _touch(connection, study, report.trial, token, {})
+            if trial_id is None:
+                return False
+            connection.execute(
+                delete(ReportTable).where(ReportTable.trial_id == trial_id, ReportTable.rung == report.rung)
+            )
+            connection.execute(insert(ReportTable).values(values | {"trial_id": trial_id}))
+            return True
+
+        return self._write(work)
+
+    def finish(self, study: StudyRow, result: Result) -> bool:
+        """Ends a trial: its values, its place on the front and the hypervolume in one transaction.
+
+        False when the lease is no longer ours (the trial was taken over): nothing is written then.
+        """
+        failure = result.failure
+        values = {
+            "state": State.FAILED if failure else State.COMPLETE,
+            "finished": _utcnow(),
+            "train_seconds": result.train_seconds,
+            "evaluate_seconds": result.evaluate_seconds,
+            "parameters": result.parameters or None,
+            "provenance": dict(result.provenance),
+            "diagnostics": dict(result.diagnostics),
+            "worker": result.provenance.get("worker"),
+        }
+        if failure:
+            values |= {
+                "failure_kind": str(failure.kind),
+                "failure_message": failure.message,
+                "failure_traceback": failure.traceback,
+            }
+
+        def work(connection: Connection) -> bool:
+            trial_id = _touch(connection, study, result.trial, result.token, values)
+            if trial_id is None:
+                return False
+            if failure is None:
+                rows = [{"trial_id": trial_id, "name": name, "value": value} for name, value in result.values.items()]
+                connection.execute(insert(ValueTable), rows)
+                _extend_front(connection, study, trial_id, result)
+            return True
+
+        return self._write(work)
+
+    def release(self, study: StudyRow, number: int, token: int, *, fault: bool = True) -> bool:
+        """Hands a RUNNING trial back to WAITING; a trial that lost its worker too often becomes FAILED.
+
+        `fault` is False when we gave it up ourselves (an interrupted search): that never counts.
+        """
+
+        def work(connection: Connection) -> bool:
+            trial_id = _touch(connection, study, number, token, {"state": State.WAITING, "driver_id": None})
+            if trial_id is None:
+                return False
+            if not fault:
+                query = update(TrialTable).where(TrialTable.id == trial_id)
+                connection.execute(query.values(attempts=TrialTable.attempts - 1))
+                return True
+            lost = connection.execute(select(TrialTable.attempts).where(TrialTable.id == trial_id)).scalar_one()
+            if lost >= MAX_LOST:
+                values = {
+                    "state": State.FAILED,
+                    "finished": _utcnow(),
+                    "failure_kind": str(FailureKind.WORKER_LOST),
+                    "failure_message": f"its worker died {lost} times while training it",
+                }
+                connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(values))
+            return True
+
+        return self._write(work)
+
+    # ---- reading ---------------------------------------------------------------------------------------------
+
+    def trials(
+        self, study: StudyRow, *, after: int = 0, states: Iterable[State] = (), number: int | None = None
+    ) -> list[Trial]:
+        """Trials by number: those changed since sequence `after`, in `states`, or the one `number`."""
+        where = [TrialTable.study_id == study.id, TrialTable.seq > after]
+        if states:
+            where.append(TrialTable.state.in_([str(state) for state in states]))
+        if number is not None:
+            where.append(TrialTable.number == number)
+        return self._trials(*where)
+
+    def trial(self, study: StudyRow, number: int) -> Trial:
+        """Raises StudyError when there is no such trial."""
+        found = self.trials(study, number=number)
+        if not found:
+            with self._engine.connect() as connection:
+                query = select(StudyTable.next_number).where(StudyTable.id == study.id)
+                count = connection.execute(query).scalar_one()
+            has = f"it has 0 to {count - 1}" if count else "it has none yet"
+            raise StudyError(f"study {study.name!r} has no trial {number}; {has}")
+        return found[0]
+
+    def _trials(self, *where: Any) -> list[Trial]:
+        query = select(TrialTable.__table__).where(*where).order_by(TrialTable.number)
+        values_query = (
+            select(ValueTable.trial_id, ValueTable.name, ValueTable.value)
+            .join(TrialTable, TrialTable.id == ValueTable.trial_id)
+            .where(*where)
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+            values: dict[int, dict[str, float]] = {}
+            for trial_id, name, value in connection.execute(values_query):
+                values.setdefault(trial_id, {})[name] = value
+        return [_trial(row, values.get(row["id"], {})) for row in rows]
+
+    def states(self, study: StudyRow) -> dict[str, int]:
+        """How many trials are in each state; states without trials count 0."""
+        query = select(TrialTable.state, func.count()).where(TrialTable.study_id == study.id).group_by(TrialTable.state)
+        with self._engine.connect() as connection:
+            counts: dict[str, int] = dict(connection.execute(query).tuples().all())
+        return {str(state): counts.get(str(state), 0) for state in State}
+
+    def finished(self, study: StudyRow) -> int:
+        """COMPLETE + STOPPED + FAILED."""
+        counts = self.states(study)
+        return sum(counts[str(state)] for state in FINISHED)
+
+    def reports(self, study: StudyRow, number: int | None = None) -> list[Report]:
+        """The learning curves, by trial and rung."""
+        query = (
+            select(
+                TrialTable.number,
+                ReportTable.rung,
+                ReportTable.step,
+                ReportTable.tokens,
+                ReportTable.training_flops,
+                ReportTable.loss,
+                ReportTable.seconds,
+            )
+            .join(TrialTable, TrialTable.id == ReportTable.trial_id)
+            .where(TrialTable.study_id == study.id)
+            .order_by(TrialTable.number, ReportTable.rung)
+        )
+        if number is not None:
+            query = query.where(TrialTable.number == number)
+        with self._engine.connect() as connection:
+            return [Report(*row) for row in connection.execute(query)]
+
+    def front(self, study: StudyRow) -> list[Trial]:
+        """The non-dominated COMPLETE trials, best first objective first."""
+        on_front = select(FrontHistoryTable.trial_id).where(
+            FrontHistoryTable.study_id == study.id, FrontHistoryTable.dominated_by.is_(None)
+        )
+        trials = self._trials(TrialTable.id.in_(on_front))
+        return sorted(trials, key=lambda trial: pareto.costs(study.objectives, trial.values))
+
+    def hypervolumes(self, study: StudyRow) -> list[tuple[int, datetime, float]]:
+        """(trial number, when it finished, the hypervolume after it), in order of finishing."""
+        query = (
+            select(TrialTable.number, TrialTable.finished, FrontHistoryTable.hypervolume)
+            .join(TrialTable, TrialTable.id == FrontHistoryTable.trial_id)
+            .where(FrontHistoryTable.study_id == study.id)
+            .order_by(TrialTable.finished, TrialTable.number)
+        )
+        with self._engine.connect() as connection:
+            return [(number, finished, volume) for number, finished, volume in connection.execute(query)]
+
+    # ---- artifacts -------------------------------------------------------------------------------------------
+
+    def add_artifact(self, study: StudyRow, number: int, kind: str, uri: str, sha256: str, size: int) -> None:
+        def work(connection: Connection) -> None:
+            trial_id = connection.execute(_trial_id(study, number)).scalar_one()
+            where = (ArtifactTable.trial_id == trial_id, ArtifactTable.kind == kind)
+            connection.execute(delete(ArtifactTable).where(*where))
+            row = {"trial_id": trial_id, "kind": kind, "uri": uri, "sha256": sha256, "bytes": size}
+            connection.execute(insert(ArtifactTable).values(row))
+
+        self._write(work)
+
+    def drop_artifact(self, study: StudyRow, number: int, kind: str) -> None:
+        trial_id = _trial_id(study, number).scalar_subquery()
+        query = delete(ArtifactTable).where(ArtifactTable.trial_id == trial_id, ArtifactTable.kind == kind)
+        self._write(lambda connection: connection.execute(query))
+
+    def artifacts(self, study: StudyRow, kind: str) -> dict[int, tuple[str, str]]:
+        """(uri, sha256) of one kind of artifact, by trial number."""
+        query = (
+            select(TrialTable.number, ArtifactTable.uri, ArtifactTable.sha256)
+            .join(TrialTable, TrialTable.id == ArtifactTable.trial_id)
+            .where(TrialTable.study_id == study.id, ArtifactTable.kind == kind)
+        )
+        with self._engine.connect() as connection:
+            return {number: (uri, sha256) for number, uri, sha256 in connection.execute(query)}
+
+
+def _is_alive(row: Mapping[str, Any]) -> bool:
+    """A driver on this host lives while its process does; one elsewhere while its heart beats."""
+    if row["host"] != socket.gethostname():
+        return bool(_utcnow() - row["heartbeat"] < HEARTBEAT_LAPSE)
+    try:
+        process = psutil.Process(row["pid"])
+        same = abs(process.create_time() - row["process_started"]) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _trial_id(study: StudyRow, number: int) -> Any:
+    return select(TrialTable.id).where(TrialTable.study_id == study.id, TrialTable.number == number)
+
+
+def _next_seq(connection: Connection, study: StudyRow) -> int:
+    query = update(StudyTable).where(StudyTable.id == study.id).values(seq=StudyTable.seq + 1)
+    return int(connection.execute(query.returning(StudyTable.seq)).scalar_one())
+
+
+def _touch(connection: Connection, study: StudyRow, number: int, token: int, values: Mapping[str, Any]) -> int | None:
+    """Changes a RUNNING trial that we still hold under `token`; returns its row's id, or None."""
+    query = (
+        update(TrialTable)
+        .where(
+            TrialTable.study_id == study.id,
+            TrialTable.number == number,
+            TrialTable.token == token,
+            TrialTable.state == State.RUNNING,
+        )
+        .values({**values, "seq": _next_seq(connection, study)})
+        .returning(TrialTable.id)
+    )
+    trial_id = connection.execute(query).scalar()
+    return None if trial_id is None else int(trial_id)
+
+
+def _extend_front(connection: Connection, study: StudyRow, trial_id: int, result: Result) -> None:
+    """Places a COMPLETE trial: on the front (pushing others off it) or behind the trial that dominates it."""
+    query = (
+        select(FrontHistoryTable.trial_id, TrialTable.number, ValueTable.name, ValueTable.value)
+        .join(TrialTable, TrialTable.id == FrontHistoryTable.trial_id)
+        .join(ValueTable, ValueTable.trial_id == FrontHistoryTable.trial_id)
+        .where(
+            FrontHistoryTable.study_id == study.id,
+            FrontHistoryTable.dominated_by.is_(None),
+            ValueTable.name.in_(study.objectives),
+        )
+    )
+    values: dict[tuple[int, int], dict[str, float]] = {}
+    for other_id, number, name, value in connection.execute(query):
+        values.setdefault((other_id, number), {})[name] = value
+    points = {key: pareto.costs(study.objectives, measured) for key, measured in values.items()}
+    mine = pareto.costs(study.objectives, result.values)
+    # An equal point that came first stays; ours stands behind it.
+    winner = next((number for (_, number), p in points.items() if p == mine or pareto.dominates(p, mine)), None)
+    losers = [other_id for (other_id, _), point in points.items() if pareto.dominates(mine, point)]
+    if losers:
+        query = update(FrontHistoryTable).where(FrontHistoryTable.trial_id.in_(losers))
+        connection.execute(query.values(dominated_by=result.trial))
+    reference = tuple(study.reference[name] for name in study.objectives)  # stored as costs
+    volume = pareto.hypervolume([*points.values(), mine], reference)
+    row = {"trial_id": trial_id, "study_id": study.id, "hypervolume": volume, "dominated_by": winner}
+    connection.execute(insert(FrontHistoryTable).values(row))
+
+
+def _trial(row: Mapping[str, Any], values: Mapping[str, float]) -> Trial:
+    failure = None
+    if row["failure_kind"] is not None:
+        failure = Failure(
+            FailureKind(row["failure_kind"]), row["failure_message"] or "", row["failure_traceback"] or ""
+        )
+    return Trial(
+        number=row["number"],
+        state=State(row["state"]),
+        params=row["params"],
+        arch=row["arch"],
+        arch_hash=row["arch_hash"],
+        recipe=Recipe(**row["recipe"]),
+        origin=row["origin"],
+        sampler_attrs=row["sampler_attrs"],
+        token=row["token"],
+        attempts=row["attempts"],
+        values=values,
+        parameters=row["parameters"],
+        driver=row["driver_id"],
+        worker=row["worker"],
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
+        train_seconds=row["train_seconds"],
+        evaluate_seconds=row["evaluate_seconds"],
+        provenance=row["provenance"],
+        diagnostics=row["diagnostics"],
+        failure=failure,
+        seq=row["seq"],
+    )
