@@ -1,0 +1,44 @@
+"""Search spaces: what may be chosen, what it costs, how it is built. `load_space` finds one by name."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from search_spaces.base import Space, SpaceError, nearest
+
+SPACES = {"lm": "search_spaces.lm:LanguageModels"}
+
+
+def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
+    """The space `lm`, `vision`, `pkg.mod:Class` or `FILE.py:Class`, restricted by `settings`. Raises SpaceError."""
+    target = SPACES.get(name, name)
+    if ":" not in target:
+        raise SpaceError(
+            f"unknown space {name!r}; {nearest(name, tuple(SPACES))} Your own: pkg.module:Space or FILE.py:Space"
+        )
+    source, _, attribute = target.rpartition(":")
+    try:
+        module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except ImportError as error:
+        raise SpaceError(f"space {name!r}: {source} cannot be imported: {error}") from error
+    if not hasattr(module, attribute):
+        raise SpaceError(f"space {name!r}: {source} defines no {attribute!r}")
+    space = getattr(module, attribute)()
+    if not isinstance(space, Space):
+        missing = [member for member in Space.__protocol_attrs__ if not hasattr(space, member)]  # type: ignore[attr-defined]
+        raise SpaceError(f"space {name!r}: {attribute} lacks {', '.join(sorted(missing))}; docs/space.md says how")
+    return space.restrict(settings) if settings else space
+
+
+def _load_file(path: Path):  # noqa: ANN202
+    if not path.is_file():
+        raise SpaceError(f"no such file: {path}")
+    name = f"hypernas_space_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and the exporter look the module up by name
+    spec.loader.exec_module(module)
+    return module

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from hashlib import sha256
+from itertools import pairwise
 from json import dumps
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 Scalar = str | int | float | bool
+
+MAX_LISTED = 64  # a whole-number range this long is searched value by value, a longer one on the key's own grid
 
 
 class SpaceError(ValueError):
@@ -61,7 +64,13 @@ class Choices:
     values: tuple[Any, ...]
 
     def suggest(self, trial: Suggest, name: str) -> Any:
-        return self.values[0] if len(self.values) == 1 else trial.suggest_categorical(name, self.values)
+        """One of the values. Evenly spaced whole numbers are asked for as such: a sampler then sees their order."""
+        if len(self.values) == 1:
+            return self.values[0]
+        steps = {b - a for a, b in pairwise(self.values)} if all(type(v) is int for v in self.values) else set()
+        if len(steps) == 1 and min(steps) > 0:
+            return trial.suggest_int(name, self.values[0], self.values[-1], step=min(steps))
+        return trial.suggest_categorical(name, self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +138,10 @@ class Key:
         return " ".join([name, " and ".join(bounds)]).strip()
 
     def parse(self, text: str) -> Domain:
-        """The domain a `--set` value stands for: `8`, `2..8`, `1e-4..1e-2:log` or `2,4,8`. Raises SpaceError."""
+        """The domain a `--set` value stands for: `8`, `2,4,8`, `2..8` or `1e-4..1e-2:log`. Raises SpaceError.
+
+        A range of a key that is searched on a grid keeps the grid points inside it, and its two ends.
+        """
         text = text.strip()
         if not text:
             raise SpaceError(f"{self.name}= has no value: wanted {self._wanted()}")
@@ -142,11 +154,12 @@ class Key:
                 raise SpaceError(f"{self.name}={text}: the range is empty; write {high}..{low}")
             if scale == "log" and low <= 0:
                 raise SpaceError(f"{self.name}={text}: a log range starts above 0")
-            if low == high:
-                return Choices((low,))
-            if self.options:
-                return Choices(tuple(option for option in self.options if low <= option <= high))
-            return Range(low, high, log=scale == "log", integer=self.kind is int)
+            if isinstance(self.search, Range) or scale == "log":
+                return Range(low, high, log=scale == "log", integer=self.kind is int)
+            if self.kind is int and not self.options and high - low < MAX_LISTED:
+                return Choices(tuple(range(low, high + 1)))
+            grid = self.options or self.search.values
+            return Choices(tuple(sorted({low, high, *(value for value in grid if low < value < high)})))
         values = tuple(dict.fromkeys(self.check(part.strip()) for part in text.split(",")))
         return Choices(values)
 
@@ -194,6 +207,7 @@ class Space(Protocol):
 
     name: str
     task: str  # "text" or "images": which data and loss train it
+    presets: Mapping[str, Mapping[str, str]]  # `--preset NAME`: settings that `--set` overrides
 
     @property
     def keys(self) -> Mapping[str, Key]:
@@ -221,7 +235,13 @@ class Space(Protocol):
         """The parameters with which `suggest` returns `arch`. Raises SpaceError when `arch` is outside the space."""
         ...
 
-    def from_json(self, arch: Mapping[str, Any]) -> Any: ...
+    def from_json(self, arch: Mapping[str, Any]) -> Any:
+        """The architecture with these keys, unset ones as in the baseline. Raises SpaceError when it is impossible."""
+        ...
+
+    def arch_hash(self, arch: Any) -> str:
+        """The same for architectures that are the same function, however they are written."""
+        ...
 
     def cost(self, arch: Any) -> Cost: ...
 

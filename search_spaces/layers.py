@@ -1,0 +1,370 @@
+"""Layers shared by the spaces: norms, positions, attention, feed-forward nets, and the sublayer that joins them.
+
+Two rules make a trained model exportable as readable source. Every class does one thing, with no branch on the
+architecture (the builder chooses classes); and every constructor argument is kept as an attribute of the same name.
+
+The `*_cost` functions price a layer a token: (parameters, matrix-product FLOPs, elementwise FLOPs). One
+multiply-accumulate is 2 FLOPs; elementwise work counts 1 for each add, multiply, divide, exponential or root.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerCost(NamedTuple):
+    """Parameters, and FLOPs a token in matrix products and in everything else."""
+
+    parameters: int
+    matmul: int
+    elementwise: int
+
+    def __add__(self, other: tuple) -> "LayerCost":  # type: ignore[override]
+        return LayerCost(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, count: int) -> "LayerCost":
+        return LayerCost(*(count * value for value in self))
+
+
+FREE = LayerCost(0, 0, 0)
+SIGMOID = 3  # exp, add, divide
+
+
+# ---- norms ---------------------------------------------------------------------------------------------------
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.d_model,), self.weight, eps=1e-6)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * weight + bias over the last axis (Ba et al. 2016, arXiv 1607.06450)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.d_model,), self.weight, self.bias, eps=1e-5)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+
+
+def norm_cost(kind: str, d_model: int) -> LayerCost:
+    # rmsnorm: square, sum, scale, weight; layernorm also subtracts the mean (sum, subtract) and adds a bias.
+    return LayerCost(d_model, 0, 4 * d_model) if kind == "rmsnorm" else LayerCost(2 * d_model, 0, 7 * d_model)
+
+
+# ---- positions -----------------------------------------------------------------------------------------------
+
+
+class Rotary(nn.Module):
+    """Rotates pairs of channels by their position (Su et al. 2021, arXiv 2104.09864), base 10,000."""
+
+    def __init__(self, head_dim: int, context: int) -> None:
+        super().__init__()
+        self.head_dim, self.context = head_dim, context
+        frequency = 10_000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angle = torch.arange(context, dtype=torch.float64)[:, None] * frequency  # (context, head_dim / 2)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, T, head_dim) -> the same shape; position t is row t."""
+        cos, sin = self.cos[: x.shape[-2]].to(x.dtype), self.sin[: x.shape[-2]].to(x.dtype)
+        even, odd = x.chunk(2, dim=-1)
+        return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+
+
+class NoRotation(nn.Module):
+    """Queries and keys as they are: positions were added to the embedding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class NoPositions(nn.Module):
+    """Embeddings as they are: attention rotates queries and keys instead."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class LearnedPositions(nn.Module):
+    """Adds one learned vector a position."""
+
+    def __init__(self, d_model: int, context: int) -> None:
+        super().__init__()
+        self.d_model, self.context = d_model, context
+        self.weight = nn.Parameter(torch.empty(context, d_model).normal_(std=0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight[: x.shape[1]]
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds fixed sines and cosines (Vaswani et al. 2017, section 3.5), scaled to the embedding's size."""
+
+    def __init__(self, d_model: int, context: int) -> None:
+        super().__init__()
+        self.d_model, self.context = d_model, context
+        frequency = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+        angle = torch.arange(context, dtype=torch.float64)[:, None] * frequency
+        table = torch.cat([angle.sin(), angle.cos()], dim=-1)[:, :d_model]
+        self.register_buffer("table", (0.02 * table).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[1]].to(x.dtype)
+
+
+POSITIONS = {"rope": NoPositions, "learned": LearnedPositions, "sinusoidal": SinusoidalPositions}
+
+
+# ---- attention -----------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention; its width may differ from the residual stream's (arXiv 2602.06471)."""
+
+    def __init__(self, d_model: int, width: int, head_dim: int, rotary: nn.Module) -> None:
+        super().__init__()
+        self.d_model, self.width, self.head_dim, self.rotary = d_model, width, head_dim, rotary
+        self.query = nn.Linear(d_model, width, bias=False)
+        self.key = nn.Linear(d_model, width, bias=False)
+        self.value = nn.Linear(d_model, width, bias=False)
+        self.out = nn.Linear(width, d_model, bias=False)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, T, width) -> (B, H, T, head_dim)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, d_model) -> (B, T, d_model)."""
+        query, key = self.rotary(self.heads(self.query(x))), self.rotary(self.heads(self.key(x)))
+        mixed = F.scaled_dot_product_attention(query, key, self.heads(self.value(x)), is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(-2))
+
+    def selected(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The rows of `forward(x)` where mask (B, T) is true, zero elsewhere: the other queries are not computed.
+
+        Keys and values are needed for every token, since a later one may attend to a skipped one.
+        """
+        key, value = self.rotary(self.heads(self.key(x))), self.heads(self.value(x))
+        query = torch.zeros(*x.shape[:-1], self.width, dtype=x.dtype, device=x.device)
+        query[mask] = self.query(x[mask])
+        query = self.rotary(self.heads(query))
+        past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        out = torch.zeros_like(x)
+        for b in range(x.shape[0]):  # each sequence keeps its own number of queries
+            keep = mask[b]
+            mixed = F.scaled_dot_product_attention(query[b][:, keep], key[b], value[b], attn_mask=past[keep])
+            out[b, keep] = self.out(mixed.transpose(0, 1).flatten(-2))
+        return out
+
+
+def attention_cost(d_model: int, width: int, head_dim: int, context: int, rotary: bool) -> tuple[LayerCost, int]:
+    """The layer's cost a token, and the FLOPs of it that a skipped query saves (all but keys and values).
+
+    The full T x T square is counted, as a causal mask does not shorten the matrix products.
+    """
+    projection = 2 * d_model * width
+    scores = 2 * 2 * context * width  # query x key, weights x value
+    softmax = 5 * context * (width // head_dim)  # scale, subtract the maximum, exp, sum, divide
+    rotation = 3 * width if rotary else 0  # of queries, and again of keys
+    cost = LayerCost(4 * d_model * width, 4 * projection + scores, softmax + 2 * rotation)
+    return cost, 2 * projection + scores + softmax + rotation
+
+
+# ---- feed-forward nets ---------------------------------------------------------------------------------------
+
+
+class SwiGLU(nn.Module):
+    """W_out (silu(W_gate x) * W_in x) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.d_model, self.d_hidden = d_model, d_hidden
+        self.gate = nn.Linear(d_model, d_hidden, bias=False)
+        self.linear = nn.Linear(d_model, d_hidden, bias=False)
+        self.out = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.silu(self.gate(x)) * self.linear(x))
+
+
+class GELUNet(nn.Module):
+    """W_out gelu(W_in x)."""
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.d_model, self.d_hidden = d_model, d_hidden
+        self.linear = nn.Linear(d_model, d_hidden, bias=False)
+        self.out = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.linear(x)))
+
+
+class ReLUNet(nn.Module):
+    """W_out relu(W_in x)."""
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.d_model, self.d_hidden = d_model, d_hidden
+        self.linear = nn.Linear(d_model, d_hidden, bias=False)
+        self.out = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.linear(x)))
+
+
+ACTIVATIONS = {"swiglu": SwiGLU, "gelu": GELUNet, "relu": ReLUNet}
+
+
+class Hourglass(nn.Module):
+    """A stack of narrow nets with residual adds between them: wide, narrow, wide (arXiv 2602.06471).
+
+        h_i = h_{i-1} + net_i(h_{i-1}),   h_0 = x
+
+    Returns h_K - x, since the residual stream adds its own x. Each net brings its own norm (papers disagree).
+    """
+
+    def __init__(self, nets: list[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., d_model) -> (..., d_model)."""
+        total = self.nets[0](x)
+        for net in self.nets[1:]:
+            total = total + net(x + total)
+        return total
+
+    def selected(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The rows of `forward(x)` where mask (B, T) is true, zero elsewhere; other rows are not computed."""
+        out = torch.zeros_like(x)
+        out[mask] = self(x[mask])
+        return out
+
+
+def ffn_cost(activation: str, d_model: int, d_hidden: int) -> LayerCost:
+    matrices = 3 if activation == "swiglu" else 2
+    # silu and the product; gelu by its error function counted as 1 (scale, erf, add, two products); max.
+    pointwise = {"swiglu": SIGMOID + 2, "gelu": 5, "relu": 1}[activation] * d_hidden
+    return LayerCost(matrices * d_model * d_hidden, 2 * matrices * d_model * d_hidden, pointwise)
+
+
+# ---- sublayers -----------------------------------------------------------------------------------------------
+
+
+class PreNorm(nn.Module):
+    """layer(norm(x))."""
+
+    def __init__(self, norm: nn.Module, layer: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.layer = norm, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.norm(x))
+
+
+class PreNormAttention(PreNorm):
+    """Attention behind its norm, with a form that computes selected queries only."""
+
+    def selected(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.layer.selected(self.norm(x), mask)
+
+
+class PreNormFFN(PreNorm):
+    """A feed-forward net behind its norm, with a form that computes selected tokens only."""
+
+    def selected(self, x: Tensor, mask: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        out[mask] = self(x[mask])
+        return out
+
+
+class Sublayer(nn.Module):
+    """One branch on the residual streams: read them, run the branch, write back."""
+
+    def __init__(self, connection: nn.Module, branch: nn.Module) -> None:
+        super().__init__()
+        self.connection, self.branch = connection, branch
+
+    def forward(self, streams: Tensor) -> Tensor:
+        h, coefficients = self.connection.read(streams)
+        return self.connection.write(streams, self.branch(h), coefficients)
+
+
+class GatedSublayer(nn.Module):
+    """A branch that a cosine gate may skip, token by token (arXiv 2512.22206, its defects mended).
+
+    In training the branch runs for every token and the gate scales it; afterwards a skipped token is not computed.
+    """
+
+    def __init__(self, connection: nn.Module, branch: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.connection, self.branch, self.gate = connection, branch, gate
+
+    def forward(self, streams: Tensor) -> Tensor:
+        h, coefficients = self.connection.read(streams)
+        if self.training:
+            y = self.gate(h, self.branch(h))
+        else:
+            y = self.branch.selected(h, self.gate.decide(h))
+        return self.connection.write(streams, y, coefficients)
+
+
+# ---- heads ---------------------------------------------------------------------------------------------------
+
+
+class TiedHead(nn.Module):
+    """Logits from the embedding's own weights."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return F.linear(x, embedding)
+
+
+class Head(nn.Module):
+    """Logits from weights of their own."""
+
+    def __init__(self, d_model: int, vocab: int) -> None:
+        super().__init__()
+        self.d_model, self.vocab = d_model, vocab
+        self.linear = nn.Linear(d_model, vocab, bias=False)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def initialise(model: nn.Module, branches: int) -> None:
+    """Draws the weights from torch's global generator.
+
+    Linear layers have standard deviation 1 / sqrt(inputs); those that write to the residual stream (named `out`)
+    are divided by sqrt(branches), so that the stream's variance does not grow with depth (GPT-2's rule). Embeddings
+    and heads have 0.02.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.weight.data.normal_(std=0.02)
+        elif isinstance(module, Head):
+            module.linear.weight.data.normal_(std=0.02)
+        elif isinstance(module, (Attention, *ACTIVATIONS.values())):
+            for name, linear in module.named_children():
+                if isinstance(linear, nn.Linear):
+                    inputs = linear.in_features * (branches if name == "out" else 1)
+                    linear.weight.data.normal_(std=1 / math.sqrt(inputs))
