@@ -1,17 +1,17 @@
-"""What a user can do wrong. The command line prints the message of a UserError and exits with 2."""
+"""Errors that a user can put right. The message is all they need: the command line prints it and exits with 2."""
 
 
 class UserError(Exception):
-    """Bad input: the message says what was wanted, what came and what to do."""
+    """Bad input. The message names what was wanted, what came and what to do."""
 
 
 class DataError(UserError):
-    """Training data that is missing, empty or unreadable."""
+    """Training data that is missing, damaged, too short or of an unknown format."""
 
 
 class StudyError(UserError):
-    """A study that does not exist, exists already, or cannot be resumed as asked."""
+    """A study that is unknown, already there, or asked for something it cannot do."""
 
 
 class StoreError(UserError):
-    """A store that cannot be opened, or holds another version's schema."""
+    """A store that cannot be opened, or that another version wrote."""

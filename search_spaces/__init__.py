@@ -32,7 +32,7 @@ def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
     return space.restrict(settings) if settings else space
 
 
-def _load_file(path: Path):  # noqa: ANN202
+def _load_file(path: Path):
     if not path.is_file():
         raise SpaceError(f"no such file: {path}")
     name = f"hypernas_space_{path.stem}"
