@@ -322,10 +322,7 @@ class GatedSublayer(nn.Module):
 
     def forward(self, streams: Tensor) -> Tensor:
         h, coefficients = self.connection.read(streams)
-        if self.training:
-            y = self.gate(h, self.branch(h))
-        else:
-            y = self.branch.selected(h, self.gate.decide(h))
+        y = self.gate(h, self.branch(h)) if self.training else self.branch.selected(h, self.gate.decide(h))
         return self.connection.write(streams, y, coefficients)
 
 

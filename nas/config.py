@@ -1,0 +1,345 @@
+"""What a search is asked to do: one frozen dataclass, filled from flags, a TOML file, a preset and defaults.
+
+Flags win over the file, the file over the preset. Everything that can be wrong is found here, before Ray starts.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from nas.errors import UserError
+from nas.records import Recipe, SpaceSpec
+from search_spaces import load_space
+from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest
+
+ENGINES = ("ray", "inline")
+SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
+KERNELS = ("auto", "reference")
+OBJECTIVES = {
+    "text": ("bits_per_byte", "accuracy", "flops_per_token", "parameters"),
+    "images": ("loss", "accuracy", "flops_per_image", "parameters"),
+}
+DEFAULT_OBJECTIVES = {"text": ("bits_per_byte", "flops_per_token"), "images": ("accuracy", "flops_per_image")}
+
+DEFAULT_RATE = 3e-3
+RATE_GRID = tuple(DEFAULT_RATE * 3.0**k for k in (-2, -1, 0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    trials: int
+    tokens: int
+    batch_tokens: int
+
+
+PRESETS = {
+    "quick": Preset(trials=16, tokens=250_000, batch_tokens=1024),
+    "small": Preset(trials=40, tokens=1_000_000, batch_tokens=2048),
+    "full": Preset(trials=200, tokens=50_000_000, batch_tokens=32_768),
+}
+
+
+def _training_key(name: str, default: Any, search: tuple, help: str, **limits: Any) -> Key:
+    return Key(name, type(default), default, Choices(search), help, **limits)
+
+
+TRAINING_KEYS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        _training_key("optim.name", "adamw", ("adamw",), "optimiser", options=("adamw", "muon", "sgd")),
+        _training_key("optim.lr", DEFAULT_RATE, RATE_GRID, "peak learning rate", low=1e-9, high=100.0),
+        _training_key("optim.weight_decay", 0.1, (0.1,), "weight decay of matrices", low=0.0, high=10.0),
+        _training_key("optim.schedule", "cosine", ("cosine",), "learning rate over time",
+                      options=("cosine", "linear", "inverse_sqrt")),
+        _training_key("train.tokens", 1_000_000, (1_000_000,), "tokens a trial trains on", low=1, high=10**13),
+        _training_key("train.batch_tokens", 2048, (2048,), "tokens a step", low=8, high=10**9),
+        _training_key("train.seed", 0, (0,), "seed of initial weights and gate noise", low=0, high=2**31),
+        Key("data.path", str, "", Choices(("",)), "your own text: a file or a folder"),
+    )
+}  # fmt: skip
+SEARCHED = ("optim.name", "optim.lr", "optim.weight_decay", "optim.schedule")
+FIXED_ONLY = ("train.tokens", "train.batch_tokens", "train.seed", "data.path")
+
+
+@dataclass(frozen=True, slots=True)
+class StudyConfig:
+    """One search. Durations in seconds."""
+
+    study: str = "default"
+    store: str = "nas.db"
+    space: str = "lm"
+    preset: str = "small"
+    settings: Mapping[str, str] = field(default_factory=dict)  # --set, as written
+    objectives: tuple[str, ...] = ()  # empty: the space's own two
+    trials: int = 0  # 0: the preset's
+    time: float | None = None
+    workers: int = 0  # 0: one a core, or one a GPU
+    gpus_per_trial: float = 0.0
+    engine: str = "ray"
+    address: str | None = None
+    sampler: str = "nsgaii"
+    trial_timeout: float | None = None
+    kernels: str = "auto"
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.study.strip():
+            raise UserError("--study is empty: give the study a name")
+        if len(self.study) > 200:
+            raise UserError(f"--study has {len(self.study)} characters: wanted at most 200")
+        for flag, value, known in (
+            ("--preset", self.preset, tuple(PRESETS)),
+            ("--engine", self.engine, ENGINES),
+            ("--sampler", self.sampler, SAMPLERS),
+            ("--kernels", self.kernels, KERNELS),
+        ):
+            if value not in known:
+                raise UserError(f"{flag} {value!r} is unknown; wanted one of {', '.join(known)}")
+        for flag, count, least in (("--trials", self.trials, 0), ("--workers", self.workers, 0)):
+            if count < least:
+                raise UserError(f"{flag} {count}: wanted at least 1")
+        for flag, seconds in (("--time", self.time), ("--trial-timeout", self.trial_timeout)):
+            if seconds is not None and not seconds > 0:
+                raise UserError(f"{flag} {seconds:g}: wanted a number of seconds above 0")
+        if self.gpus_per_trial < 0:
+            raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: wanted 0 or more")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: wanted 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A StudyConfig made definite: the space, what is searched of the training, and the numbers of the preset."""
+
+    space: Space
+    space_spec: SpaceSpec
+    objectives: tuple[str, ...]
+    trials: int
+    domains: Mapping[str, Domain]  # of SEARCHED
+    recipe: Recipe  # every default
+    data_path: str | None
+
+    def recipe_with(self, picked: Mapping[str, Any]) -> Recipe:
+        return Recipe(
+            learning_rate=picked["optim.lr"],
+            optimizer=picked["optim.name"],
+            weight_decay=picked["optim.weight_decay"],
+            schedule=picked["optim.schedule"],
+            tokens=self.recipe.tokens,
+            batch_tokens=self.recipe.batch_tokens,
+            seed=self.recipe.seed,
+        )
+
+    def suggest(self, trial: Suggest) -> tuple[Any, Recipe]:
+        """One architecture and how to train it; always the same parameters in the same order."""
+        arch = self.space.suggest(trial)
+        return arch, self.recipe_with({name: self.domains[name].suggest(trial, name) for name in SEARCHED})
+
+    def params(self, arch: Any, recipe: Recipe) -> dict[str, Any]:
+        """The parameters with which `suggest` returns these. Raises SpaceError when they are outside the search."""
+        picked = {
+            "optim.name": recipe.optimizer,
+            "optim.lr": recipe.learning_rate,
+            "optim.weight_decay": recipe.weight_decay,
+            "optim.schedule": recipe.schedule,
+        }
+        params = dict(self.space.params(arch))
+        for name, value in picked.items():
+            domain = self.domains[name]
+            if isinstance(domain, Choices):
+                if value not in domain.values:
+                    raise SpaceError(f"{name}={value:g} is outside the search")
+                if len(domain.values) == 1:
+                    continue
+            elif not domain.low <= value <= domain.high:
+                raise SpaceError(f"{name}={value:g} is outside the search")
+            params[name] = value
+        return params
+
+    def baselines(self) -> list[tuple[Any, Recipe]]:
+        """The space's baseline at its default learning rate, at three times and at a third of it."""
+        arch = self.space.baseline()
+        domain = self.domains["optim.lr"]
+        rate = self.recipe.learning_rate
+        if isinstance(domain, Choices) and len(domain.values) == 1:
+            return [(arch, self.recipe)]
+        picked = {name: value for name, value in _picked(self.recipe).items() if name != "optim.lr"}
+        return [(arch, self.recipe_with(picked | {"optim.lr": rate * factor})) for factor in (1.0, 3.0, 1 / 3)]
+
+
+def _picked(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "optim.name": recipe.optimizer,
+        "optim.lr": recipe.learning_rate,
+        "optim.weight_decay": recipe.weight_decay,
+        "optim.schedule": recipe.schedule,
+    }
+
+
+def split_settings(settings: Mapping[str, str], space: Space) -> tuple[dict[str, str], dict[str, str]]:
+    """`--set` keys of the space, and those of the training. Raises SpaceError naming the nearest known key."""
+    known = (*space.keys, *TRAINING_KEYS)
+    for name in settings:
+        if name not in known:
+            raise SpaceError(f"unknown key {name!r}; {nearest(name, known)}")
+    return (
+        {name: text for name, text in settings.items() if name in space.keys},
+        {name: text for name, text in settings.items() if name in TRAINING_KEYS},
+    )
+
+
+def make_plan(config: StudyConfig) -> Plan:
+    """Raises SpaceError and UserError for whatever does not fit together."""
+    bare = load_space(config.space)
+    preset = PRESETS[config.preset]
+    space_settings, training = split_settings(config.settings, bare)
+    space_settings = {**bare.presets.get(config.preset, {}), **space_settings}
+    space = bare.restrict(space_settings) if space_settings else bare
+    training = {"train.tokens": str(preset.tokens), "train.batch_tokens": str(preset.batch_tokens), **training}
+    domains = {name: TRAINING_KEYS[name].search for name in SEARCHED}
+    fixed = {name: TRAINING_KEYS[name].default for name in FIXED_ONLY}
+    for name, text in training.items():
+        key = TRAINING_KEYS[name]
+        if name in SEARCHED:
+            domains[name] = key.parse(text)
+        else:
+            fixed[name] = key.check(text)
+    defaults = {name: _default(TRAINING_KEYS[name], domain) for name, domain in domains.items()}
+    recipe = Recipe(
+        learning_rate=defaults["optim.lr"],
+        optimizer=defaults["optim.name"],
+        weight_decay=defaults["optim.weight_decay"],
+        schedule=defaults["optim.schedule"],
+        tokens=fixed["train.tokens"],
+        batch_tokens=fixed["train.batch_tokens"],
+        seed=fixed["train.seed"],
+    )
+    return Plan(
+        space=space,
+        space_spec=SpaceSpec(config.space, space_settings),
+        objectives=_objectives(config, space),
+        trials=config.trials or preset.trials,
+        domains=domains,
+        recipe=recipe,
+        data_path=str(Path(fixed["data.path"]).resolve()) if fixed["data.path"] else None,
+    )
+
+
+def _default(key: Key, domain: Domain) -> Any:
+    """The key's default where the domain allows it, otherwise the domain's middle."""
+    if isinstance(domain, Choices):
+        return key.default if key.default in domain.values else domain.values[len(domain.values) // 2]
+    inside = domain.low <= key.default <= domain.high
+    return (
+        key.default if inside else (domain.low * domain.high) ** 0.5 if domain.log else (domain.low + domain.high) / 2
+    )
+
+
+def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
+    known = OBJECTIVES[space.task]
+    flops = next(name for name in known if name.startswith("flops"))
+    asked = tuple(flops if name == "flops" else name for name in config.objectives) or DEFAULT_OBJECTIVES[space.task]
+    for name in asked:
+        if name not in known:
+            raise UserError(f"--objectives: nobody measures {name!r}; wanted some of {', '.join(known)}")
+    if len(set(asked)) < 2 or len(set(asked)) != len(asked):
+        raise UserError(f"--objectives {','.join(asked)}: wanted at least two different ones of {', '.join(known)}")
+    return asked
+
+
+# ---- reading a configuration file ----------------------------------------------------------------------------
+
+_TOML_TYPES: dict[str, tuple[type, ...]] = {
+    "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
+    "time": (int, float), "workers": (int,), "gpus_per_trial": (int, float), "engine": (str,), "address": (str,),
+    "sampler": (str,), "trial_timeout": (int, float), "kernels": (str,), "seed": (int,), "resume": (bool,),
+}  # fmt: skip
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """A file's `[search]` flags (with underscores) and `[set]` keys, as keyword arguments of StudyConfig.
+
+    Raises UserError for a file that is missing or malformed, unknown names and values of the wrong type.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not TOML: {error}") from error
+    for table, value in data.items():
+        if table not in ("search", "set"):
+            raise UserError(f"--config {path}: unknown table [{table}]; wanted [search] and [set]")
+        if not isinstance(value, dict):
+            raise UserError(f"--config {path}: {table} is {value!r}; wanted a table [{table}]")
+    out: dict[str, Any] = {}
+    for name, value in data.get("search", {}).items():
+        if name not in _TOML_TYPES:
+            raise UserError(f"--config {path}: unknown flag {name!r} in [search]; {nearest(name, tuple(_TOML_TYPES))}")
+        wanted = _TOML_TYPES[name]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            kinds = " or ".join(kind.__name__ for kind in wanted)
+            raise UserError(f"--config {path}: {name} = {value!r} is {type(value).__name__}; wanted {kinds}")
+        out[name] = value
+    if "objectives" in out:
+        parts = out["objectives"].split(",") if isinstance(out["objectives"], str) else out["objectives"]
+        out["objectives"] = tuple(str(part).strip() for part in parts)
+    if "set" in data:
+        out["settings"] = {name: _toml_text(path, name, value) for name, value in _flatten(data["set"]).items()}
+    return out
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in table.items():
+        out |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+def _toml_text(path: str, name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(_toml_text(path, name, part) for part in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise UserError(f"--config {path}: [set] {name} = {value!r}; wanted text, a number, true, false or a list of them")
+
+
+# ---- what a resumed study may change --------------------------------------------------------------------------
+
+CHANGEABLE = frozenset(
+    ("study", "store", "trials", "time", "workers", "gpus_per_trial", "engine", "address", "trial_timeout", "resume")
+)
+
+
+def to_json(config: StudyConfig) -> dict[str, Any]:
+    """What the store keeps; the store's own address (it may hold a password) stays out."""
+    data = asdict(config) | {"settings": dict(config.settings), "objectives": list(config.objectives)}
+    return {name: value for name, value in data.items() if name not in ("store", "resume")}
+
+
+def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
+    """A stored study's configuration with what this command line gives. Raises UserError when it contradicts."""
+    for name, value in given.items():
+        if name in CHANGEABLE:
+            continue
+        before = stored.get(name)
+        before = tuple(before) if isinstance(before, list) else before
+        if before != value:
+            raise UserError(
+                f"--resume: study {given.get('study', stored.get('study'))!r} was created with {name} {_show(before)}, "
+                f"not {_show(value)}: leave the flag out, or start another study"
+            )
+    known = {f.name for f in fields(StudyConfig)}
+    merged = {name: value for name, value in stored.items() if name in known} | dict(given) | {"resume": True}
+    return StudyConfig(**merged | {"objectives": tuple(merged["objectives"])})
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"--set {name}={text}" for name, text in value.items()) or "no --set"
+    return ",".join(value) if isinstance(value, tuple) else repr(value)

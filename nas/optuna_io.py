@@ -1,0 +1,102 @@
+"""The in-memory Optuna study that proposes. The store is the truth: this is refilled from it on every start.
+
+Objectives reach Optuna as costs (smaller is better, log10 where ratios matter).
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
+
+from nas.samplers import make_sampler
+from search_spaces.base import FixedTrial
+
+T = TypeVar("T")
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class _Recorder:
+    """Replays stored parameters and notes the distribution each was asked with."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._fixed = FixedTrial(params)
+        self.distributions: dict[str, BaseDistribution] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.distributions[name] = CategoricalDistribution(choices)
+        return self._fixed.suggest_categorical(name, choices)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        self.distributions[name] = IntDistribution(low, high, log=log, step=step)
+        return self._fixed.suggest_int(name, low, high)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        self.distributions[name] = FloatDistribution(low, high, log=log, step=step)
+        return self._fixed.suggest_float(name, low, high)
+
+
+class Proposer:
+    """Asks and tells one in-memory study. A handle is Optuna's own number of a proposal."""
+
+    def __init__(self, sampler: str, seed: int, population: int, objectives: int) -> None:
+        self._sampler, self._seed, self._population = sampler, seed, population
+        self._study = optuna.create_study(directions=["minimize"] * objectives)
+        self._asked: dict[int, optuna.Trial] = {}
+
+    def ask(
+        self, number: int, attempt: int, suggest: Callable[[optuna.Trial], T]
+    ) -> tuple[int, dict[str, Any], dict[str, Any], T]:
+        """(handle, parameters, the sampler's attributes, what `suggest` returned) for proposal `number`.
+
+        Drawn from a generator seeded by (study seed, number, attempt), whatever was asked before.
+        """
+        seed = int(np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)[0])
+        self._study.sampler = make_sampler(
+            self._sampler, seed if self._sampler != "qmc" else self._seed, self._population
+        )
+        trial = self._study.ask()
+        value = suggest(trial)
+        frozen = self._study._storage.get_trial(trial._trial_id)
+        self._asked[trial.number] = trial
+        return trial.number, dict(trial.params), dict(frozen.system_attrs), value
+
+    def tell(self, handle: int, costs: Sequence[float] | None) -> None:
+        """The outcome of a proposal; None when it failed or was never run."""
+        trial = self._asked.pop(handle)
+        if costs is None:
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial, list(costs))
+
+    def add(
+        self,
+        suggest: Callable[[Any], Any],
+        params: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+        costs: Sequence[float] | None,
+    ) -> None:
+        """A finished trial that was not asked here: one of the store's, or a baseline."""
+        recorder = _Recorder(params)
+        suggest(recorder)
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.FAIL if costs is None else TrialState.COMPLETE,
+                values=None if costs is None else list(costs),
+                params=dict(params),
+                distributions=recorder.distributions,
+                system_attrs=dict(attrs),
+            )
+        )

@@ -1,0 +1,20 @@
+"""Samplers by name, all of them Optuna's. One is made for every proposal, from (study seed, proposal number)."""
+
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
+
+
+def make_sampler(name: str, seed: int, population: int) -> BaseSampler:
+    """`population` is the generation size of the evolutionary samplers. Raises KeyError for an unknown name."""
+    return {
+        "nsgaii": lambda: NSGAIISampler(population_size=population, seed=seed),
+        "nsgaiii": lambda: NSGAIIISampler(population_size=population, seed=seed),
+        "tpe": lambda: TPESampler(multivariate=True, constant_liar=True, seed=seed),
+        "random": lambda: RandomSampler(seed=seed),
+        # Not seeded by proposal: the sequence is one, and its position is kept in the study.
+        "qmc": lambda: QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False),
+    }[name]()
+
+
+def population_size(trials: int) -> int:
+    """Small enough that a short search evolves too."""
+    return max(8, trials // 4)

@@ -1,0 +1,35 @@
+"""Runs one job to its end and turns whatever goes wrong into a typed failure. Knows nothing of the study or store."""
+
+import importlib
+import traceback
+from collections.abc import Iterator
+
+from nas.records import Failure, FailureKind, Job, Progress, Report, Result
+from search_spaces.base import SpaceError
+
+Event = Progress | Report | Result
+
+
+def run(job: Job) -> Iterator[Event]:
+    """Everything the job's evaluation yields; always ends with a Result, failed or not."""
+    try:
+        module, _, function = job.evaluate.partition(":")
+        yield from getattr(importlib.import_module(module), function)(job)
+    except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's failure, never the search's
+        kind = failure_kind(error)
+        message = f"{type(error).__name__}: {error}"
+        yield Result(job.trial, job.token, failure=Failure(kind, message, traceback.format_exc()))
+
+
+def failure_kind(error: BaseException) -> FailureKind:
+    """What went wrong, from the exception alone."""
+    name, text = type(error).__name__, str(error).lower()
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text:
+        return FailureKind.OUT_OF_MEMORY
+    if name == "DivergedError":
+        return FailureKind.DIVERGED
+    if isinstance(error, TimeoutError):
+        return FailureKind.TIMEOUT
+    if isinstance(error, SpaceError):
+        return FailureKind.BUILD_ERROR
+    return FailureKind.ERROR
