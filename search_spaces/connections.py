@@ -1,0 +1,569 @@
+"""How a sublayer reads from, and writes to, the residual streams: one module class per mixing.
+
+    X' = H_res X + H_post^T F(H_pre X),   X (B, T, n, C): n streams of C channels        (mHC, eq. 1)
+
+Every class has the same five methods. A sublayer F between `read` and `write` is one module:
+
+    expand(x)                  (B, T, C) -> X, once after the embedding: n copies
+    read(X)                    -> h = H_pre X (B, T, C), not normalised, and the coefficients `write` needs
+    write(X, y, coefficients)  -> X', for y = F(h) (B, T, C)
+    reduce(X)                  -> (B, T, C), once before the head: the plain sum over the streams
+    mean_mixing(X)             -> (n, n), H_res averaged over tokens, in the stream basis: a diagnostic
+
+Sources: hc_static and hc: Hyper-Connections, 2409.19606. mhc: 2512.24880. mhc_lite: 2601.05732. kromhc: 2601.21579.
+In each class `projection` is the dynamic part; every other tensor (bias or static matrix, gamma, alpha) is static
+and takes no weight decay, in every variant alike. `connection_parameters` sorts a model's tensors so.
+
+Classes and the functions they call need only torch, math and itertools, and keep every constructor argument
+as an attribute, so that a model can be written out as one file.
+"""
+
+import math
+from itertools import permutations
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.base import SpaceError
+
+STREAMS = (1, 2, 3, 4, 6, 8, 9, 12, 16)
+MIXINGS = ("none", "hc_static", "hc", "mhc", "mhc_lite", "kromhc")
+LARGEST_FACTOR = 4  # 5! = 120 permutations would cost more than the matrix they mix
+
+
+class PlainResidual(nn.Module):
+    """The residual connection of every Transformer: X' = X + y, with X (B, T, C)."""
+
+    def expand(self, x: Tensor) -> Tensor:
+        return x
+
+    def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return X, ()
+
+    def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        return X + y
+
+    def reduce(self, X: Tensor) -> Tensor:
+        return X
+
+    def mean_mixing(self, X: Tensor) -> Tensor:
+        return torch.ones(1, 1, device=X.device, dtype=X.dtype)
+
+    @staticmethod
+    def parameter_count() -> int:
+        return 0
+
+    @staticmethod
+    def flops(d_model: int) -> tuple[int, int]:
+        """(matmul, elementwise) FLOPs per token and module."""
+        return 0, d_model
+
+
+def _hyper_connection_init(n: int, layer_index: int) -> Tensor:
+    """[A_m | A_r | B] (n, n + 2) = [e_(k mod n) | I | 1], the pre-norm residual in disguise (2409.19606, eq. 14)."""
+    read = torch.zeros(n, 1)
+    read[layer_index % n] = 1.0
+    return torch.cat([read, torch.eye(n), torch.ones(n, 1)], 1)
+
+
+class StaticHyperConnection(nn.Module):
+    """Static hyper-connections: the same matrices for every token (2409.19606, eq. 2).
+
+    h = A_m^T X and X' = A_r^T X + B^T y. `static` (n, n + 2) holds [A_m | A_r | B].
+    """
+
+    def __init__(self, n: int, d_model: int, layer_index: int):
+        super().__init__()
+        self.n, self.d_model, self.layer_index = n, d_model, layer_index
+        self.static = nn.Parameter(_hyper_connection_init(n, layer_index))
+
+    def expand(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-2).repeat_interleave(self.n, -2)
+
+    def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        to_branch, to_streams, from_branch = self.static.split((1, self.n, 1), 1)
+        return (X * to_branch).sum(-2), (to_streams, from_branch)
+
+    def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        to_streams, from_branch = coefficients
+        return torch.addcmul(to_streams.mT @ X, from_branch, y.unsqueeze(-2))
+
+    def reduce(self, X: Tensor) -> Tensor:
+        return X.sum(-2)
+
+    def mean_mixing(self, X: Tensor) -> Tensor:
+        return self.static[:, 1:-1].mT
+
+    @staticmethod
+    def parameter_count(n: int) -> int:
+        return n * (n + 2)
+
+    @staticmethod
+    def flops(n: int, d_model: int) -> tuple[int, int]:
+        """(matmul, elementwise) FLOPs per token and module; elementwise: the sum read, the outer product written."""
+        return 2 * n * n * d_model, (2 * n - 1) * d_model + 2 * n * d_model
+
+
+class HyperConnection(nn.Module):
+    """Dynamic hyper-connections (2409.19606, eq. 10 to 13): the static matrices plus a small term from each stream.
+
+    X^ = RMSNorm(X) per stream with weight 1 + gamma; [A_m | A_r | B](X) = static + s tanh(X^ W), W (C, n + 2),
+    with s = alpha[0] for A_m and A_r and alpha[1] for B. Zero-initialised W: a pre-norm residual at first.
+    """
+
+    epsilon: ClassVar[float] = 1e-12  # floor of the norm, for streams that are exactly zero
+    columns: Tensor  # which alpha scales which column
+
+    def __init__(self, n: int, d_model: int, layer_index: int):
+        super().__init__()
+        self.n, self.d_model, self.layer_index = n, d_model, layer_index
+        self.projection = nn.Parameter(torch.zeros(d_model, n + 2))
+        self.static = nn.Parameter(_hyper_connection_init(n, layer_index))
+        self.gamma = nn.Parameter(torch.zeros(d_model))
+        self.alpha = nn.Parameter(torch.full((2,), 0.01))
+        self.register_buffer("columns", torch.tensor([0] * (n + 1) + [1]), persistent=False)
+
+    def expand(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-2).repeat_interleave(self.n, -2)
+
+    def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        logits = rms_project(X, self.projection, self.gamma, self.epsilon)  # (B, T, n, n + 2)
+        mixing = torch.addcmul(self.static, logits.tanh(), self.alpha[self.columns])
+        to_branch, to_streams, from_branch = mixing.split((1, self.n, 1), -1)
+        return (to_branch.mT @ X).squeeze(-2), (to_streams, from_branch)
+
+    def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        to_streams, from_branch = coefficients
+        return torch.addcmul(to_streams.mT @ X, from_branch, y.unsqueeze(-2))
+
+    def reduce(self, X: Tensor) -> Tensor:
+        return X.sum(-2)
+
+    def mean_mixing(self, X: Tensor) -> Tensor:
+        _, (to_streams, _) = self.read(X)
+        return to_streams.flatten(0, -3).mean(0).mT
+
+    @staticmethod
+    def parameter_count(n: int, d_model: int, norm_weights: int | None = None) -> int:
+        """Parameters of one module; `norm_weights` is the size of gamma (C here, 0 for the paper's OLMo models)."""
+        norm = d_model if norm_weights is None else norm_weights
+        return norm + d_model * (n + 2) + n * (n + 2) + 2
+
+    @staticmethod
+    def flops(n: int, d_model: int) -> tuple[int, int]:
+        """(matmul, elementwise) FLOPs per token and module.
+
+        Elementwise: n norms over C (2C + 2 each), n(n + 2) coefficients of 5 (divide, scale, tanh, multiply, add),
+        and the outer product written (2nC).
+        """
+        matmul = 2 * n * d_model * (n + 2) + 2 * n * d_model + 2 * n * n * d_model
+        return matmul, n * (2 * d_model + 2) + 5 * n * (n + 2) + 2 * n * d_model
+
+
+def rms_project(x: Tensor, projection: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+    """RMSNorm(x) @ projection over the last axis: x (..., D), projection (D, m), gamma (D) -> (..., m).
+
+    RMSNorm(x) = sqrt(D) x / max(||x||, epsilon) * (1 + gamma). The weight goes into the projection, once a forward,
+    and the division comes after the product, on m numbers a token instead of D.
+    """
+    weight = torch.addcmul(projection, projection, gamma.unsqueeze(-1))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (x @ weight) / (norm.clamp_min(epsilon) * x.shape[-1] ** -0.5)
+
+
+class DoublyStochasticConnection(nn.Module):
+    """What mHC, mHC-lite and KromHC share: dynamic H_pre in (0, 1), H_post in (0, 2), and a doubly stochastic H_res.
+
+    x' = RMSNorm(vec X) over nC, one statistic a token;  logits = alpha x' projection + bias, with columns
+    [pre (n) | post (n) | res (R)] and one alpha for each of the three;
+    H_pre = sigmoid(pre), H_post = 2 sigmoid(post), H_res = what the class makes of res.
+
+    At first the projection is 0 and the bias -1, but +1 for stream layer_index mod n: H_pre = .73 there and .27
+    elsewhere, so unlike HC this does not start as the plain residual. `res_bias` (R) starts H_res near the identity.
+    """
+
+    epsilon: ClassVar[float] = 1e-12  # floor of the norm, for streams that are exactly zero
+    columns: Tensor  # which alpha scales which column
+
+    def __init__(self, n: int, d_model: int, layer_index: int, res_bias: list[float]):
+        super().__init__()
+        self.n, self.d_model, self.layer_index = n, d_model, layer_index
+        gates = [1.0 if stream == layer_index % n else -1.0 for stream in range(n)]
+        self.projection = nn.Parameter(torch.zeros(n * d_model, 2 * n + len(res_bias)))
+        self.bias = nn.Parameter(torch.tensor(gates + gates + res_bias))
+        self.gamma = nn.Parameter(torch.zeros(n * d_model))
+        self.alpha = nn.Parameter(torch.full((3,), 0.01))
+        columns = torch.tensor([0] * n + [1] * n + [2] * len(res_bias))
+        self.register_buffer("columns", columns, persistent=False)
+
+    def expand(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-2).repeat_interleave(self.n, -2)
+
+    def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        projected = rms_project(X.flatten(-2), self.projection, self.gamma, self.epsilon)
+        logits = torch.addcmul(self.bias, projected, self.alpha[self.columns])
+        pre, post = logits[..., : 2 * self.n].sigmoid().unflatten(-1, (2, self.n)).unbind(-2)
+        h = (pre.unsqueeze(-2) @ X).squeeze(-2)
+        return h, (2 * post, *self.mixing(logits[..., 2 * self.n :]))
+
+    def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        post, *mixing = coefficients
+        return torch.addcmul(self.mix(X, mixing), post.unsqueeze(-1), y.unsqueeze(-2))
+
+    def reduce(self, X: Tensor) -> Tensor:
+        return X.sum(-2)
+
+    def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
+        """H_res from its logits (B, T, R), in whatever form `mix` applies it."""
+        raise NotImplementedError
+
+    def mix(self, X: Tensor, mixing: list[Tensor]) -> Tensor:
+        """H_res X."""
+        raise NotImplementedError
+
+    def mean_mixing(self, X: Tensor) -> Tensor:
+        _, (_, *mixing) = self.read(X)
+        identity = torch.eye(self.n, device=X.device, dtype=X.dtype).expand(*X.shape[:-2], self.n, self.n)
+        return self.mix(identity, mixing).flatten(0, -3).mean(0)
+
+
+def stream_parameters(n: int, d_model: int, res: int) -> int:
+    """Parameters of a doubly stochastic connection with `res` logits for H_res: projection, bias, 3 alphas, gamma."""
+    return (n * d_model + 1) * (2 * n + res) + 3 + n * d_model
+
+
+def stream_flops(n: int, d_model: int, res: int) -> tuple[int, int]:
+    """(matmul, elementwise) FLOPs per token of a doubly stochastic connection, H_res and its use apart.
+
+    Matmul: projection and H_pre X. Elementwise: norm (2nC + 2), logits (divide, scale, add: 3 each), the sigmoids
+    and the 2 of H_post (3n), and the outer product written (2nC). Work on the weights alone, done once a forward
+    whatever the number of tokens, is not counted.
+    """
+    width = n * d_model
+    return 2 * width * (2 * n + res) + 2 * width, 2 * width + 2 + 3 * (2 * n + res) + 3 * n + 2 * width
+
+
+def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
+    """exp(logits) (..., n, n), its columns then its rows divided by their sums, `iterations` times (2512.24880, eq. 9).
+
+    The last step makes rows sum to 1 exactly; columns only approach 1. Works on (n, n, tokens) inside: a sum over
+    an outer axis runs at vector speed where a sum over n = 4 neighbours does not.
+    """
+    n = logits.shape[-1]
+    # The softmax is exp and the first column step in one; the floor keeps a row of underflowed entries from 0 / 0.
+    matrix = logits.flatten(0, -3).movedim(0, -1).contiguous().softmax(0) + 1e-30
+    matrix = matrix / matrix.sum(1, keepdim=True)
+    for _ in range(iterations - 1):
+        matrix = matrix / matrix.sum(0, keepdim=True)
+        matrix = matrix / matrix.sum(1, keepdim=True)
+    return matrix.movedim(-1, 0).reshape(*logits.shape[:-2], n, n)
+
+
+class SinkhornHyperConnection(DoublyStochasticConnection):
+    """mHC (2512.24880, eq. 7 to 9): H_res by 20 Sinkhorn iterations on n x n logits, columns first and rows last."""
+
+    iterations: ClassVar[int] = 20
+
+    def __init__(self, n: int, d_model: int, layer_index: int):
+        super().__init__(n, d_model, layer_index, [0.0 if row == col else -8.0 for row in range(n) for col in range(n)])
+
+    def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
+        return (sinkhorn(res.unflatten(-1, (self.n, self.n)), self.iterations),)
+
+    def mix(self, X: Tensor, mixing: list[Tensor]) -> Tensor:
+        return mixing[0] @ X
+
+    @staticmethod
+    def parameter_count(n: int, d_model: int) -> int:
+        return stream_parameters(n, d_model, n * n)
+
+    @staticmethod
+    def flops(n: int, d_model: int) -> tuple[int, int]:
+        """As `stream_flops`, plus H_res X (matmul), and n^2 exponentials and 40 normalisations of 2n^2 - n each."""
+        matmul, elementwise = stream_flops(n, d_model, n * n)
+        steps = 2 * SinkhornHyperConnection.iterations
+        return matmul + 2 * n * n * d_model, elementwise + n * n + steps * (2 * n * n - n)
+
+
+def permutation_matrices(n: int) -> Tensor:
+    """All n! permutation matrices, each flattened to a row (n!, n * n), the identity first."""
+    return torch.eye(n)[torch.tensor(list(permutations(range(n))))].flatten(1)
+
+
+class PermutationHyperConnection(DoublyStochasticConnection):
+    """mHC-lite (2601.05732): H_res = sum_k a_k P_k over all n! permutations, a = softmax(res). n at most 4."""
+
+    permutations: Tensor
+
+    def __init__(self, n: int, d_model: int, layer_index: int):
+        super().__init__(n, d_model, layer_index, [0.0] + [-8.0] * (math.factorial(n) - 1))
+        self.register_buffer("permutations", permutation_matrices(n), persistent=False)
+
+    def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
+        return ((res.softmax(-1) @ self.permutations).unflatten(-1, (self.n, self.n)),)
+
+    def mix(self, X: Tensor, mixing: list[Tensor]) -> Tensor:
+        return mixing[0] @ X
+
+    @staticmethod
+    def parameter_count(n: int, d_model: int) -> int:
+        return stream_parameters(n, d_model, math.factorial(n))
+
+    @staticmethod
+    def flops(n: int, d_model: int) -> tuple[int, int]:
+        """As `stream_flops`, plus the sum of permutations and H_res X (matmul) and the softmax (3 n!)."""
+        count = math.factorial(n)
+        matmul, elementwise = stream_flops(n, d_model, count)
+        return matmul + 2 * count * n * n + 2 * n * n * d_model, elementwise + 3 * count
+
+
+class KroneckerHyperConnection(DoublyStochasticConnection):
+    """KromHC (2601.21579, eq. 10 and 14) for any ordered factors of n, each 2 to 4.
+
+    H_res = U^1 (x) ... (x) U^K, U^k = sum_m softmax(res_k)_m P_m (i_k x i_k), one alpha for all factors.
+    Streams are seen as (i_1, ..., i_K) and U^k works on axis k: no n x n matrix. The first factor is the outermost, as
+    in the authors' code; the paper writes the product the other way round, which only names the streams differently.
+    """
+
+    def __init__(self, factors: tuple[int, ...], d_model: int, layer_index: int):
+        counts = [math.factorial(factor) for factor in factors]
+        res_bias = [bias for count in counts for bias in [0.0] + [-8.0] * (count - 1)]
+        super().__init__(math.prod(factors), d_model, layer_index, res_bias)
+        self.factors, self.counts = factors, counts
+        for factor in sorted(set(factors)):
+            self.register_buffer(f"permutations_{factor}", permutation_matrices(factor), persistent=False)
+
+    def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            (logits.softmax(-1) @ self.get_buffer(f"permutations_{factor}")).unflatten(-1, (factor, factor))
+            for factor, logits in zip(self.factors, res.split(self.counts, -1), strict=True)
+        )
+
+    def mix(self, X: Tensor, mixing: list[Tensor]) -> Tensor:
+        shape, outer = X.shape, 1
+        for factor, matrix in zip(self.factors, mixing, strict=True):
+            X = matrix.unsqueeze(-3) @ X.reshape(*shape[:-2], outer, factor, -1)
+            outer *= factor
+        return X.reshape(shape)
+
+    @staticmethod
+    def parameter_count(factors: tuple[int, ...], d_model: int) -> int:
+        return stream_parameters(math.prod(factors), d_model, sum(math.factorial(factor) for factor in factors))
+
+    @staticmethod
+    def flops(factors: tuple[int, ...], d_model: int) -> tuple[int, int]:
+        """As `stream_flops`, plus for each factor i its permutations, its use (2 i nC: matmul) and softmax (3 i!)."""
+        n, counts = math.prod(factors), [math.factorial(factor) for factor in factors]
+        matmul, elementwise = stream_flops(n, d_model, sum(counts))
+        for factor, count in zip(factors, counts, strict=True):
+            matmul += 2 * count * factor * factor + 2 * factor * n * d_model
+            elementwise += 3 * count
+        return matmul, elementwise
+
+
+def walsh_transform(x: Tensor) -> Tensor:
+    """The orthonormal Walsh-Hadamard transform of the first axis, x (n, ...), n a power of 2: sums and differences."""
+    n = x.shape[0]
+    shape, half = x.shape, n // 2
+    while half:
+        first, second = x.reshape(-1, 2, half, *shape[1:]).unbind(1)
+        x = torch.stack((first + second, first - second), 1)
+        half //= 2
+    return x.reshape(shape) * n**-0.5
+
+
+def walsh_spectrum(eigenvalues: Tensor) -> Tensor:
+    """lambda_S = prod of eigenvalues_k over k in S, for every subset S of the K factors: (..., K) -> (..., 2^K).
+
+    The first factor is the highest bit of S, as it is of the stream's number.
+    """
+    spectrum = torch.ones_like(eigenvalues[..., :1])
+    for eigenvalue in reversed(eigenvalues.split(1, -1)):
+        spectrum = torch.cat([spectrum, spectrum * eigenvalue], -1)
+    return spectrum
+
+
+class WalshKroneckerHyperConnection(DoublyStochasticConnection):
+    """KromHC with n = 2 x 2 x ... x 2, in the basis where its H_res is diagonal: no mixing of streams at all.
+
+    A 2 x 2 factor [[p, 1 - p], [1 - p, p]] has eigenvalues 1 and 2p - 1 = tanh((res_0 - res_1) / 2), and the
+    orthonormal Walsh-Hadamard matrix W diagonalises every Kronecker product of them. So from `expand` to `reduce` the
+    streams are kept as W X, where with lambda from `walsh_spectrum`
+
+        X'_S = lambda_S X_S + (W H_post)_S y,   h = sum_S (W H_pre)_S X_S,   ||W X|| = ||X||
+
+    Parameters stay in the stream basis, with names, shapes and first values of `KroneckerHyperConnection`: the same
+    `state_dict` gives the same function there.
+    """
+
+    signs: Tensor  # sqrt(n) W: whole numbers, exact in every dtype
+
+    def __init__(self, n: int, d_model: int, layer_index: int):
+        super().__init__(n, d_model, layer_index, [0.0, -8.0] * (n.bit_length() - 1))
+        self.register_buffer("signs", (walsh_transform(torch.eye(n)) * n**0.5).round(), persistent=False)
+
+    def expand(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(math.sqrt(self.n) * x.unsqueeze(-2), (0, 0, 0, self.n - 1))
+
+    def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        projection, bias, alpha = self.walsh_weights()
+        norm = torch.linalg.vector_norm(X.flatten(-2), dim=-1, keepdim=True)
+        projected = (X.flatten(-2) @ projection) / norm.clamp_min(self.epsilon)
+        logits = torch.addcmul(bias, projected, alpha)
+        pre_post = (logits[..., : 2 * self.n].sigmoid() * self.n**-0.5).unflatten(-1, (2, self.n)) @ self.signs
+        h = (pre_post[..., :1, :] @ X).squeeze(-2)
+        return h, (2 * pre_post[..., 1, :], walsh_spectrum((0.5 * logits[..., 2 * self.n :]).tanh()))
+
+    def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        post, spectrum = coefficients
+        return torch.addcmul(X * spectrum.unsqueeze(-1), post.unsqueeze(-1), y.unsqueeze(-2))
+
+    def reduce(self, X: Tensor) -> Tensor:
+        return math.sqrt(self.n) * X[..., 0, :]
+
+    def walsh_weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(projection (nC, 2n + K), bias (2n + K), alpha (2n + K)) for streams in the Walsh basis.
+
+        gamma is in the projection and sqrt(nC) in alpha; the two logits of a factor have become their difference.
+        """
+        two_n = 2 * self.n
+        weight = torch.addcmul(self.projection, self.projection, self.gamma.unsqueeze(-1))
+        weight = torch.cat([weight[:, :two_n], weight[:, two_n::2] - weight[:, two_n + 1 :: 2]], 1)
+        weight = walsh_transform(weight.reshape(self.n, -1)).reshape(weight.shape)
+        bias = torch.cat([self.bias[:two_n], self.bias[two_n::2] - self.bias[two_n + 1 :: 2]])
+        return weight, bias, self.alpha[self.columns[: len(bias)]] * math.sqrt(self.n * self.d_model)
+
+    def mean_mixing(self, X: Tensor) -> Tensor:
+        _, (_, spectrum) = self.read(X)
+        return self.signs * spectrum.flatten(0, -2).mean(0) @ self.signs / self.n
+
+    @staticmethod
+    def parameter_count(n: int, d_model: int) -> int:
+        return stream_parameters(n, d_model, 2 * (n.bit_length() - 1))
+
+    @staticmethod
+    def flops(n: int, d_model: int) -> tuple[int, int]:
+        """As `stream_flops` with K logits for H_res, plus W on H_pre and H_post (4n^2: matmul), 2K for the
+        eigenvalues, n for the spectrum and nC for its use."""
+        factors = n.bit_length() - 1
+        matmul, elementwise = stream_flops(n, d_model, factors)
+        return matmul + 4 * n * n, elementwise + 2 * factors + n - 1 + n * d_model
+
+
+Connection = (
+    PlainResidual
+    | StaticHyperConnection
+    | HyperConnection
+    | SinkhornHyperConnection
+    | PermutationHyperConnection
+    | KroneckerHyperConnection
+    | WalshKroneckerHyperConnection
+)
+
+
+def make_connection(n: int, mixing: str, factors: str | None, d_model: int, layer_index: int) -> Connection:
+    """The connection module around sublayer number `layer_index` (counted over the whole model). Raises SpaceError."""
+    check_streams(n, mixing, factors)
+    if mixing == "none":
+        return PlainResidual()
+    if mixing == "hc_static":
+        return StaticHyperConnection(n, d_model, layer_index)
+    if mixing == "hc":
+        return HyperConnection(n, d_model, layer_index)
+    if mixing == "mhc":
+        return SinkhornHyperConnection(n, d_model, layer_index)
+    sizes = _mixed_factors(n, mixing, factors)
+    if set(sizes) == {2}:
+        return WalshKroneckerHyperConnection(n, d_model, layer_index)
+    if len(sizes) == 1:
+        return PermutationHyperConnection(n, d_model, layer_index)
+    return KroneckerHyperConnection(sizes, d_model, layer_index)
+
+
+def connection_cost(n: int, mixing: str, factors: str | None, d_model: int) -> tuple[int, int, int]:
+    """(parameters, matmul FLOPs, elementwise FLOPs) of one module, FLOPs per token. Raises SpaceError."""
+    check_streams(n, mixing, factors)
+    if mixing == "none":
+        return PlainResidual.parameter_count(), *PlainResidual.flops(d_model)
+    if mixing == "hc_static":
+        return StaticHyperConnection.parameter_count(n), *StaticHyperConnection.flops(n, d_model)
+    if mixing == "hc":
+        return HyperConnection.parameter_count(n, d_model), *HyperConnection.flops(n, d_model)
+    if mixing == "mhc":
+        return SinkhornHyperConnection.parameter_count(n, d_model), *SinkhornHyperConnection.flops(n, d_model)
+    sizes = _mixed_factors(n, mixing, factors)
+    if set(sizes) == {2}:
+        walsh = WalshKroneckerHyperConnection
+        return walsh.parameter_count(n, d_model), *walsh.flops(n, d_model)
+    if len(sizes) == 1:
+        return PermutationHyperConnection.parameter_count(n, d_model), *PermutationHyperConnection.flops(n, d_model)
+    return KroneckerHyperConnection.parameter_count(sizes, d_model), *KroneckerHyperConnection.flops(sizes, d_model)
+
+
+def _mixed_factors(n: int, mixing: str, factors: str | None) -> tuple[int, ...]:
+    """mHC-lite is KromHC with the single factor n, so both share the fastest class that computes them."""
+    return (n,) if mixing == "mhc_lite" else tuple(int(factor) for factor in (factors or "").split("x"))
+
+
+def factorisations(n: int) -> tuple[str, ...]:
+    """Every way to write n as non-decreasing factors of 2 to 4, like ("2x2x2", "2x4") for 8."""
+
+    def split(rest: int, smallest: int) -> list[list[int]]:
+        if rest == 1:
+            return [[]]
+        factors = [factor for factor in range(smallest, LARGEST_FACTOR + 1) if rest % factor == 0]
+        return [[factor, *tail] for factor in factors for tail in split(rest // factor, factor)]
+
+    return tuple("x".join(map(str, factors)) for factors in split(n, 2) if factors)
+
+
+def check_streams(n: int, mixing: str, factors: str | None) -> None:
+    """Raises SpaceError where no connection has these values; `factors` counts for kromhc alone."""
+    if mixing not in MIXINGS:
+        raise SpaceError(f"streams.mixing={mixing}: wanted one of {', '.join(MIXINGS)}")
+    if n not in STREAMS:
+        raise SpaceError(f"streams.n={n}: wanted one of {', '.join(map(str, STREAMS))}")
+    if mixing == "none" and n != 1:
+        raise SpaceError(f"streams.mixing=none with streams.n={n}: wanted n = 1, or one of {', '.join(MIXINGS[1:])}")
+    if mixing in ("mhc", "mhc_lite", "kromhc") and n == 1:
+        raise SpaceError(f"streams.mixing={mixing} with streams.n=1: nothing to mix; wanted none, hc_static or hc")
+    if mixing == "mhc_lite" and n > LARGEST_FACTOR:
+        raise SpaceError(f"streams.mixing=mhc_lite with streams.n={n}: it mixes n! permutations; wanted n = 2, 3 or 4")
+    if mixing == "kromhc":
+        legal = " or ".join(factorisations(n)) + ", in any order"
+        parts = (factors or "").split("x")
+        if not all(part.isascii() and part.isdigit() for part in parts):
+            raise SpaceError(f"streams.factors={factors or ''}: for streams.n={n} wanted {legal}")
+        sizes = [int(part) for part in parts]
+        if not all(2 <= size <= LARGEST_FACTOR for size in sizes):
+            raise SpaceError(f"streams.factors={factors}: factors go from 2 to {LARGEST_FACTOR}; wanted {legal}")
+        if math.prod(sizes) != n:
+            raise SpaceError(f"streams.factors={factors}: the product is {math.prod(sizes)}, not {n}; wanted {legal}")
+
+
+def canonical_streams(n: int, mixing: str, factors: str | None) -> tuple[int, str, str | None]:
+    """One (n, mixing, factors) for all that name the same function. Raises SpaceError.
+
+    KromHC with a single factor is mHC-lite; the order of factors only names the streams; others have no factors.
+    """
+    check_streams(n, mixing, factors)
+    if mixing != "kromhc":
+        return n, mixing, None
+    sizes = sorted(_mixed_factors(n, mixing, factors))
+    return (n, "mhc_lite", None) if len(sizes) == 1 else (n, mixing, "x".join(map(str, sizes)))
+
+
+def connection_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(dynamic, static) parameters of all connections in `model`.
+
+    Dynamic projections may be decayed; static tensors never are (2409.19606), nor does Muon get any of either: they
+    are not the hidden matrices it is made for, and the KromHC authors train them with AdamW.
+    """
+    dynamic: list[nn.Parameter] = []
+    static: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, Connection):
+            for name, parameter in module.named_parameters(recurse=False):
+                (dynamic if name == "projection" else static).append(parameter)
+    return dynamic, static
