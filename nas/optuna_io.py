@@ -57,16 +57,17 @@ class Proposer:
         self._asked: dict[int, optuna.Trial] = {}
 
     def ask(
-        self, number: int, attempt: int, suggest: Callable[[optuna.Trial], T]
+        self, number: int, attempt: int, suggest: Callable[[optuna.Trial], T], explore: bool = False
     ) -> tuple[int, dict[str, Any], dict[str, Any], T]:
         """(handle, parameters, the sampler's attributes, what `suggest` returned) for proposal `number`.
 
-        Drawn from a generator seeded by (study seed, number, attempt), whatever was asked before.
+        Drawn from a generator seeded by (study seed, number, attempt), whatever was asked before; `explore` draws
+        at random instead of asking the study's sampler.
         """
+        name = "random" if explore else self._sampler
         seed = int(np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)[0])
-        self._study.sampler = make_sampler(
-            self._sampler, seed if self._sampler != "qmc" else self._seed, self._population
-        )
+        # The quasi-random sequence is one for the study; its position is kept there.
+        self._study.sampler = make_sampler(name, self._seed if name == "qmc" else seed, self._population)
         trial = self._study.ask()
         value = suggest(trial)
         frozen = self._study._storage.get_trial(trial._trial_id)

@@ -10,7 +10,6 @@ def make_sampler(name: str, seed: int, population: int) -> BaseSampler:
         "nsgaiii": lambda: NSGAIIISampler(population_size=population, seed=seed),
         "tpe": lambda: TPESampler(multivariate=True, constant_liar=True, seed=seed),
         "random": lambda: RandomSampler(seed=seed),
-        # Not seeded by proposal: the sequence is one, and its position is kept in the study.
         "qmc": lambda: QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False),
     }[name]()
 

@@ -1,0 +1,36 @@
+"""Trained weights on disk: kept for the trials on the front, written whole or not at all."""
+
+import os
+from hashlib import sha256
+from pathlib import Path
+
+from nas.records import StudyRow
+from nas.store import Store
+
+WEIGHTS = "weights"
+
+
+def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> None:
+    """Writes the trial's weights and notes them in the store; weights of trials that left the front are deleted."""
+    folder = Path(study.artifacts)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"trial-{number}.safetensors"
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_bytes(weights)
+    partial.replace(path)
+    store.add_artifact(study, number, WEIGHTS, str(path), sha256(weights).hexdigest(), len(weights))
+    on_front = {trial.number for trial in store.front(study)}
+    for other, (uri, _) in store.artifacts(study, WEIGHTS).items():
+        if other not in on_front:
+            store.drop_artifact(study, other, WEIGHTS)
+            Path(uri).unlink(missing_ok=True)
+
+
+def find_weights(store: Store, study: StudyRow, number: int) -> bytes | None:
+    """The trial's weights if they are kept, readable and unchanged, else None: the trial re-trains from its row."""
+    uri, digest = store.artifacts(study, WEIGHTS).get(number, ("", ""))
+    path = Path(uri)
+    if not uri or not path.is_file():
+        return None
+    weights = path.read_bytes()
+    return weights if sha256(weights).hexdigest() == digest else None

@@ -1,0 +1,409 @@
+"""The command `nas`. Each command parses, calls one function and prints: results on stdout, progress on stderr.
+
+Heavy libraries are imported inside the commands, so that `nas --help` answers at once. Exit codes: 0 done, 1 not
+finished (interrupted, or a check failed), 2 bad input.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from nas.errors import UserError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+STORE_HELP = "Where studies are kept: a SQLite file, sqlite:///FILE or postgresql://USER@HOST/NAME."
+
+
+class Commands(click.Group):
+    """Lists commands in the order of work, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(package_name="hypernas", prog_name="nas")
+def cli() -> None:
+    """Search neural architectures for the best accuracy per FLOP.
+
+    \b
+    nas search --study first          trains candidates on this machine, results in nas.db
+    nas front  --study first          the trade-off: loss against FLOPs
+    nas export --study first --pick knee --out winner
+    """
+
+
+def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name.strip():
+            raise click.BadParameter(f"{value!r}: wanted KEY=VALUE, like depth=2..8 or ffn.shape=hourglass")
+        out[name.strip()] = text.strip()
+    return out
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(","))
+
+
+def study_option(required: bool = True) -> Callable:
+    return click.option("--study", required=required, metavar="NAME", help="Name of the study.")
+
+
+store_option = click.option("--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_settings,
+    help="Fix a key (depth=4) or restrict it (depth=2..8, ffn.shape=hourglass,conventional). Repeat for more.",
+)
+
+
+def _print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2))
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # A pipe has no width: lines stay whole there.
+    Console(width=None if console.is_terminal else 240).print(renderable)
+
+
+# ---- search --------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--study", metavar="NAME", help="Name of the study.  [default: default]")
+@click.option("--store", metavar="URL", help=STORE_HELP + "  [default: nas.db]")
+@click.option("--space", metavar="NAME", help="lm, pkg.module:Space or FILE.py:Space.  [default: lm]")
+@click.option("--config", metavar="FILE.toml", help="[search] holds these flags with underscores, [set] the keys.")
+@set_option
+@click.option("--preset", metavar="NAME", help="quick, small or full: trials and tokens.  [default: small]")
+@click.option("--objectives", metavar="A,B[,C]", callback=_names, help="What to trade off.  [default: loss and flops]")
+@click.option("--trials", type=int, metavar="N", help="Trials in the study when it is done.  [default: the preset's]")
+@click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
+@click.option("--workers", type=int, metavar="N", help="Trials at once.  [default: one a core, or one a GPU]")
+@click.option("--gpus-per-trial", type=float, metavar="F", help="GPUs a trial takes; a fraction shares one.")
+@click.option("--engine", metavar="NAME", help="ray (warm worker processes) or inline (this one).  [default: ray]")
+@click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster (auto, HOST:PORT, ray://HOST:PORT).")
+@click.option("--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, random or qmc.  [default: nsgaii]")
+@click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
+@click.option("--kernels", metavar="NAME", help="auto or reference.  [default: auto]")
+@click.option("--seed", type=int, metavar="N", help="Seed of the study: data order and proposals.  [default: 0]")
+@click.option("--resume", is_flag=True, default=None, help="Continue the study up to --trials; create it if unknown.")
+def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
+    """Train candidate architectures and keep the front of loss against FLOPs.
+
+    Trial 0 is the plain baseline, trials 1 and 2 the same at three times and a third of its learning rate. Ctrl-C
+    once lets running trials finish; twice hands them back. Either way --resume continues.
+
+    \b
+    nas search --study first --preset quick
+    nas search --study mine --set data.path=book.txt --set depth=4..8 --trials 100
+    nas search --study first --resume --trials 200
+    """
+    from nas.config import read_toml
+
+    given = read_toml(config) if config else {}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    merged = {**given.get("settings", {}), **settings}
+    if merged:
+        given["settings"] = merged
+    for flag in ("trials", "workers"):
+        if given.get(flag) is not None and given[flag] < 1:
+            raise UserError(f"--{flag} {given[flag]}: wanted at least 1")
+    from nas.launch import launch
+
+    sys.exit(launch(given))
+
+
+# ---- looking -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@study_option()
+@store_option
+@json_option
+def status(study: str, store: str, as_json: bool) -> None:
+    """How far a study is: states, rate, workers, utilisation, failures by cause."""
+    from nas.summary import status_of
+    from nas.store import Store
+
+    with Store(store) as opened:
+        data = status_of(opened, opened.study(study))
+    if as_json:
+        _print_json(data)
+        return
+    states = ", ".join(f"{count} {name}" for name, count in data["states"].items() if count) or "no trials yet"
+    click.echo(f"study {data['study']}: {states}")
+    for kind, count in data["failures"].items():
+        click.echo(f"  failed, {kind}: {count}")
+    click.echo(f"workers {data['workers']}, utilisation {_shown(data['utilisation'], '{:.2f}')}")
+    click.echo(
+        f"trials per hour {_shown(data['trials_per_hour'], '{:.1f}')}, ETA {_shown(data['eta_seconds'], '{:.0f} s')}"
+    )
+    click.echo(f"hypervolume {data['hypervolume']:.4f}")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+@cli.command()
+@study_option()
+@store_option
+@json_option
+@click.option("--format", "form", type=click.Choice(["table", "csv"]), default="table", show_default=True)
+def front(study: str, store: str, as_json: bool, form: str) -> None:
+    """The Pareto front, best loss first."""
+    from nas.progress import front_table
+    from nas.store import Store
+    from nas.summary import front_rows, verdict
+
+    with Store(store) as opened:
+        row = opened.study(study)
+        trials = opened.front(row)
+        rows = front_rows(row, trials)
+        said = verdict(opened, row)
+    if as_json:
+        _print_json(rows)
+    elif form == "csv":
+        from nas.summary import as_csv
+
+        click.echo(as_csv(rows), nl=False)
+    else:
+        _print(front_table(trials))
+        click.echo("* baseline")
+        click.echo(said)
+
+
+@cli.command()
+@study_option()
+@store_option
+@click.option("--trial", type=int, required=True, metavar="N", help="Number of the trial.")
+@json_option
+def show(study: str, store: str, trial: int, as_json: bool) -> None:
+    """One trial: architecture, parameters and FLOPs by part, curve, timings, provenance."""
+    from nas.store import Store
+    from nas.summary import cost_json, cost_table, show_json
+    from search_spaces import load_space
+
+    with Store(store) as opened:
+        row = opened.study(study)
+        found = opened.trial(row, trial)
+        data = show_json(row, found, opened.reports(row, trial))
+    space = load_space(row.space.name, row.space.settings)
+    data |= {"cost": cost_json(space, space.from_json(found.arch))}
+    if as_json:
+        _print_json(data)
+        return
+    click.echo(f"trial {trial} of {study}: {found.state}")
+    for name, value in found.arch.items():
+        click.echo(f"  {name} = {value}")
+    click.echo("training: " + ", ".join(f"{name} {value}" for name, value in data["training"].items()))
+    for name, value in found.values.items():
+        click.echo(f"  {name} = {value:.6g}")
+    _print(cost_table(data["cost"]))
+    for report in data["curve"]:
+        click.echo(f"  rung {report['rung']}: loss {report['loss']:.4f} after {report['tokens']:,} tokens")
+    click.echo(
+        f"train {_shown(found.train_seconds, '{:.1f} s')}, evaluate {_shown(found.evaluate_seconds, '{:.1f} s')}"
+    )
+    click.echo("provenance: " + ", ".join(f"{name} {value}" for name, value in found.provenance.items()))
+    if found.failure:
+        click.echo(f"failed ({found.failure.kind}): {found.failure.message}\n{found.failure.traceback}")
+
+
+@cli.command()
+@click.option("--space", default="lm", show_default=True, metavar="NAME", help="lm, pkg.module:Space or FILE.py:Space.")
+@set_option
+@json_option
+@click.option("--keys", is_flag=True, help="List the space's keys with their legal values instead.")
+def describe(space: str, settings: dict[str, str], as_json: bool, keys: bool) -> None:
+    """Parameters and FLOPs by part of an architecture, without training it.
+
+    Unset keys are as in the baseline: nas describe --set depth=12 --set streams.n=4
+    """
+    from nas.summary import cost_json, cost_table, keys_table
+    from search_spaces import load_space
+
+    loaded = load_space(space)
+    if keys:
+        _print(keys_table(loaded))
+        return
+    data = cost_json(loaded, loaded.from_json(settings))
+    if as_json:
+        _print_json(data)
+    else:
+        for name, value in data["arch"].items():
+            click.echo(f"{name} = {value}")
+        _print(cost_table(data))
+
+
+# ---- taking home ---------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@study_option()
+@store_option
+@click.option("--trial", type=int, metavar="N", help="Number of the trial.")
+@click.option("--pick", metavar="RULE", help="knee, best, cheapest or max-flops=X, of the front.")
+@click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
+@click.option("--formats", default="py", show_default=True, metavar="LIST", help="py")
+@json_option
+def export(study: str, store: str, trial: int | None, pick: str | None, out: str, formats: str, as_json: bool) -> None:
+    """Write a trained model as a folder that needs only torch and safetensors.
+
+    \b
+    nas export --study first --pick knee --out winner
+    nas export --study first --trial 7 --out seven
+    """
+    from nas.export import export_trial
+    from nas.store import Store
+
+    with Store(store) as opened:
+        data = export_trial(opened, opened.study(study), trial=trial, pick=pick, out=out, formats=formats)
+    if as_json:
+        _print_json(data)
+    else:
+        click.echo(f"trial {data['trial']} of {study} is in {data['folder']}: {', '.join(data['files'])}")
+        click.echo(f"checked: loaded without hypernas, its logits equal the trained model's ({data['checked']})")
+
+
+@cli.command()
+@study_option()
+@store_option
+@click.option("--out", default="report.html", show_default=True, metavar="FILE.html", help="File to write.")
+def report(study: str, store: str, out: str) -> None:
+    """One HTML file with front, trials, curves and hypervolume; it opens without a network."""
+    from dashboards.report import write_report
+    from nas.store import Store
+
+    with Store(store) as opened:
+        path = write_report(opened, study, out)
+    click.echo(f"report written to {path}")
+
+
+# ---- keeping house -------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@store_option
+@click.option("--study", metavar="NAME", help="Also check this study's data and space.")
+@json_option
+def doctor(store: str, study: str | None, as_json: bool) -> None:
+    """Check what a search needs here: store, data, Ray, torch, one training step."""
+    from nas.doctor import examine
+
+    lines = examine(store, study)
+    if as_json:
+        _print_json([{"check": line.check, "ok": line.ok, "found": line.found, "do": line.do} for line in lines])
+    else:
+        for line in lines:
+            click.echo(
+                f"{'ok  ' if line.ok else 'FAIL'} {line.check}: {line.found}" + (f"; {line.do}" if line.do else "")
+            )
+    sys.exit(0 if all(line.ok for line in lines) else 1)
+
+
+@cli.group(name="study", cls=Commands)
+def study_group() -> None:
+    """List and delete studies."""
+
+
+@study_group.command(name="list")
+@store_option
+@json_option
+def study_list(store: str, as_json: bool) -> None:
+    """Every study in the store."""
+    from nas.store import Store
+
+    with Store(store) as opened:
+        rows = opened.studies()
+    if as_json:
+        _print_json(rows)
+    for row in [] if as_json else rows:
+        click.echo(f"{row['name']}: space {row['space']}, {row['trials']} trials, created {row['created'][:19]}")
+
+
+@study_group.command(name="delete")
+@click.argument("name")
+@store_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def study_delete(name: str, store: str, yes: bool) -> None:
+    """Delete a study, its trials and its weights."""
+    import shutil
+
+    from nas.store import Store
+
+    with Store(store) as opened:
+        row = opened.study(name)
+        if not yes:
+            click.confirm(f"delete study {name!r} with {sum(opened.states(row).values())} trials?", abort=True)
+        opened.delete_study(name)
+    shutil.rmtree(row.artifacts, ignore_errors=True)
+    click.echo(f"deleted study {name}")
+
+
+@cli.group(cls=Commands)
+def bench() -> None:
+    """Measure hypernas itself, side by side with its peers."""
+
+
+@bench.command(name="search")
+@click.option("--part", type=click.Choice(["overhead"]), default="overhead", show_default=True)
+@click.option("--trials", type=click.IntRange(min=10), default=200, show_default=True)
+@json_option
+def bench_search(part: str, trials: int, as_json: bool) -> None:
+    """What a trial costs beyond its training: our engines and Ray Tune with its own OptunaSearch, in one run."""
+    from nas.bench_search import overhead
+    from nas.summary import bench_table
+
+    data = overhead(trials)
+    if as_json:
+        _print_json(data)
+    else:
+        _print(bench_table(data))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    try:
+        cli.main(args=argv, prog_name="nas", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("aborted", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return 1
+    except Exception as error:
+        if not _is_bad_input(error):
+            raise
+        click.echo(f"nas: {error}", err=True)
+        return 2
+    return 0
+
+
+def _is_bad_input(error: Exception) -> bool:
+    # SpaceError lives in a module that imports torch; it is only looked at when something loaded it.
+    base = sys.modules.get("search_spaces.base")
+    return isinstance(error, UserError) or (base is not None and isinstance(error, base.SpaceError))
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(main())

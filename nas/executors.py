@@ -1,0 +1,240 @@
+"""Engines: they run jobs and hand back events. One small protocol (submit, wait, abandon, close), two forms here.
+
+`ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nas import worker
+from nas.errors import UserError
+from nas.records import Failure, FailureKind, Job, Progress, Report, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A worker died under its job; the job may run elsewhere."""
+
+    trial: int
+    token: int
+    reason: str
+
+
+Event = Progress | Report | Result | Lost
+
+
+class Executor(Protocol):
+    workers: int
+
+    @property
+    def running(self) -> int:
+        """Jobs submitted and not ended."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Starts a job. Call only while `running < workers`."""
+        ...
+
+    def wait(self, timeout: float) -> list[Event]:
+        """Events since the last call; waits up to `timeout` seconds for the first."""
+        ...
+
+    def abandon(self) -> None:
+        """Stops every running job, without events."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Inline:
+    """One job at a time in this process: for tests and debugging. A timeout is noticed between a job's events."""
+
+    workers = 1
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self._timeout = timeout
+        self._current: tuple[Job, Iterator[worker.Event], float] | None = None
+
+    @property
+    def running(self) -> int:
+        return int(self._current is not None)
+
+    def submit(self, job: Job) -> None:
+        self._current = (job, worker.run(job), time.monotonic())
+
+    def wait(self, timeout: float) -> list[Event]:
+        if self._current is None:
+            return []
+        job, events, started = self._current
+        event = next(events)
+        if self._timeout and not isinstance(event, Result) and time.monotonic() - started > self._timeout:
+            event = timed_out(job, self._timeout)
+        if isinstance(event, Result):
+            self._current = None
+        return [event]
+
+    def abandon(self) -> None:
+        self._current = None
+
+    def close(self) -> None:
+        self._current = None
+
+
+def timed_out(job: Job, seconds: float) -> Result:
+    message = f"killed after --trial-timeout {seconds:g} seconds"
+    return Result(job.trial, job.token, failure=Failure(FailureKind.TIMEOUT, message))
+
+
+# A worker trains on one thread. Without these, glibc gives every large block back to the system and takes page
+# faults for it again at each step: 3 to 5 times slower on 32 MiB tensors. They must be set before the process starts.
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One warm actor, and the job it runs."""
+
+    actor: Any
+    job: Job | None = None
+    events: Any = None  # the job's ObjectRefGenerator
+    started: float = 0.0
+
+
+class RayPool:
+    """A pool of warm Ray actors. Joins the cluster at `address`, or starts one on loopback for this process.
+
+    Raises UserError when there is no cluster at the address, or none of its nodes can hold a worker.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        address: str | None = None,
+        gpus_per_trial: float = 0.0,
+        timeout: float | None = None,
+        jobs_namespace: str = "hypernas",
+    ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self._ray = ray
+        self.workers = workers
+        self._timeout = timeout
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": jobs_namespace}
+        if address is None:
+            # A cluster of our own takes no work from anybody else on this machine.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+        else:
+            try:
+                ray.init(address=address, **quiet)
+            except ConnectionError as error:
+                raise UserError(
+                    f"--address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
+                ) from error
+        if gpus_per_trial:
+            most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+            if most < gpus_per_trial:
+                ray.shutdown()
+                raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
+        self._actor_class = ray.remote(_Worker).options(
+            num_cpus=1, num_gpus=gpus_per_trial, max_restarts=0, runtime_env={"env_vars": WORKER_ENVIRONMENT}
+        )
+        self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
+
+    @property
+    def running(self) -> int:
+        return sum(slot.job is not None for slot in self._slots)
+
+    def submit(self, job: Job) -> None:
+        slot = next(slot for slot in self._slots if slot.job is None)
+        slot.job, slot.started = job, time.monotonic()
+        slot.events = slot.actor.run.remote(job)
+
+    def wait(self, timeout: float) -> list[Event]:
+        busy = {slot.events: slot for slot in self._slots if slot.job is not None}
+        if not busy:
+            return []
+        if self._timeout:
+            nearest = min(slot.started + self._timeout - time.monotonic() for slot in busy.values())
+            timeout = max(0.0, min(timeout, nearest))
+        ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=timeout)
+        if ready:  # and whatever else has arrived meanwhile
+            ready, _ = self._ray.wait(list(busy), num_returns=len(busy), timeout=0)
+        events = [event for stream in ready if (event := self._next(busy[stream])) is not None]
+        return events + self._overdue()
+
+    def _next(self, slot: _Slot) -> Event | None:
+        job = slot.job
+        assert job is not None
+        try:
+            event: Event = self._ray.get(next(slot.events))
+        except (self._ray.exceptions.RayError, StopIteration) as error:
+            self._replace(slot)
+            return Lost(job.trial, job.token, f"{type(error).__name__}: {str(error).strip().splitlines()[0:1]}")
+        if isinstance(event, Result):
+            slot.job = slot.events = None
+        return event
+
+    def _overdue(self) -> list[Event]:
+        out: list[Event] = []
+        for slot in self._slots:
+            if self._timeout and slot.job is not None and time.monotonic() - slot.started > self._timeout:
+                out.append(timed_out(slot.job, self._timeout))
+                self._replace(slot)
+        return out
+
+    def _replace(self, slot: _Slot) -> None:
+        """A new process in place of a dead or overdue one."""
+        self._ray.kill(slot.actor)
+        slot.actor, slot.job, slot.events = self._actor_class.remote(), None, None
+
+    def abandon(self) -> None:
+        for slot in self._slots:
+            if slot.job is not None:
+                self._replace(slot)
+
+    def close(self) -> None:
+        for slot in self._slots:
+            self._ray.kill(slot.actor)
+        self._ray.shutdown()
+
+
+class _Worker:
+    """What runs in the actor's process."""
+
+    def __init__(self) -> None:
+        import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
+
+    def run(self, job: Job) -> Iterator[Event]:
+        yield from worker.run(job)
+
+
+def make_executor(
+    engine: str, workers: int, *, address: str | None, gpus_per_trial: float, timeout: float | None
+) -> Executor:
+    """`ray` or `inline`. Raises UserError as the pools do."""
+    if engine == "inline":
+        return Inline(timeout)
+    return RayPool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)

@@ -1,0 +1,190 @@
+"""What a running search shows: a live view in a terminal, plain lines elsewhere. All of it goes to stderr."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from nas.records import Progress, Report, Result, State, Trial
+
+REFRESH = 4  # a second
+
+
+@dataclass(slots=True)
+class _Running:
+    trial: Trial
+    started: float
+    share: float = 0.0
+    loss: float | None = None
+
+
+def describe_arch(arch: dict) -> str:
+    """An architecture in a line: what differs from trial to trial, shortly."""
+    if arch.get("family") != "transformer":
+        return " ".join(
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in arch.items()
+        )
+    ffn = f"{arch['ffn.shape']} {arch['ffn.ratio']:.3g}"
+    if "ffn.sub_mlps" in arch:
+        ffn += f"x{arch['ffn.sub_mlps']}"
+    parts = [f"{arch['depth']} x {arch['d_model']}", ffn]
+    if arch["attention.ratio"] != 1:
+        parts.append(f"attention {arch['attention.ratio']:g}")
+    if arch["streams.n"] > 1:
+        parts.append(" ".join(str(arch[k]) for k in ("streams.n", "streams.mixing", "streams.factors") if k in arch))
+    if arch["gates.placement"] != "none":
+        parts.append(f"gates {arch['gates.placement']} {arch['gates.layers']} {arch['gates.rate']:g}")
+    return ", ".join(parts)
+
+
+class Lines:
+    """One line an event: for logs and pipes."""
+
+    def __init__(self, asked: int, finished: int, console: Console) -> None:
+        self._asked, self._finished, self._console = asked, finished, console
+        self._done_here, self._start = 0, time.monotonic()
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def started(self, trial: Trial) -> None:
+        self._print(
+            f"trial {trial.number} starts: {describe_arch(dict(trial.arch))}, lr {trial.recipe.learning_rate:.3g}"
+        )
+
+    def progress(self, event: Progress) -> None: ...
+
+    def reported(self, event: Report) -> None:
+        self._print(f"trial {event.trial} rung {event.rung}: loss {event.loss:.4f} after {event.tokens:,} tokens")
+
+    def ended(self, trial: int, result: Result | None) -> None:
+        if result is None:
+            return
+        self._finished += 1
+        self._done_here += 1
+        eta = (time.monotonic() - self._start) / self._done_here * (self._asked - self._finished)
+        where = f"[{self._finished}/{self._asked}, about {eta:.0f} s left]"
+        if result.failure:
+            self._print(f"trial {trial} failed ({result.failure.kind}): {result.failure.message} {where}")
+        else:
+            self._print(f"trial {trial} done: {describe_values(result.values)} {where}")
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def tick(self) -> None: ...
+
+
+def describe_values(values: dict | object) -> str:
+    """The measured values that fit a line."""
+    names = {"bits_per_byte": ("{:.4f} bits/byte", 1.0), "loss": ("loss {:.4f}", 1.0), "accuracy": ("accuracy {:.3f}", 1.0),
+             "flops_per_token": ("{:.3f} MFLOPs/token", 1e-6), "flops_per_image": ("{:.3f} MFLOPs/image", 1e-6)}  # fmt: skip
+    measured = dict(values)  # type: ignore[call-overload]
+    return ", ".join(form.format(measured[name] * unit) for name, (form, unit) in names.items() if name in measured)
+
+
+class Screen:
+    """A live view: counts, running trials with their loss, the front so far, time left."""
+
+    def __init__(self, asked: int, finished: int, front: Callable[[], Sequence[Trial]], console: Console) -> None:
+        self._asked, self._finished, self._front = asked, finished, front
+        self._failed = self._done_here = 0
+        self._start = time.monotonic()
+        self._running: dict[int, _Running] = {}
+        self._shown = list(front())
+        self._live = Live(self._render(), console=console, refresh_per_second=REFRESH, transient=True)
+
+    def __enter__(self) -> "Screen":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._live.__exit__(*details)  # type: ignore[arg-type]
+
+    def started(self, trial: Trial) -> None:
+        self._running[trial.number] = _Running(trial, time.monotonic())
+
+    def progress(self, event: Progress) -> None:
+        if event.trial in self._running:
+            self._running[event.trial].share = event.share
+            self._running[event.trial].loss = event.loss
+
+    def reported(self, event: Report) -> None:
+        if event.trial in self._running:
+            self._running[event.trial].loss = event.loss
+
+    def ended(self, trial: int, result: Result | None) -> None:
+        self._running.pop(trial, None)
+        if result is None:
+            return
+        self._finished += 1
+        self._done_here += 1
+        self._failed += result.failure is not None
+        if result.failure:
+            self._live.console.print(Text(f"trial {trial} failed ({result.failure.kind}): {result.failure.message}"))
+        self._shown = list(self._front())
+
+    def message(self, text: str) -> None:
+        self._live.console.print(Text(text))
+
+    def tick(self) -> None:
+        self._live.update(self._render())
+
+    def _render(self) -> Group:
+        spent = time.monotonic() - self._start
+        left = spent / self._done_here * (self._asked - self._finished) if self._done_here else None
+        head = Text(
+            f"{self._finished} of {self._asked} trials"
+            + (f", {self._failed} failed" if self._failed else "")
+            + f"   {_clock(spent)} elapsed   "
+            + (f"about {_clock(left)} left" if left is not None else "")
+        )
+        running = Table(box=None, padding=(0, 1))
+        for title in ("trial", "", "loss", "architecture"):
+            running.add_column(title, no_wrap=True)
+        for entry in self._running.values():
+            running.add_row(
+                str(entry.trial.number),
+                ProgressBar(total=1.0, completed=entry.share, width=24),
+                "-" if entry.loss is None else f"{entry.loss:.3f}",
+                Text(describe_arch(dict(entry.trial.arch))),
+            )
+        bar = ProgressBar(total=max(1, self._asked), completed=self._finished, width=60)
+        return Group(head, bar, running, front_table(self._shown[:8], "front so far"))
+
+
+def front_table(trials: Sequence[Trial], title: str = "") -> Table:
+    """Trials as a table, one row each."""
+    table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
+    for column in ("trial", "values", "parameters", "architecture", "lr"):
+        table.add_column(column, justify="right" if column in ("trial", "parameters") else "left")
+    for trial in trials:
+        table.add_row(
+            f"{trial.number}{'*' if trial.origin == 'baseline' else ''}",
+            describe_values(trial.values) if trial.state == State.COMPLETE else str(trial.state),
+            f"{trial.parameters:,}" if trial.parameters else "-",
+            Text(describe_arch(dict(trial.arch))),
+            f"{trial.recipe.learning_rate:.3g}",
+        )
+    return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def make_view(asked: int, finished: int, front: Callable[[], Sequence[Trial]]) -> Lines | Screen:
+    """A live view where stderr is a terminal, lines otherwise."""
+    console = Console(stderr=True)
+    return Screen(asked, finished, front, console) if console.is_terminal else Lines(asked, finished, console)
