@@ -6,7 +6,7 @@ finished (interrupted, or a check failed), 2 bad input.
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -70,14 +70,6 @@ def _print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2))
 
 
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    # A pipe has no width: lines stay whole there.
-    Console(width=None if console.is_terminal else 240).print(renderable)
-
-
 # ---- search --------------------------------------------------------------------------------------------------
 
 
@@ -135,8 +127,8 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
 @json_option
 def status(study: str, store: str, as_json: bool) -> None:
     """How far a study is: states, rate, workers, utilisation, failures by cause."""
-    from nas.summary import status_of
     from nas.store import Store
+    from nas.summary import status_of
 
     with Store(store) as opened:
         data = status_of(opened, opened.study(study))
@@ -165,7 +157,7 @@ def _shown(value: float | None, form: str) -> str:
 @click.option("--format", "form", type=click.Choice(["table", "csv"]), default="table", show_default=True)
 def front(study: str, store: str, as_json: bool, form: str) -> None:
     """The Pareto front, best loss first."""
-    from nas.progress import front_table
+    from nas.progress import front_table, print_table
     from nas.store import Store
     from nas.summary import front_rows, verdict
 
@@ -181,7 +173,7 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
 
         click.echo(as_csv(rows), nl=False)
     else:
-        _print(front_table(trials))
+        print_table(front_table(trials))
         click.echo("* baseline")
         click.echo(said)
 
@@ -193,6 +185,7 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
 @json_option
 def show(study: str, store: str, trial: int, as_json: bool) -> None:
     """One trial: architecture, parameters and FLOPs by part, curve, timings, provenance."""
+    from nas.progress import print_table
     from nas.store import Store
     from nas.summary import cost_json, cost_table, show_json
     from search_spaces import load_space
@@ -212,7 +205,7 @@ def show(study: str, store: str, trial: int, as_json: bool) -> None:
     click.echo("training: " + ", ".join(f"{name} {value}" for name, value in data["training"].items()))
     for name, value in found.values.items():
         click.echo(f"  {name} = {value:.6g}")
-    _print(cost_table(data["cost"]))
+    print_table(cost_table(data["cost"]))
     for report in data["curve"]:
         click.echo(f"  rung {report['rung']}: loss {report['loss']:.4f} after {report['tokens']:,} tokens")
     click.echo(
@@ -233,12 +226,13 @@ def describe(space: str, settings: dict[str, str], as_json: bool, keys: bool) ->
 
     Unset keys are as in the baseline: nas describe --set depth=12 --set streams.n=4
     """
+    from nas.progress import print_table
     from nas.summary import cost_json, cost_table, keys_table
     from search_spaces import load_space
 
     loaded = load_space(space)
     if keys:
-        _print(keys_table(loaded))
+        print_table(keys_table(loaded))
         return
     data = cost_json(loaded, loaded.from_json(settings))
     if as_json:
@@ -246,7 +240,7 @@ def describe(space: str, settings: dict[str, str], as_json: bool, keys: bool) ->
     else:
         for name, value in data["arch"].items():
             click.echo(f"{name} = {value}")
-        _print(cost_table(data))
+        print_table(cost_table(data))
 
 
 # ---- taking home ---------------------------------------------------------------------------------------------
@@ -286,6 +280,7 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
 def report(study: str, store: str, out: str) -> None:
     """One HTML file with front, trials, curves and hypervolume; it opens without a network."""
     from dashboards.report import write_report
+
     from nas.store import Store
 
     with Store(store) as opened:
@@ -366,13 +361,14 @@ def bench() -> None:
 def bench_search(part: str, trials: int, as_json: bool) -> None:
     """What a trial costs beyond its training: our engines and Ray Tune with its own OptunaSearch, in one run."""
     from nas.bench_search import overhead
+    from nas.progress import print_table
     from nas.summary import bench_table
 
     data = overhead(trials)
     if as_json:
         _print_json(data)
     else:
-        _print(bench_table(data))
+        print_table(bench_table(data))
 
 
 def main(argv: list[str] | None = None) -> int:

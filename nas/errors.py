@@ -14,4 +14,8 @@ class StudyError(UserError):
 
 
 class StoreError(UserError):
-    """A store that cannot be opened, or that another version wrote."""
+    """A store that cannot be opened, or that another version wrote; `missing` when there is nothing to open yet."""
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing

@@ -1,7 +1,7 @@
 """What a running search shows: a live view in a terminal, plain lines elsewhere. All of it goes to stderr."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, Group
@@ -85,12 +85,18 @@ class Lines:
     def tick(self) -> None: ...
 
 
-def describe_values(values: dict | object) -> str:
+_SHOWN = {
+    "bits_per_byte": ("{:.4f} bits/byte", 1.0),
+    "loss": ("loss {:.4f}", 1.0),
+    "accuracy": ("accuracy {:.3f}", 1.0),
+    "flops_per_token": ("{:.3f} MFLOPs/token", 1e-6),
+    "flops_per_image": ("{:.3f} MFLOPs/image", 1e-6),
+}
+
+
+def describe_values(values: Mapping[str, float]) -> str:
     """The measured values that fit a line."""
-    names = {"bits_per_byte": ("{:.4f} bits/byte", 1.0), "loss": ("loss {:.4f}", 1.0), "accuracy": ("accuracy {:.3f}", 1.0),
-             "flops_per_token": ("{:.3f} MFLOPs/token", 1e-6), "flops_per_image": ("{:.3f} MFLOPs/image", 1e-6)}  # fmt: skip
-    measured = dict(values)  # type: ignore[call-overload]
-    return ", ".join(form.format(measured[name] * unit) for name, (form, unit) in names.items() if name in measured)
+    return ", ".join(form.format(values[name] * unit) for name, (form, unit) in _SHOWN.items() if name in values)
 
 
 class Screen:
@@ -188,3 +194,9 @@ def make_view(asked: int, finished: int, front: Callable[[], Sequence[Trial]]) -
     """A live view where stderr is a terminal, lines otherwise."""
     console = Console(stderr=True)
     return Screen(asked, finished, front, console) if console.is_terminal else Lines(asked, finished, console)
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout; whole lines where stdout is a pipe and has no width."""
+    console = Console()
+    (console if console.is_terminal else Console(width=240)).print(table)

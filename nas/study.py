@@ -12,7 +12,7 @@ from typing import Any
 
 from nas import pareto
 from nas.config import Plan, StudyConfig, make_plan, to_json
-from nas.data import load_corpus, validation_windows
+from nas.data import Corpus, load_corpus, validation_windows
 from nas.errors import StudyError
 from nas.optuna_io import Proposer
 from nas.records import FINISHED, Job, Recipe, SpaceSpec, State, StudyRow, Trial
@@ -188,19 +188,28 @@ def artifacts_folder(store: Store, study: str) -> str:
     return str((base.parent / f"{base.stem}-artifacts" / digest({"study": study})).resolve())
 
 
-def open_search(store: Store, config: StudyConfig, evaluate: str = "nas.train:evaluate") -> Search:
-    """Creates the study, or continues it with `config.resume`.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration that was checked against its space and its data, before any store is touched."""
 
-    Raises StudyError, DataError, SpaceError or UserError before anything is written.
-    """
+    config: StudyConfig
+    plan: Plan
+    corpus: Corpus
+
+
+def prepare(config: StudyConfig) -> Prepared:
+    """Raises UserError (of the flags or the data) and SpaceError; writes nothing but the cache of prepared text."""
     plan = make_plan(config)
-    existing = any(study["name"] == config.study for study in store.studies())
-    if existing and not config.resume:
-        raise StudyError(f"study {config.study!r} exists in {store.shown}: --resume continues it")
     corpus = load_corpus(plan.data_path)
     for arch in (plan.space.baseline(), plan.space.largest()):
         validation_windows(corpus, evaluation_tokens(plan.recipe), arch.context)
-    if existing:
+    return Prepared(config, plan, corpus)
+
+
+def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:evaluate") -> Search:
+    """Creates the study, or continues it when `config.resume`. Raises StudyError."""
+    config, plan, corpus = prepared.config, prepared.plan, prepared.corpus
+    if config.resume and any(study["name"] == config.study for study in store.studies()):
         row = store.study(config.study)
         _check_same(row, plan.space_spec, corpus.hash, corpus.name)
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials}

@@ -130,9 +130,8 @@ class Store:
             if not folder.is_dir():
                 raise StoreError(f"--store {self.shown}: the folder {folder} does not exist")
             if not create and not Path(path).exists():
-                raise StoreError(
-                    f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
-                )
+                message = f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
+                raise StoreError(message, missing=True)
         self._engine = _engine(self.url)
         try:
             self._check_schema(create)
@@ -167,7 +166,7 @@ class Store:
             raise StoreError(f"--store {self.shown} holds tables of another program: name another store")
         if not create:
             what = f"has the older schema {found}" if found else "is empty"
-            raise StoreError(f"--store {self.shown} {what}: nas search brings it up to date")
+            raise StoreError(f"--store {self.shown} {what}: nas search brings it up to date", missing=found is None)
         self._migrate()
 
     def _migrate(self) -> None:

@@ -1,0 +1,90 @@
+"""Starts a search from the command line's values: checks everything, opens the study, runs it, says what came of it."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from nas.config import StudyConfig, resumed
+from nas.driver import Outcome, run
+from nas.errors import StoreError, StudyError
+from nas.executors import make_executor
+from nas.progress import front_table, make_view, print_table
+from nas.store import Store
+from nas.study import Search, open_search, prepare
+from nas.summary import verdict
+
+
+def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> int:
+    """Runs a search to its end; the exit code. Raises UserError and SpaceError for bad input, before Ray starts."""
+    config = StudyConfig(**given)
+    stored = _stored_settings(config)
+    if stored is not None:
+        if not config.resume:
+            raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
+        config = resumed(stored, given)
+    prepared = prepare(config)  # whatever is wrong is found before anything is written
+    with Store(config.store, create=True) as store:
+        search = open_search(store, prepared, evaluate)
+        workers = config.workers or default_workers(config)
+        finished = store.finished(search.row)
+        click.echo(
+            f"study {config.study!r}: {'resumed at ' + str(finished) + ' of ' if finished else ''}{search.plan.trials} "
+            f"trials of {search.plan.recipe.tokens:,} tokens, {workers} workers, results in {store.shown}",
+            err=True,
+        )
+        executor = make_executor(
+            config.engine,
+            workers,
+            address=config.address,
+            gpus_per_trial=config.gpus_per_trial,
+            timeout=config.trial_timeout,
+        )
+        try:
+            with make_view(search.plan.trials, finished, lambda: store.front(search.row)) as view:
+                outcome = run(search, executor, view, seconds=config.time)
+        finally:
+            executor.close()
+        return _conclude(store, search, outcome)
+
+
+def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
+    """Prints the front, what beats the baseline, and how to go on; the exit code."""
+    print_table(front_table(store.front(search.row), f"front of {search.row.name}"))
+    click.echo(verdict(store, search.row))
+    if search.cache_hits:
+        click.echo(f"{search.cache_hits} proposals were known already and not trained again")
+    click.echo(f"finished {outcome.finished} of {outcome.asked} trials")
+    if outcome.finished >= outcome.asked:
+        return 0
+    if outcome.exhausted and not outcome.interrupted:
+        click.echo("the space holds nothing new: every further proposal was trained before", err=True)
+        return 0
+    why = "interrupted" if outcome.interrupted else "out of time" if outcome.timed_out else "not finished"
+    again = f"nas search --study {search.row.name} --store {store.shown} --resume"
+    click.echo(f"{why}; nothing is lost. Continue with: {again}", err=True)
+    return 1
+
+
+def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
+    """The settings of the study if the store is there and holds it; creates nothing."""
+    try:
+        with Store(config.store) as store:
+            if any(row["name"] == config.study for row in store.studies()):
+                return store.study(config.study).settings
+    except StoreError as error:
+        if not error.missing:
+            raise
+    return None
+
+
+def default_workers(config: StudyConfig) -> int:
+    """One a GPU share where GPUs are asked for, otherwise one a core."""
+    if config.engine == "inline":
+        return 1
+    if config.gpus_per_trial:
+        import torch
+
+        return max(1, int(torch.cuda.device_count() / config.gpus_per_trial))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

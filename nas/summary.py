@@ -1,0 +1,232 @@
+"""What the commands print about studies and architectures: the JSON shapes scripts depend on, and their tables."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from nas import pareto
+from nas.records import FINISHED, Report, State, StudyRow, Trial
+from nas.store import Store
+from search_spaces.base import Choices, Range, Space, arch_to_json
+
+
+def training_json(trial: Trial) -> dict[str, Any]:
+    """The trial's recipe under the names of `--set`."""
+    recipe = trial.recipe
+    return {
+        "optim.name": recipe.optimizer,
+        "optim.lr": recipe.learning_rate,
+        "optim.weight_decay": recipe.weight_decay,
+        "optim.schedule": recipe.schedule,
+        "train.tokens": recipe.tokens,
+        "train.batch_tokens": recipe.batch_tokens,
+        "train.seed": recipe.seed,
+    }
+
+
+def front_rows(study: StudyRow, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """`nas front --json`."""
+    return [
+        {
+            "trial": trial.number,
+            "arch_hash": trial.arch_hash,
+            "values": {name: trial.values[name] for name in study.objectives},
+            "arch": dict(trial.arch),
+            "parameters": trial.parameters,
+            "seeds": [trial.recipe.seed],
+            "training": training_json(trial),
+            "baseline": trial.origin == "baseline",
+        }
+        for trial in trials
+    ]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Front rows as CSV: one column a value and a key."""
+    flat = [
+        {"trial": row["trial"], "arch_hash": row["arch_hash"], **row["values"], "parameters": row["parameters"]}
+        | dict(row["arch"])
+        | dict(row["training"])
+        for row in rows
+    ]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns or ["trial"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def status_of(store: Store, study: StudyRow) -> dict[str, Any]:
+    """`nas status --json`. Utilisation is (training + evaluation) / (workers x time) from first to last dispatch."""
+    trials = store.trials(study)
+    finished = [trial for trial in trials if trial.state in FINISHED]
+    live = store.live_drivers(study)
+    span = _span_seconds(trials)
+    rate = 3600 * len(finished) / span if span and finished else None
+    left = int(study.settings["trials"]) - len(finished)
+    history = store.hypervolumes(study)
+    return {
+        "study": study.name,
+        "states": store.states(study),
+        "failures": dict(Counter(str(trial.failure.kind) for trial in finished if trial.failure)),
+        "workers": sum(live.values()),
+        "utilisation": utilisation(trials),
+        "trials_per_hour": rate,
+        "eta_seconds": 3600 * left / rate if rate and left > 0 and live else None,
+        "hypervolume": history[-1][2] if history else 0.0,
+    }
+
+
+def _span_seconds(trials: Sequence[Trial]) -> float | None:
+    starts = [trial.started for trial in trials if trial.started]
+    ends = [trial.finished for trial in trials if trial.finished]
+    return (max(ends) - min(starts)).total_seconds() if starts and ends else None
+
+
+def utilisation(trials: Sequence[Trial]) -> float | None:
+    """The share of the workers' time spent training and evaluating, between the first and the last dispatch.
+
+    Work is counted inside that window alone: of a trial that ends after the last dispatch, the part before it.
+    """
+    done = [trial for trial in trials if trial.started and trial.finished and trial.train_seconds is not None]
+    if len(done) < 2:
+        return None
+    first, last = min(t.started for t in done), max(t.started for t in done)  # type: ignore[type-var]
+    workers = len({trial.worker for trial in done if trial.worker})
+    window = (last - first).total_seconds()  # type: ignore[operator]
+    if not window or not workers:
+        return None
+    busy = 0.0
+    for trial in done:
+        wall = (trial.finished - trial.started).total_seconds()  # type: ignore[operator]
+        inside = (min(trial.finished, last) - trial.started).total_seconds()  # type: ignore[type-var, operator]
+        worked = (trial.train_seconds or 0.0) + (trial.evaluate_seconds or 0.0)
+        busy += min(worked, wall) * (inside / wall if wall else 0.0)
+    return busy / (workers * window)
+
+
+def verdict(store: Store, study: StudyRow) -> str:
+    """Whether a found architecture beats the best baseline at equal or fewer FLOPs, and by how much."""
+    complete = store.trials(study, states=(State.COMPLETE,))
+    loss, flops = study.objectives[0], next((name for name in study.objectives if name.startswith("flops")), None)
+    baselines = [trial for trial in complete if trial.origin == "baseline"]
+    if flops is None or not baselines:
+        return "no completed baseline to compare with"
+    best = min(baselines, key=lambda trial: pareto.cost(loss, trial.values[loss]))
+    rivals = [
+        trial
+        for trial in complete
+        if trial.origin != "baseline"
+        and trial.values[flops] <= best.values[flops]
+        and pareto.cost(loss, trial.values[loss]) < pareto.cost(loss, best.values[loss])
+    ]
+    name = f"the best baseline (trial {best.number}: {loss} {best.values[loss]:.4f})"
+    if not rivals:
+        return f"no found architecture beats {name} at equal or fewer FLOPs"
+    won = min(rivals, key=lambda trial: pareto.cost(loss, trial.values[loss]))
+    gain = abs(won.values[loss] - best.values[loss])
+    share = won.values[flops] / best.values[flops]
+    return (
+        f"trial {won.number} beats {name} by {gain:.4f} ({100 * gain / abs(best.values[loss]):.2f} %) "
+        f"at {100 * share:.1f} % of its FLOPs"
+    )
+
+
+def show_json(study: StudyRow, trial: Trial, reports: Sequence[Report]) -> dict[str, Any]:
+    """`nas show --json`, but for the cost."""
+    return {
+        "study": study.name,
+        "trial": trial.number,
+        "state": str(trial.state),
+        "origin": trial.origin,
+        "arch": dict(trial.arch),
+        "arch_hash": trial.arch_hash,
+        "training": training_json(trial),
+        "values": dict(trial.values),
+        "parameters": trial.parameters,
+        "curve": [{name: value for name, value in asdict(report).items() if name != "trial"} for report in reports],
+        "attempts": trial.attempts,
+        "created": trial.created.isoformat(),
+        "started": trial.started.isoformat() if trial.started else None,
+        "finished": trial.finished.isoformat() if trial.finished else None,
+        "train_seconds": trial.train_seconds,
+        "evaluate_seconds": trial.evaluate_seconds,
+        "provenance": dict(trial.provenance),
+        "diagnostics": dict(trial.diagnostics),
+        "failure": asdict(trial.failure) if trial.failure else None,
+    }
+
+
+def cost_json(space: Space, arch: Any) -> dict[str, Any]:
+    """`nas describe --json`."""
+    cost = space.cost(arch)
+    unit = "token" if space.task == "text" else "image"
+    return {
+        "arch": arch_to_json(arch),
+        "parameters": {**cost.parameters, "total": cost.parameters_total},
+        f"flops_per_{unit}": {
+            **cost.flops,
+            "matmul": cost.matmul,
+            "elementwise": cost.elementwise,
+            "total": cost.flops_total,
+        },
+        f"activation_bytes_per_{unit}": cost.activation_bytes,
+    }
+
+
+def cost_table(data: Mapping[str, Any]) -> Table:
+    """The cost by part, parameters beside FLOPs."""
+    unit = next(name for name in data if name.startswith("flops_per_"))
+    table = Table(box=None, padding=(0, 1))
+    for column in ("part", "parameters", unit.replace("_", " ")):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part, flops in data[unit].items():
+        parameters = data["parameters"].get(part)
+        table.add_row(part, "" if parameters is None else f"{parameters:,}", f"{flops:,}")
+    return table
+
+
+def keys_table(space: Space) -> Table:
+    """Every key that `--set` takes: the space's, then the training's."""
+    from nas.config import TRAINING_KEYS
+
+    table = Table(box=None, padding=(0, 1))
+    for column in ("key", "baseline", "searched", "meaning"):
+        table.add_column(column)
+    for key in [*space.keys.values(), *TRAINING_KEYS.values()]:
+        domain = key.search
+        if isinstance(domain, Choices):
+            searched = ", ".join(_short(value) for value in domain.values) if len(domain.values) > 1 else ""
+        else:
+            assert isinstance(domain, Range)
+            searched = f"{domain.low:g}..{domain.high:g}" + (":log" if domain.log else "")
+        legal = f" (one of {', '.join(map(str, key.options))})" if key.options else ""
+        table.add_row(key.name, _short(key.default), searched, key.help + legal)
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def bench_table(data: Mapping[str, Any]) -> Table:
+    """Rows of `nas bench`: one measurement each, with its ratio to the baseline."""
+    table = Table(title=f"{data['device']}; {data['versions']}", title_justify="left", box=None, padding=(0, 1))
+    for column in ("name", "backend", "value", "unit", "baseline", "ratio"):
+        table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
+    for row in data["rows"]:
+        table.add_row(
+            row["name"],
+            row["backend"],
+            f"{row['value']:.2f}",
+            row["unit"],
+            row["baseline"] or "",
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        )
+    return table
