@@ -3,6 +3,7 @@
 Both drive a trivial objective of six parameters and two objectives, two at a time; Ray is started before the clock.
 """
 
+import logging
 import os
 import platform
 import sys
@@ -39,7 +40,7 @@ def overhead(trials: int) -> dict[str, Any]:
     import optuna  # after the pool: Ray reads its settings when it is first imported
     import ray
 
-    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with redirect_stdout(sys.stderr):  # Ray Tune talks on stdout even when told not to
             peers = {

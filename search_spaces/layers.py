@@ -8,6 +8,7 @@ multiply-accumulate is 2 FLOPs; elementwise work counts 1 for each add, multiply
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ class LayerCost(NamedTuple):
     matmul: int
     elementwise: int
 
-    def __add__(self, other: tuple) -> "LayerCost":  # type: ignore[override]
+    def __add__(self, other: tuple) -> "LayerCost":
         return LayerCost(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, count: int) -> "LayerCost":
@@ -243,7 +244,7 @@ class Hourglass(nn.Module):
     Returns h_K - x, since the residual stream adds its own x. Each net brings its own norm (papers disagree).
     """
 
-    def __init__(self, nets: list[nn.Module]) -> None:
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
 

@@ -17,7 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import layers
-from search_spaces.base import Choices, Cost, Domain, Key, SpaceError, Suggest, arch_to_json, digest, nearest
+from search_spaces.base import (
+    Choices,
+    Cost,
+    Domain,
+    Key,
+    SpaceError,
+    Suggest,
+    arch_to_json,
+    digest,
+    nearest,
+    nearest_default,
+)
 from search_spaces.connections import (
     canonical_streams,
     check_streams,
@@ -217,9 +228,8 @@ class LanguageModels:
         return domain.values
 
     def _default(self, name: str) -> Any:
-        """The baseline's value: the key's own, or the first one allowed."""
-        values = self._values(name) if name in self.restricted else (KEYS[name].default,)
-        return KEYS[name].default if KEYS[name].default in values else values[0]
+        """The baseline's value: the key's own default, or the nearest that is allowed."""
+        return nearest_default(KEYS[name], self.restricted[name]) if name in self.restricted else KEYS[name].default
 
     @cached_property
     def _ffn_options(self) -> dict[str, tuple[str, float, int | None]]:
@@ -291,7 +301,7 @@ class LanguageModels:
 
     @property
     def _groups(self) -> dict[str, dict[str, tuple]]:
-        return {"ffn": self._ffn_options, "streams": self._stream_options, "gates": self._gate_options}  # type: ignore[dict-item]
+        return {"ffn": self._ffn_options, "streams": self._stream_options, "gates": self._gate_options}
 
     def params(self, arch: Arch) -> dict[str, Any]:
         flat = arch_to_json(arch)
