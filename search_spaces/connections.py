@@ -2,13 +2,14 @@
 
     X' = H_res X + H_post^T F(H_pre X),   X (B, T, n, C): n streams of C channels        (mHC, eq. 1)
 
-Every class has the same five methods. A sublayer F between `read` and `write` is one module:
+Every class has the same methods. A sublayer F between `read` and `write` is one module:
 
     expand(x)                  (B, T, C) -> X, once after the embedding: n copies
     read(X)                    -> h = H_pre X (B, T, C), not normalised, and the coefficients `write` needs
     write(X, y, coefficients)  -> X', for y = F(h) (B, T, C)
     reduce(X)                  -> (B, T, C), once before the head: the plain sum over the streams
-    mean_mixing(X)             -> (n, n), H_res averaged over tokens, in the stream basis: a diagnostic
+    matrices(X)                -> (B, T, n, n), H_res of every token in the stream basis, for diagnostics alone
+    mean_mixing(X)             -> (n, n), their mean
 
 Sources: hc_static and hc: Hyper-Connections, 2409.19606. mhc: 2512.24880. mhc_lite: 2601.05732. kromhc: 2601.21579.
 In each class `projection` is the dynamic part; every other tensor (bias or static matrix, gamma, alpha) is static
@@ -47,8 +48,11 @@ class PlainResidual(nn.Module):
     def reduce(self, X: Tensor) -> Tensor:
         return X
 
+    def matrices(self, X: Tensor) -> Tensor:
+        return torch.ones(*X.shape[:-1], 1, 1, device=X.device, dtype=X.dtype)
+
     def mean_mixing(self, X: Tensor) -> Tensor:
-        return torch.ones(1, 1, device=X.device, dtype=X.dtype)
+        return self.matrices(X).flatten(0, -3).mean(0)
 
     @staticmethod
     def parameter_count() -> int:
@@ -94,8 +98,11 @@ class StaticHyperConnection(nn.Module):
     def reduce(self, X: Tensor) -> Tensor:
         return X.sum(-2)
 
+    def matrices(self, X: Tensor) -> Tensor:
+        return self.static[:, 1:-1].mT.expand(*X.shape[:-2], -1, -1)
+
     def mean_mixing(self, X: Tensor) -> Tensor:
-        return self.static[:, 1:-1].mT
+        return self.matrices(X).flatten(0, -3).mean(0)
 
     @staticmethod
     def parameter_count(n: int) -> int:
@@ -142,9 +149,12 @@ class HyperConnection(nn.Module):
     def reduce(self, X: Tensor) -> Tensor:
         return X.sum(-2)
 
-    def mean_mixing(self, X: Tensor) -> Tensor:
+    def matrices(self, X: Tensor) -> Tensor:
         _, (to_streams, _) = self.read(X)
-        return to_streams.flatten(0, -3).mean(0).mT
+        return to_streams.mT
+
+    def mean_mixing(self, X: Tensor) -> Tensor:
+        return self.matrices(X).flatten(0, -3).mean(0)
 
     @staticmethod
     def parameter_count(n: int, d_model: int, norm_weights: int | None = None) -> int:
@@ -232,10 +242,13 @@ class DoublyStochasticConnection(nn.Module):
         """H_res X."""
         raise NotImplementedError
 
-    def mean_mixing(self, X: Tensor) -> Tensor:
+    def matrices(self, X: Tensor) -> Tensor:
         _, (_, *mixing) = self.read(X)
-        identity = torch.eye(self.n, device=X.device, dtype=X.dtype).expand(*X.shape[:-2], self.n, self.n)
-        return self.mix(identity, mixing).flatten(0, -3).mean(0)
+        identity = torch.eye(self.n, device=X.device, dtype=X.dtype)
+        return self.mix(identity.expand(*X.shape[:-2], -1, -1), mixing)
+
+    def mean_mixing(self, X: Tensor) -> Tensor:
+        return self.matrices(X).flatten(0, -3).mean(0)
 
 
 def stream_parameters(n: int, d_model: int, res: int) -> int:
@@ -410,7 +423,8 @@ class WalshKroneckerHyperConnection(DoublyStochasticConnection):
 
     def __init__(self, n: int, d_model: int, layer_index: int):
         super().__init__(n, d_model, layer_index, [0.0, -8.0] * (n.bit_length() - 1))
-        self.register_buffer("signs", (walsh_transform(torch.eye(n).unsqueeze(0))[0] * n**0.5).round(), persistent=False)
+        signs = walsh_transform(torch.eye(n).unsqueeze(0))[0] * math.sqrt(n)
+        self.register_buffer("signs", signs.round(), persistent=False)
 
     def expand(self, x: Tensor) -> Tensor:
         return nn.functional.pad(math.sqrt(self.n) * x.unsqueeze(-2), (0, 0, 0, self.n - 1))
@@ -444,9 +458,9 @@ class WalshKroneckerHyperConnection(DoublyStochasticConnection):
         bias = torch.cat([self.bias[:two_n], self.bias[two_n::2] - self.bias[two_n + 1 :: 2]])
         return weight, bias, self.alpha[self.columns[: len(bias)]] * math.sqrt(self.n * self.d_model)
 
-    def mean_mixing(self, X: Tensor) -> Tensor:
+    def matrices(self, X: Tensor) -> Tensor:
         _, (_, spectrum) = self.read(X)
-        return self.signs * spectrum.flatten(0, -2).mean(0) @ self.signs / self.n
+        return self.signs * spectrum.unsqueeze(-2) @ self.signs / self.n
 
     @staticmethod
     def parameter_count(n: int, d_model: int) -> int:
@@ -562,6 +576,13 @@ def canonical_streams(n: int, mixing: str, factors: str | None) -> tuple[int, st
         return n, mixing, None
     sizes = sorted(_mixed_factors(n, mixing, factors))
     return (n, "mhc_lite", None) if len(sizes) == 1 else (n, mixing, "x".join(map(str, sizes)))
+
+
+def stochastic_errors(matrices: Tensor) -> tuple[float, float]:
+    """How far row sums and column sums of (..., n, n) are from 1 at worst. mHC's columns are not close: 20 Sinkhorn
+    iterations end on rows, and what is left in the columns multiplies up over depth."""
+    rows, columns = ((matrices.sum(axis) - 1.0).abs().max().item() for axis in (-1, -2))
+    return rows, columns
 
 
 def connection_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
