@@ -247,7 +247,7 @@ def test_sinkhorn_makes_rows_exact_and_its_column_error_is_reported():
     generator = torch.Generator().manual_seed(0)
     rows, columns = stochastic_errors(sinkhorn(torch.randn(1, 64, 4, 4, generator=generator), 20))
     assert rows <= 1e-6 and columns <= 1e-3  # measured 4e-4
-    # Two rows want the same column. With entries e^-30 apart, as in a quarter of mHC's inputs, 20 iterations leave this:
+    # Two rows want one column, and entries are e^-30 apart, as in a quarter of mHC's inputs by mHC-lite's count.
     hard = torch.tensor([[0.0, -30.0, -30.0], [0.0, -30.0, -30.0], [-30.0, 0.0, 0.0]]).expand(1, 1, 3, 3)
     matrix = sinkhorn(hard, 20)
     torch.testing.assert_close(matrix.sum(-2)[0, 0], torch.tensor([1.829, 0.585, 0.585]), rtol=0, atol=1e-3)
