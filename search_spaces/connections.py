@@ -122,7 +122,7 @@ class HyperConnection(nn.Module):
     """
 
     epsilon: ClassVar[float] = 1e-12  # floor of the norm, for streams that are exactly zero
-    columns: Tensor  # which alpha scales which column
+    columns: Tensor  # which alpha scales which logit
 
     def __init__(self, n: int, d_model: int, layer_index: int):
         super().__init__()
@@ -204,7 +204,7 @@ class DoublyStochasticConnection(nn.Module):
     """
 
     epsilon: ClassVar[float] = 1e-12  # floor of the norm, for streams that are exactly zero
-    columns: Tensor  # which alpha scales which column
+    columns: Tensor  # which alpha scales which logit
 
     def __init__(self, n: int, d_model: int, layer_index: int, res_bias: list[float]):
         super().__init__()
