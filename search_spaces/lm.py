@@ -179,11 +179,16 @@ class LanguageModels:
     name = "lm"
     task = "text"
     presets = {  # noqa: RUF012
-        "quick": {"depth": "2..4", "d_model": "64,96,128", "context": "128"},
-        "small": {},
-        "full": {"depth": "4..16", "d_model": "256..1024", "head_dim": "64", "context": "1024",
-                 "streams.n": "1,2,4,8"},
-    }  # fmt: skip
+        "quick": {"depth": "2..4", "d_model": "32,64,96", "context": "128"},
+        "small": {"d_model": "64,96,128,160", "context": "128"},
+        "full": {
+            "depth": "4..16",
+            "d_model": "256..1024",
+            "head_dim": "64",
+            "context": "1024",
+            "streams.n": "1,2,4,8",
+        },
+    }
 
     @property
     def keys(self) -> Mapping[str, Key]:
