@@ -180,7 +180,7 @@ class LanguageModels:
     task = "text"
     presets = {  # noqa: RUF012
         "quick": {"depth": "2..4", "d_model": "32,64,96", "context": "128"},
-        "small": {"d_model": "64,96,128,160", "context": "128"},
+        "small": {"depth": "2..4", "d_model": "64,96,128", "context": "128"},
         "full": {
             "depth": "4..16",
             "d_model": "256..1024",
