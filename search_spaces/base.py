@@ -262,6 +262,19 @@ def arch_to_json(arch: Any) -> dict[str, Scalar]:
     return out
 
 
+def arch_from(kind: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
+    """The inverse of `arch_to_json`: a frozen dataclass of a flat dictionary; keys that are missing are None."""
+    values = {}
+    for field in fields(kind):
+        name = f"{prefix}{field.name}"
+        values[field.name] = (
+            arch_from(field.type, flat, f"{name}.")  # type: ignore[arg-type]
+            if is_dataclass(field.type)
+            else flat.get(name)
+        )
+    return kind(**values)
+
+
 def digest(data: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that name a flat dictionary, whatever the order of its keys."""
     return sha256(dumps(data, sort_keys=True).encode()).hexdigest()[:16]
