@@ -12,7 +12,7 @@ from typing import Any
 from nas.errors import UserError
 from nas.records import Recipe, SpaceSpec
 from search_spaces import load_space
-from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest
+from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest, nearest_default
 
 ENGINES = ("ray", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
@@ -140,12 +140,7 @@ class Plan:
 
     def params(self, arch: Any, recipe: Recipe) -> dict[str, Any]:
         """The parameters with which `suggest` returns these. Raises SpaceError when they are outside the search."""
-        picked = {
-            "optim.name": recipe.optimizer,
-            "optim.lr": recipe.learning_rate,
-            "optim.weight_decay": recipe.weight_decay,
-            "optim.schedule": recipe.schedule,
-        }
+        picked = _picked(recipe)
         params = dict(self.space.params(arch))
         for name, value in picked.items():
             domain = self.domains[name]
@@ -171,6 +166,7 @@ class Plan:
 
 
 def _picked(recipe: Recipe) -> dict[str, Any]:
+    """A recipe under the names of `--set`, as far as it may be searched."""
     return {
         "optim.name": recipe.optimizer,
         "optim.lr": recipe.learning_rate,
@@ -207,7 +203,7 @@ def make_plan(config: StudyConfig) -> Plan:
             domains[name] = key.parse(text)
         else:
             fixed[name] = key.check(text)
-    defaults = {name: _default(TRAINING_KEYS[name], domain) for name, domain in domains.items()}
+    defaults = {name: nearest_default(TRAINING_KEYS[name], domain) for name, domain in domains.items()}
     recipe = Recipe(
         learning_rate=defaults["optim.lr"],
         optimizer=defaults["optim.name"],

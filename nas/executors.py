@@ -5,6 +5,7 @@
 
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,7 +99,21 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
+WARM_UP_SECONDS = 30.0
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
+
+
+def _import_ray(own_cluster: bool) -> Any:
+    """The ray module. Its settings are read from the environment once, when it is first imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if own_cluster and "ray" not in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:
+        # A cluster of our own takes no work from anybody else on this machine.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    return ray
 
 
 @dataclass(slots=True)
@@ -126,18 +141,13 @@ class RayPool:
         timeout: float | None = None,
         jobs_namespace: str = "hypernas",
     ) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
+        ray = _import_ray(own_cluster=address is None)
 
         self._ray = ray
         self.workers = workers
         self._timeout = timeout
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": jobs_namespace}
         if address is None:
-            # A cluster of our own takes no work from anybody else on this machine.
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             ray.init(
                 address="local",
                 num_cpus=workers,
@@ -162,6 +172,8 @@ class RayPool:
             num_cpus=1, num_gpus=gpus_per_trial, max_restarts=0, runtime_env={"env_vars": WORKER_ENVIRONMENT}
         )
         self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
+        # Warm before the first job. On a cluster that has yet to grow, jobs queue at the workers still to come.
+        ray.wait([slot.actor.ready.remote() for slot in self._slots], num_returns=workers, timeout=WARM_UP_SECONDS)
 
     @property
     def running(self) -> int:
@@ -226,6 +238,9 @@ class _Worker:
 
     def __init__(self) -> None:
         import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
+
+    def ready(self) -> bool:
+        return True
 
     def run(self, job: Job) -> Iterator[Event]:
         yield from worker.run(job)

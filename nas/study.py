@@ -48,7 +48,11 @@ class Search:
         self.cache_hits = 0
         self.exhausted = False
         self._proposer = Proposer(
-            config.sampler, config.seed, population_size(plan.trials), objectives=len(row.objectives)
+            config.sampler,
+            config.seed,
+            population_size(plan.trials),
+            objectives=len(row.objectives),
+            suggest=plan.suggest,
         )
         self._ready: deque[_Pending] = deque()
         self._handles: dict[int, int] = {}  # trial number -> the sampler's handle
@@ -81,7 +85,7 @@ class Search:
         if handle is not None:
             self._proposer.tell(handle, costs)
         elif trial.params:  # another driver's, an earlier run's, or a baseline inside the searched space
-            self._proposer.add(self.plan.suggest, trial.params, trial.sampler_attrs, costs)
+            self._proposer.add(trial.params, trial.sampler_attrs, costs)
 
     # ---- proposing -------------------------------------------------------------------------------------------
 
@@ -150,7 +154,7 @@ class Search:
         number = self._next + len(self._ready)
         for attempt in range(MAX_REPEATS):
             explore = attempt >= MAX_REPEATS // 2  # the sampler only repeats itself: anything new will do
-            handle, params, attrs, (arch, recipe) = self._proposer.ask(number, attempt, self.plan.suggest, explore)
+            handle, params, attrs, (arch, recipe) = self._proposer.ask(number, attempt, explore)
             proposal = self._proposal(arch, recipe, "sampler", attrs, params)
             if proposal.config_hash not in self._known:
                 self._known[proposal.config_hash] = None

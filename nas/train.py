@@ -128,7 +128,7 @@ def deterministic() -> None:
     """One thread and deterministic algorithms, for this whole process."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads unwritten memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, and nothing here reads unwritten memory
 
 
 def provenance() -> dict[str, Any]:

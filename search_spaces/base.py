@@ -164,6 +164,15 @@ class Key:
         return Choices(values)
 
 
+def nearest_default(key: Key, domain: Domain) -> Any:
+    """The key's default, or what the domain allows nearest to it."""
+    if isinstance(domain, Range):
+        return min(max(key.default, domain.low), domain.high)
+    if key.default in domain.values or key.kind not in (int, float):
+        return key.default if key.default in domain.values else domain.values[0]
+    return min(domain.values, key=lambda value: abs(value - key.default))
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A hint for a misspelt name: `did you mean 'depth'?`, or all known names when none is near."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)

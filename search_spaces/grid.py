@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from search_spaces import gallery
-from search_spaces.base import Choices, Cost, Key, SpaceError, Suggest, arch_to_json, digest, nearest
+from search_spaces.base import Choices, Cost, Key, SpaceError, Suggest, arch_to_json, digest, nearest, nearest_default
 
 Flat = Mapping[str, Any]
 Values = Callable[[str], tuple]  # key -> the values the search allows it
@@ -141,10 +141,9 @@ class GridSpace:
         return tuple(dict.fromkeys(key.check(value) for value in (*doublings, domain.high)))
 
     def _default(self, family: Family, name: str) -> Any:
-        """The key's own default, or the first value allowed."""
+        """The key's own default, or what is allowed nearest to it."""
         key = family.keys[name]
-        values = self._values(family, name) if name in self._given else (key.default,)
-        return key.default if key.default in values else values[0]
+        return nearest_default(key, Choices(self._values(family, name))) if name in self._given else key.default
 
     @cached_property
     def _parameters(self) -> Mapping[str, Mapping[str, Options]]:

@@ -8,8 +8,8 @@ multiply-accumulate is 2 FLOPs; elementwise work counts 1 for each add, multiply
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,9 +97,6 @@ def norm_cost(kind: str, d_model: int) -> LayerCost:
 class Rotary(nn.Module):
     """Rotates pairs of channels by their position (Su et al. 2021, arXiv 2104.09864), base 10,000."""
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, head_dim: int, context: int) -> None:
         super().__init__()
         self.head_dim, self.context = head_dim, context
@@ -143,8 +140,6 @@ class LearnedPositions(nn.Module):
 
 class SinusoidalPositions(nn.Module):
     """Adds fixed sines and cosines (Vaswani et al. 2017, section 3.5), scaled to the embedding's size."""
-
-    table: Tensor
 
     def __init__(self, d_model: int, context: int) -> None:
         super().__init__()
@@ -285,7 +280,7 @@ class Hourglass(nn.Module):
     Returns h_K - x, since the residual stream adds its own x. Each net brings its own norm (papers disagree).
     """
 
-    def __init__(self, nets: list[nn.Module]) -> None:
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
@@ -316,7 +311,7 @@ def ffn_cost(activation: str, d_model: int, d_hidden: int) -> LayerCost:
 class PreNorm(nn.Module):
     """layer(norm(x))."""
 
-    def __init__(self, norm: nn.Module, layer: Any) -> None:
+    def __init__(self, norm: nn.Module, layer: nn.Module) -> None:
         super().__init__()
         self.norm, self.layer = norm, layer
 
@@ -343,7 +338,7 @@ class PreNormFFN(PreNorm):
 class Sublayer(nn.Module):
     """One branch on the residual streams: read them, run the branch, write back."""
 
-    def __init__(self, connection: Any, branch: nn.Module) -> None:
+    def __init__(self, connection: nn.Module, branch: nn.Module) -> None:
         super().__init__()
         self.connection, self.branch = connection, branch
 
@@ -358,7 +353,7 @@ class GatedSublayer(nn.Module):
     In training the branch runs for every token and the gate scales it; afterwards a skipped token is not computed.
     """
 
-    def __init__(self, connection: Any, branch: Any, gate: Any) -> None:
+    def __init__(self, connection: nn.Module, branch: nn.Module, gate: nn.Module) -> None:
         super().__init__()
         self.connection, self.branch, self.gate = connection, branch, gate
 
@@ -371,12 +366,12 @@ class GatedSublayer(nn.Module):
 class PostNormSublayer(nn.Module):
     """norm(x + branch(x)), the original Transformer's order (Vaswani et al. 2017), for a single plain stream."""
 
-    def __init__(self, sublayer: Any, norm: nn.Module) -> None:
+    def __init__(self, sublayer: nn.Module, norm: nn.Module) -> None:
         super().__init__()
         self.sublayer, self.norm = sublayer, norm
 
     @property
-    def connection(self) -> Any:
+    def connection(self) -> Tensor | nn.Module:
         return self.sublayer.connection
 
     def forward(self, streams: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ A Transformer (`search_spaces/transformer.py`), or an LSTM (`search_spaces/lstm.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from search_spaces import layers, lstm, transformer
 from search_spaces.base import Cost
 from search_spaces.grid import Family, Flat, GridSpace
-from search_spaces.layers import LayerCost
+from search_spaces.layers import LayerCost, TokenModel
 from search_spaces.transformer import STACK_KEYS, TEXT_KEYS, by_name, make_key
 
 
@@ -54,7 +54,7 @@ def cost(arch: Arch) -> Cost:
 # ---- the module ----------------------------------------------------------------------------------------------
 
 
-class LanguageModel(layers.TokenModel):
+class LanguageModel(TokenModel):
     """Byte (or token) embedding, sublayers on residual streams, a norm, logits."""
 
     def __init__(
@@ -78,7 +78,7 @@ class LanguageModel(layers.TokenModel):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) integers, T at most `context` -> logits (B, T, vocab)."""
         x = self.positions(self.embedding(tokens))
-        connection: Any = self.sublayers[0].connection  # expand and reduce are the same in all
+        connection = self.sublayers[0].connection  # expand and reduce are the same in all
         streams = connection.expand(x)
         for sublayer in self.sublayers:
             streams = sublayer(streams)

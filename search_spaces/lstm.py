@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from search_spaces import layers
 from search_spaces.base import Cost, arch_from
 from search_spaces.grid import Family, Flat, Solve
-from search_spaces.layers import SIGMOID, LayerCost
+from search_spaces.layers import SIGMOID, LayerCost, TokenModel
 from search_spaces.transformer import TEXT_KEYS, by_name, make_key
 
 
@@ -78,7 +78,7 @@ class LSTM(nn.Module):
         return torch.stack(outputs, dim=1)
 
 
-class RecurrentLanguageModel(layers.TokenModel):
+class RecurrentLanguageModel(TokenModel):
     """Embedding, LSTM layers on top of each other, logits."""
 
     def __init__(self, vocab: int, d_model: int, context: int, recurrent: list[nn.Module], head: nn.Module) -> None:

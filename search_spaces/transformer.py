@@ -368,9 +368,7 @@ def _make_ffn(arch: Stack) -> nn.Module:
     if arch.ffn.shape == "conventional":
         norm = _make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
         return layers.PreNormFFN(norm, net(arch.d_model, arch.d_hidden))
-    nets: list[nn.Module] = [
-        layers.PreNorm(_make_norm(arch), net(arch.d_model, arch.d_hidden)) for _ in range(arch.ffn.sub_mlps or 1)
-    ]
+    nets = [layers.PreNorm(_make_norm(arch), net(arch.d_model, arch.d_hidden)) for _ in range(arch.ffn.sub_mlps or 1)]
     return layers.Hourglass(nets)
 
 

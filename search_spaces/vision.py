@@ -31,6 +31,11 @@ class Image:
     channels: int
     classes: int
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width
+
 
 IMAGE_KEYS = by_name(
     make_key("image.height", 28, (28,), "pixels; set from the data", low=1, high=4096),
@@ -51,6 +56,10 @@ class ResNetArch:
     stages: int
     gates: Gates
     image: Image
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return self.image.shape
 
     @property
     def gated(self) -> tuple[bool, ...]:
@@ -143,7 +152,7 @@ class GatedBlock(nn.Module):
     In training the branch runs for every image and the gate scales it; afterwards a skipped image is not computed.
     """
 
-    def __init__(self, shortcut: nn.Module, branch: nn.Module, gate: Any) -> None:
+    def __init__(self, shortcut: nn.Module, branch: nn.Module, gate: nn.Module) -> None:
         super().__init__()
         self.shortcut, self.branch, self.gate = shortcut, branch, gate
 
@@ -294,6 +303,10 @@ class ViTArch(transformer.Stack):
     image: Image
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return self.image.shape
+
+    @property
     def tokens(self) -> int:
         """Patches an image, those at its edges filled up with zeros."""
         return -(-self.image.height // self.patch) * -(-self.image.width // self.patch)
@@ -374,7 +387,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> logits (B, classes)."""
-        connection: Any = self.sublayers[0].connection  # expand and reduce are the same in all
+        connection = self.sublayers[0].connection  # expand and reduce are the same in all
         streams = connection.expand(self.positions(self.patches(images)))
         for sublayer in self.sublayers:
             streams = sublayer(streams)
