@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from itertools import pairwise
 from json import dumps
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from torch import nn
 
@@ -272,15 +272,11 @@ def arch_to_json(arch: Any) -> dict[str, Scalar]:
 
 
 def arch_from(kind: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
-    """The inverse of `arch_to_json`: a frozen dataclass of a flat dictionary; keys that are missing are None."""
-    values = {}
+    """The inverse of `arch_to_json`: a frozen dataclass of a flat dictionary; what is missing there is None."""
+    types, values = get_type_hints(kind), {}
     for field in fields(kind):
-        name = f"{prefix}{field.name}"
-        values[field.name] = (
-            arch_from(field.type, flat, f"{name}.")  # type: ignore[arg-type]
-            if is_dataclass(field.type)
-            else flat.get(name)
-        )
+        name, inner = f"{prefix}{field.name}", types[field.name]
+        values[field.name] = arch_from(inner, flat, f"{name}.") if is_dataclass(inner) else flat.get(name)
     return kind(**values)
 
 

@@ -182,7 +182,7 @@ def execution_rates(model: nn.Module) -> list[float]:
     for layer, gate in enumerate(gates_of(model)):
         if gate.counts is None or not gate.counts[1]:
             raise RuntimeError(f"gate {layer} decided nothing since reset_rates: evaluate the model in between")
-        rates.append((gate.counts[0] / gate.counts[1]).item())
+        rates.append(gate.counts[0].item() / gate.counts[1].item())
     return rates
 
 
