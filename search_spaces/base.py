@@ -276,7 +276,8 @@ def arch_from(kind: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
     types, values = get_type_hints(kind), {}
     for field in fields(kind):
         name, inner = f"{prefix}{field.name}", types[field.name]
-        values[field.name] = arch_from(inner, flat, f"{name}.") if is_dataclass(inner) else flat.get(name)
+        nested = isinstance(inner, type) and is_dataclass(inner)
+        values[field.name] = arch_from(inner, flat, f"{name}.") if nested else flat.get(name)
     return kind(**values)
 
 

@@ -1,6 +1,6 @@
-"""Named architectures: settings that `base=NAME` stands for. Keys given beside `base` override them.
+"""Named architectures: settings that `base=NAME` stands for, whatever they leave out being as in the baseline.
 
-`nas search --set base=llama-like --set depth=4..12` pins everything the entry names but the depth.
+Keys given beside `base` override it: `nas search --set base=llama-like --set depth=4..12` searches the depth alone.
 """
 
 from collections.abc import Mapping

@@ -132,6 +132,8 @@ class GridSpace:
     def _values(self, family: Family, name: str) -> tuple:
         """What the search allows a key. A log range (`64..1024:log`) is its doublings, both ends included."""
         key = family.keys[name]
+        if name not in self._given and self._pinned(family, name):
+            return (key.default,)
         domain = key.parse(self._given[name]) if name in self._given else key.search
         if isinstance(domain, Choices):
             return domain.values
@@ -139,6 +141,11 @@ class GridSpace:
         while 2 * doublings[-1] < domain.high:
             doublings.append(2 * doublings[-1])
         return tuple(dict.fromkeys(key.check(value) for value in (*doublings, domain.high)))
+
+    def _pinned(self, family: Family, name: str) -> bool:
+        """Whether a key stays at its default: in a named architecture all do but those that settings open."""
+        joined = [key for joint in family.joints if name in joint.keys for key in joint.keys]
+        return "base" in self.settings and not any(key in self._given for key in joined)
 
     def _default(self, family: Family, name: str) -> Any:
         """The key's own default, or what is allowed nearest to it."""
