@@ -56,12 +56,12 @@ def test_an_image_trial_counts_images_and_reports_every_rung(digits):
 
 def test_a_net_learns_digits(digits):
     values = result_of(job(digits, replace(SMALL, learning_rate=1e-2, tokens=4000), depth="1", width="8")).values
-    assert values["accuracy"] > 0.6  # .79 measured; chance is .1
+    assert values["accuracy"] > 0.6  # .89 measured; chance is .1
 
 
 def test_the_example_space_trains(digits):
     values = result_of(job(digits, space="docs/examples/mlp.py:Space")).values
-    assert values["accuracy"] > 0.3  # .69 measured
+    assert values["accuracy"] > 0.3  # .47 measured after 640 images
 
 
 def test_batches_and_augmentation_are_a_function_of_seed_and_step(digits):

@@ -1,3 +1,5 @@
+from random import Random
+
 import pytest
 import torch
 from torch import nn
@@ -141,6 +143,26 @@ def test_no_neighbouring_width_meets_a_budget_better():
 
     found = LM.from_json({"match.flops": 3_000_000, "head_dim": 4}).d_model
     assert distance(found) <= min(distance(found - 4), distance(found + 4))
+
+
+class RandomTrial:
+    """Answers `suggest` at random."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+
+    def suggest_categorical(self, name, choices):
+        return self.random.choice(list(choices))
+
+    def suggest_int(self, name, low, high, *, step=1, log=False):
+        return self.random.choice(range(low, high + 1, step))
+
+
+def test_random_architectures_of_one_budget_are_as_close_as_docs_space_md_says():
+    space = LM.restrict({"match.parameters": "1000000"})
+    found = [space.cost(space.suggest(RandomTrial(seed))).parameters_total for seed in range(300)]
+    off = sorted(abs(parameters / 1_000_000 - 1) for parameters in found)
+    assert (round(off[150], 3), round(off[270], 3)) == (0.013, 0.043)
 
 
 # ---- restricting ---------------------------------------------------------------------------------------------
