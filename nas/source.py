@@ -35,6 +35,8 @@ class _Collector:
 
     def add(self, module: ModuleType, name: str) -> None:
         """The definition of a global `name` of `module`, whatever it is, and all it depends on."""
+        if not hasattr(module, name):
+            raise SourceError(f"{name} is not defined at the top level of {module.__name__}")
         value = getattr(module, name)
         home = sys.modules.get(getattr(value, "__module__", None) or "", module)
         if isinstance(value, ModuleType) or _foreign(home.__name__):
