@@ -174,7 +174,7 @@ def _stream_options(values: Values) -> Options:
             option = {"streams.n": n, "streams.mixing": mixing}
             out[f"{n} {mixing} {factors}".strip()] = option | ({"streams.factors": factors} if factors else {})
     if not out:
-        raise wrong[0]
+        raise wrong[-1]  # of the last mixing tried, kromhc where it is not given: factors are meant for it
     return out
 
 

@@ -80,6 +80,7 @@ def test_different_functions_have_different_hashes(keys):
     [
         ({"streams.n": 4, "streams.mixing": "kromhc", "streams.factors": "2x4"}, "product is 8, not 4"),
         ({"streams.n": 8, "streams.mixing": "kromhc", "streams.factors": "8"}, "factors go from 2 to 4"),
+        ({"streams.n": 4, "streams.factors": "2x3"}, "streams.factors=2x3: the product is 6, not 4"),
         ({"streams.n": 8, "streams.mixing": "mhc_lite"}, "streams.n=8.*wanted n = 2, 3 or 4"),
         ({"streams.n": 4, "streams.mixing": "none"}, "wanted n = 1"),
         ({"streams.n": 5}, "streams.n=5: wanted one of 1, 2, 3"),
