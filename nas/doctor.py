@@ -105,17 +105,19 @@ def _step(name: str, *, largest: bool) -> str:
     arch = prepared.plan.space.largest() if largest else prepared.plan.space.baseline()
     if not largest:
         arch = replace(arch, depth=1)
+    from nas.tasks import TASKS
     from search_spaces.base import arch_to_json
 
+    size = 2 * TASKS[prepared.plan.space.task].units(arch)
     job = Job(
         study="doctor",
         trial=0,
         token=0,
         space=prepared.plan.space_spec,
         arch=arch_to_json(arch),
-        recipe=replace(prepared.plan.recipe, tokens=arch.context, batch_tokens=arch.context),
+        recipe=replace(prepared.plan.recipe, tokens=size, batch_tokens=size),
         data_path=None,
-        data_hash=prepared.corpus.hash,
+        data_hash=prepared.data_hash,
         data_seed=0,
     )
     *_, result = run(job)
@@ -126,14 +128,14 @@ def _step(name: str, *, largest: bool) -> str:
 
 
 def _study(store: str, name: str) -> str:
-    from nas.data import load_corpus
     from nas.store import Store
+    from nas.tasks import TASKS
     from search_spaces import load_space
 
     with Store(store) as opened:
         row = opened.study(name)
-    load_space(row.space.name, row.space.settings)
-    corpus = load_corpus(row.settings["data_path"])
-    if corpus.hash != row.data_hash:
-        raise UserError(f"its text has another hash here -> resume it where {row.data_name} is the same")
-    return f"space {row.space.name} loads, text {row.data_name} is the same"
+    space = load_space(row.space.name, row.space.settings)
+    data = TASKS[space.task].load(row.settings["data_path"])
+    if data.hash != row.data_hash:
+        raise UserError(f"its data has another hash here -> resume it where {row.data_name} is the same")
+    return f"space {row.space.name} loads, data {row.data_name} is the same"

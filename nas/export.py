@@ -65,7 +65,7 @@ import torch
 from model import build, load
 
 model = load()
-images = torch.zeros(1, {channels}, {size}, {size})  # normalised by the mean and deviation in config.json
+images = torch.zeros(1, {shape})  # normalised by the mean and deviation in config.json
 print(model(images).softmax(-1))
 """
 
@@ -233,7 +233,7 @@ def model_card(title: str, study: StudyRow, trial: Trial, config: dict[str, Any]
     """What it is, how it was found, what it scored, how to load it."""
     flops = next(value for name, value in config.items() if name.startswith("flops_per_"))
     usage = LM_USAGE if "vocab" in trial.arch else IMAGE_USAGE.format(
-        channels=trial.arch.get("image.channels", 1), size=trial.arch.get("image.size", 28)
+        shape=", ".join(str(trial.arch[f"image.{side}"]) for side in ("channels", "height", "width"))
     )  # fmt: skip
     arch = "\n".join(f"| `{name}` | {value} |" for name, value in trial.arch.items())
     parts = "\n".join(

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from itertools import pairwise
 from json import dumps
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from torch import nn
 
@@ -269,6 +269,16 @@ def arch_to_json(arch: Any) -> dict[str, Scalar]:
         elif value is not None:
             out[field.name] = value
     return out
+
+
+def arch_from(kind: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
+    """The inverse of `arch_to_json`: a frozen dataclass of a flat dictionary; what is missing there is None."""
+    types, values = get_type_hints(kind), {}
+    for field in fields(kind):
+        name, inner = f"{prefix}{field.name}", types[field.name]
+        nested = isinstance(inner, type) and is_dataclass(inner)
+        values[field.name] = arch_from(inner, flat, f"{name}.") if nested else flat.get(name)
+    return kind(**values)
 
 
 def digest(data: Mapping[str, Any]) -> str:

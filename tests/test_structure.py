@@ -25,7 +25,15 @@ OWNERS = {
     "click": ("nas/cli.py", "nas/launch.py"),
     "psutil": ("nas/store/",),
 }
-REMOTE = ("nas/worker.py", "nas/train.py", "nas/data.py", "nas/images.py", "nas/records.py", "nas/measure.py")
+REMOTE = (
+    "nas/worker.py",
+    "nas/train.py",
+    "nas/data.py",
+    "nas/images.py",
+    "nas/tasks.py",
+    "nas/records.py",
+    "nas/measure.py",
+)
 DRIVER_ONLY = ("nas.store", "nas.study", "nas.samplers", "nas.optuna_io", "nas.driver", "nas.executors")
 FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 

@@ -24,7 +24,7 @@ from nas.progress import Silent
 from nas.source import SourceError, write_source
 from nas.store import Store
 from nas.study import open_search, prepare
-from nas.train import evaluation_tokens
+from nas.tasks import EVALUATION_TOKENS, evaluation_size
 from search_spaces.lm import LanguageModels
 
 # Without the project, and with nothing else beside torch, what torch needs, and safetensors.
@@ -73,7 +73,7 @@ def test_an_export_reproduces_the_stored_loss_where_only_torch_is_installed(
         row = store.study("s")
         best = store.front(row)[0]
     corpus = load_corpus(text)
-    windows = validation_windows(corpus, evaluation_tokens(best.recipe), best.arch["context"])
+    windows = validation_windows(corpus, evaluation_size(best.recipe, EVALUATION_TOKENS), best.arch["context"])
     save_file({"windows": torch.from_numpy(np.ascontiguousarray(windows))}, tmp_path / "windows.safetensors")
     code = """
 import math

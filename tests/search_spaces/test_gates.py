@@ -68,7 +68,7 @@ def test_cost_equals_the_modules_parameters_and_counted_matmuls(d_model):
     parameters, matmul, elementwise = gate_cost(d_model)
     assert parameters == sum(parameter.numel() for parameter in gate.parameters())
     assert 15 * matmul == counter.get_total_flops()
-    assert elementwise >= 2 * gate.hidden
+    assert elementwise >= 2 * sum(gate.hidden)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
