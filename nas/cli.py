@@ -76,7 +76,7 @@ def _print_json(data: Any) -> None:
 @cli.command()
 @click.option("--study", metavar="NAME", help="Name of the study.  [default: default]")
 @click.option("--store", metavar="URL", help=STORE_HELP + "  [default: nas.db]")
-@click.option("--space", metavar="NAME", help="lm, pkg.module:Space or FILE.py:Space.  [default: lm]")
+@click.option("--space", metavar="NAME", help="lm, vision, pkg.module:Space or FILE.py:Space.  [default: lm]")
 @click.option("--config", metavar="FILE.toml", help="[search] holds these flags with underscores, [set] the keys.")
 @set_option
 @click.option("--preset", metavar="NAME", help="quick, small or full: trials and tokens.  [default: small]")
@@ -217,7 +217,9 @@ def show(study: str, store: str, trial: int, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--space", default="lm", show_default=True, metavar="NAME", help="lm, pkg.module:Space or FILE.py:Space.")
+@click.option(
+    "--space", default="lm", show_default=True, metavar="NAME", help="lm, vision, pkg.module:Space or FILE.py:Space."
+)
 @set_option
 @json_option
 @click.option("--keys", is_flag=True, help="List the space's keys with their legal values instead.")
@@ -241,6 +243,31 @@ def describe(space: str, settings: dict[str, str], as_json: bool, keys: bool) ->
         for name, value in data["arch"].items():
             click.echo(f"{name} = {value}")
         print_table(cost_table(data))
+
+
+@cli.command()
+@json_option
+def gallery(as_json: bool) -> None:
+    """Named architectures to start from: --set base=NAME pins one, keys given beside it are searched.
+
+    \b
+    nas describe --set base=llama-like
+    nas search --study around --set base=llama-like --set depth=4..12
+    """
+    from search_spaces.gallery import gallery as entries
+
+    listed = entries()
+    if as_json:
+        _print_json(
+            [
+                {"name": entry.name, "space": entry.space, "settings": dict(entry.settings), "note": entry.note}
+                for entry in listed
+            ]
+        )
+        return
+    for entry in listed:
+        click.echo(f"{entry.name} (space {entry.space}): {entry.note}")
+        click.echo("    " + " ".join(f"--set {name}={text}" for name, text in entry.settings.items()))
 
 
 # ---- taking home ---------------------------------------------------------------------------------------------

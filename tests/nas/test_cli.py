@@ -51,7 +51,19 @@ def test_help_answers_without_the_heavy_libraries() -> None:
 
 
 def test_every_command_has_help_that_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    listed = ["search", "status", "front", "show", "describe", "export", "report", "doctor", "study", "bench"]
+    listed = [
+        "search",
+        "status",
+        "front",
+        "show",
+        "describe",
+        "gallery",
+        "export",
+        "report",
+        "doctor",
+        "study",
+        "bench",
+    ]
     for command in listed:
         assert len(printed(capsys, command, "--help").splitlines()) > 5
 
@@ -112,6 +124,15 @@ def test_describe_leaves_out_what_the_architecture_does_not_use(capsys: pytest.C
     assert plain.keys().isdisjoint({"ffn.sub_mlps", "streams.factors", "gates.rate", "gates.layers"})
     keys = printed(capsys, "describe", "--keys")
     assert all(name in keys for name in ("ffn.sub_mlps", "optim.lr", "data.path"))
+
+
+def test_every_named_architecture_can_be_described(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = json.loads(printed(capsys, "gallery", "--json"))
+    assert {"gpt2-like", "llama-like", "resnet-20", "cosinegate"} <= {entry["name"] for entry in entries}
+    for entry in entries:
+        flags = ["--space", entry["space"], "--set", f"base={entry['name']}"]
+        assert json.loads(printed(capsys, "describe", *flags, "--json"))["parameters"]["total"] > 0
+        assert entry["name"] in printed(capsys, "gallery")
 
 
 def test_study_list_and_delete(tmp_path: Path, searched: str, capsys: pytest.CaptureFixture[str]) -> None:
