@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nas.errors import DataError
+from nas.measure import stream_diagnostics
 from nas.records import Job, Progress, Recipe, Report, Result
 from nas.tasks import TASKS, Batch
 from search_spaces import load_space
@@ -193,6 +194,7 @@ def evaluate(job: Job) -> Iterator[Progress | Report | Result]:
     if scored is None or not math.isfinite(scored.loss):
         raise DivergedError("the validation loss is not finite")
     rates = execution_rates(model)
+    validation_inputs, _ = next(iter(task.validation(data, arch, recipe, samples)))
     yield Result(
         trial=job.trial,
         token=job.token,
@@ -207,7 +209,7 @@ def evaluate(job: Job) -> Iterator[Progress | Report | Result]:
         train_seconds=train_seconds,
         evaluate_seconds=evaluate_seconds,
         provenance=provenance(),
-        diagnostics={"gate_rates": rates} if rates else {},
+        diagnostics=({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs),
         weights=save(model.state_dict()),
     )
 

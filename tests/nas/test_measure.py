@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from nas.measure import stream_diagnostics
+from search_spaces.lm import LanguageModels
+
+SPACE = LanguageModels()
+
+
+def diagnosed(**settings: object) -> dict:
+    torch.manual_seed(0)
+    arch = SPACE.from_json({"depth": 3, "d_model": 16, "head_dim": 8, "context": 16} | settings)
+    model = SPACE.build(arch)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return stream_diagnostics(model, torch.randint(256, (2, 16)))
+
+
+@pytest.mark.parametrize("mixing", ["kromhc", "mhc_lite"])
+def test_doubly_stochastic_streams_neither_grow_nor_shrink_over_depth(mixing: str) -> None:
+    found = diagnosed(**{"streams.n": 4, "streams.mixing": mixing})
+    assert len(found["mean_mixing"]) == 6  # two modules a layer
+    for matrix in torch.tensor(found["mean_mixing"]):
+        torch.testing.assert_close(matrix.sum(0), torch.ones(4), rtol=0, atol=1e-5)
+        torch.testing.assert_close(matrix.sum(1), torch.ones(4), rtol=0, atol=1e-5)
+    assert found["composite_gain"]["forward"] == pytest.approx(1, abs=1e-5)
+    assert found["composite_gain"]["backward"] == pytest.approx(1, abs=1e-5)
+
+
+def test_free_mixing_is_seen_to_change_the_streams_size() -> None:
+    found = diagnosed(**{"streams.n": 4, "streams.mixing": "hc"})
+    assert abs(found["composite_gain"]["forward"] - 1) > 0.01
+
+
+def test_a_single_stream_has_nothing_to_tell() -> None:
+    assert diagnosed() == {}
