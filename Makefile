@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Without an NVIDIA driver a CPU build of torch is enough: the plain one brings gigabytes of CUDA libraries.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 || echo '-c constraints-cpu.txt')
+# Two files at a time on one thread each: many tests wait for a cluster or a subprocess.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
 
 .PHONY: install search test test-slow bench lint dashboard clean
@@ -30,10 +32,10 @@ search: install
 
 test: install
 	@echo "== running the tests"
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu' -n 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m slow --timeout=2400
+	$(PYTEST) -m slow --timeout=2400
 
 lint: install
 	$(BIN)/ruff check .

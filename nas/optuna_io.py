@@ -21,9 +21,6 @@ from nas.samplers import make_sampler
 
 T = TypeVar("T")
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
 
 class _Recorder:
     """Notes the distribution of every parameter it is asked for, and answers with stored ones or the first legal."""
@@ -60,6 +57,7 @@ class Proposer(Generic[T]):
         suggest(recorder)
         self._distributions: dict[str, BaseDistribution] | None = recorder.distributions
         self._sampler, self._seed, self._population = sampler, seed, population
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(directions=["minimize"] * objectives)
         self._asked: dict[int, optuna.Trial] = {}
 
@@ -72,7 +70,9 @@ class Proposer(Generic[T]):
         name = "random" if explore else self._sampler
         seed = int(np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)[0])
         # The quasi-random sequence is one for the study; its position is kept there.
-        sampler = make_sampler(name, self._seed if name == "qmc" else seed, self._population)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = make_sampler(name, self._seed if name == "qmc" else seed, self._population)
         if self._distributions is not None:
             # Optuna would find these by comparing all trials, which takes longer with every one.
             sampler.infer_relative_search_space = lambda *_: dict(self._distributions or {})  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from nas.records import Recipe
 
 Batch = tuple[Tensor, Tensor]  # what the model reads, and the classes it should predict
 
-EVALUATION_SHARE = 1 / 8  # of what a trial trains on, within these bounds:
+EVALUATION_SHARE = 1 / 16  # of what a trial trains on, within these bounds:
 EVALUATION_TOKENS = (16_384, 1 << 20)
 EVALUATION_IMAGES = (1_000, 10_000)
 

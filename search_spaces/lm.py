@@ -121,9 +121,8 @@ class LanguageModels(GridSpace):
     name = "lm"
     task = "text"
     presets: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "quick": {"depth": "2..4", "d_model": "64,96,128", "context": "128"},
-        "small": {},
-        "full": {"depth": "4..16", "d_model": "256..1024", "head_dim": "64", "context": "1024",
-                 "streams.n": "1,2,4,8"},
-    }  # fmt: skip
+        "quick": {"depth": "2..4", "d_model": "32,64,96", "context": "128"},
+        "small": {"depth": "2..4", "d_model": "64,96,128", "context": "128"},
+        "full": {"depth": "4..16", "d_model": "256..1024", "head_dim": "64", "context": "1024", "streams.n": "1,2,4,8"},
+    }
     families = (TRANSFORMER, lstm.FAMILY)
