@@ -4,13 +4,14 @@ nas search --space docs/examples/mlp.py:Space --preset quick
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.base import Choices, Cost, Key, arch_from
-from search_spaces.grid import Family, Flat, GridSpace, Solve
+from search_spaces.grid import Family, GridSpace, Solve
 from search_spaces.vision import IMAGE_KEYS, Image
 
 
@@ -43,10 +44,6 @@ class Perceptron(nn.Module):
         return x
 
 
-def make_arch(flat: Flat) -> Arch:
-    return arch_from(Arch, flat)
-
-
 def cost(arch: Arch) -> Cost:
     weights = sum(inputs * outputs for inputs, outputs in pairwise(arch.sizes))
     units, hidden = sum(arch.sizes[1:]), sum(arch.sizes[1:-1])
@@ -54,6 +51,7 @@ def cost(arch: Arch) -> Cost:
     return Cost({"layers": weights + units}, {"layers": matmul + elementwise}, matmul, elementwise, 4 * sum(arch.sizes))
 
 
+make_arch = partial(arch_from, Arch)
 KEYS = {
     "depth": Key("depth", int, 2, Choices((1, 2, 3)), "hidden layers", low=1, high=64),
     "width": Key("width", int, 64, Choices((16, 32, 64, 128)), "units of a hidden layer", low=1, high=65536),
