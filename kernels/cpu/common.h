@@ -1,0 +1,168 @@
+// What every CPU kernel shares: vectors of 16 floats, loads and stores of float and bfloat16, sweeps with a tail,
+// and a loop over tokens whose results do not depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+typedef int64_t i64;
+constexpr i64 WIDTH = 16;
+
+// The compiler splits these where registers are narrower, so the same source serves AVX2 and NEON.
+typedef float vec __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
+typedef uint32_t bits32 __attribute__((vector_size(64)));
+typedef uint16_t bits16 __attribute__((vector_size(32)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+#define INLINE static inline __attribute__((always_inline))
+// For loops over registers: left rolled, gcc keeps the accumulators in memory.
+#define UNROLL _Pragma("GCC unroll 16")
+
+// How much of a vector a load or store touches: all of it, or the first `count` elements at the end of a row.
+struct Whole {};
+struct Part {
+    int count;
+};
+
+INLINE vec splat(float value) { return value - (vec){}; }
+
+INLINE vec load(const float* p, Whole = {}) {
+    vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE vec widen(bits16 raw) {
+    bits32 wide = __builtin_convertvector(raw, bits32) << 16;
+    vec v;
+    memcpy(&v, &wide, sizeof v);
+    return v;
+}
+
+INLINE vec load(const bf16* p, Whole = {}) {
+    bits16 raw;
+    memcpy(&raw, p, sizeof raw);
+    return widen(raw);
+}
+
+INLINE vec load(const float* p, Part part) {
+    vec v = {};
+    memcpy(&v, p, part.count * sizeof *p);
+    return v;
+}
+
+INLINE vec load(const bf16* p, Part part) {
+    bits16 raw = {};
+    memcpy(&raw, p, part.count * sizeof *p);
+    return widen(raw);
+}
+
+// Round to nearest, ties to even; a NaN stays one.
+INLINE bits16 narrow(vec v) {
+#if defined(__AVX512BF16__)
+    __m512 wide;
+    memcpy(&wide, &v, sizeof wide);
+    __m256bh half = _mm512_cvtneps_pbh(wide);
+    bits16 raw;
+    memcpy(&raw, &half, sizeof raw);
+    return raw;
+#else
+    bits32 u;
+    memcpy(&u, &v, sizeof u);
+    bits32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    bits32 is_nan = (bits32)((u & 0x7fffffffu) > 0x7f800000u);
+    return __builtin_convertvector((is_nan & 0x7fc0u) | (~is_nan & rounded), bits16);
+#endif
+}
+
+INLINE void store(float* p, vec v, Whole = {}) { memcpy(p, &v, sizeof v); }
+
+INLINE void store(bf16* p, vec v, Whole = {}) {
+    bits16 raw = narrow(v);
+    memcpy(p, &raw, sizeof raw);
+}
+
+INLINE void store(float* p, vec v, Part part) { memcpy(p, &v, part.count * sizeof *p); }
+
+INLINE void store(bf16* p, vec v, Part part) {
+    bits16 raw = narrow(v);
+    memcpy(p, &raw, part.count * sizeof *p);
+}
+
+INLINE float sum(vec v) {
+    float lane[WIDTH];
+    memcpy(lane, &v, sizeof lane);
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+// body(offset, Whole or Part) over a row of n elements.
+template <class Body>
+INLINE void sweep(i64 n, Body&& body) {
+    i64 i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) body(i, Whole{});
+    if (i < n) body(i, Part{(int)(n - i)});
+}
+
+INLINE i64 padded(i64 n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+// e^x to 1e-7: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes).
+INLINE vec exp(vec x) {
+    vec clamped = x < -87.0f ? splat(-87.0f) : x;
+    clamped = clamped > 88.0f ? splat(88.0f) : clamped;
+    vec scaled = clamped * 1.44269504f;
+    ints k = __builtin_convertvector(scaled + (scaled < 0.0f ? splat(-0.5f) : splat(0.5f)), ints);
+    vec whole = __builtin_convertvector(k, vec);
+    vec r = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    ints exponent = (k + 127) << 23;
+    vec power;
+    memcpy(&power, &exponent, sizeof power);
+    vec result = p * power;
+    return x != x ? x : result;
+}
+
+INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+// body(chunk, first, last) over `items` cut into `chunks` equal runs. The cut does not depend on the number of
+// threads, so sums kept per chunk and added in order are the same for any number.
+template <class Body>
+void parallel(i64 items, i64 chunks, i64 threads, Body&& body) {
+    i64 size = (items + chunks - 1) / chunks;
+#pragma omp parallel for schedule(static) num_threads((int)threads) if (threads > 1)
+    for (i64 chunk = 0; chunk < chunks; chunk++) {
+        i64 first = std::min(chunk * size, items), last = std::min(first + size, items);
+        if (first < last) body(chunk, first, last);
+    }
+}
+
+// Chunks for `tokens`: enough to share between cores, few enough that per-chunk sums stay cheap.
+INLINE i64 chunks_for(i64 tokens) { return std::clamp<i64>(tokens / 256, 1, 16); }
+
+#define FOR_DTYPE(code, ...)         \
+    if (code == 0) {                 \
+        typedef float T;             \
+        __VA_ARGS__;                 \
+    } else {                         \
+        typedef bf16 T;              \
+        __VA_ARGS__;                 \
+    }
