@@ -6,8 +6,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -24,9 +25,29 @@ struct bf16 {
     uint16_t bits;
 };
 
+// Scratch memory aligned to a vector: loads that straddle two cache lines take twice as long.
+template <class T>
+struct Aligned {
+    typedef T value_type;
+    Aligned() = default;
+    template <class U>
+    Aligned(const Aligned<U>&) {}
+    T* allocate(size_t n) { return (T*)::operator new(n * sizeof(T), std::align_val_t(64)); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const Aligned&) const { return true; }
+    bool operator!=(const Aligned&) const { return false; }
+};
+typedef std::vector<float, Aligned<float>> floats;
+
 #define INLINE static inline __attribute__((always_inline))
 // For loops over registers: left rolled, gcc keeps the accumulators in memory.
 #define UNROLL _Pragma("GCC unroll 16")
+// Keeps a vector in its register, where gcc would load it again for every use.
+#if defined(__x86_64__)
+#define KEEP(v) asm("" : "+v"(v))
+#else
+#define KEEP(v)
+#endif
 
 // How much of a vector a load or store touches: all of it, or the first `count` elements at the end of a row.
 struct Whole {};
@@ -99,12 +120,49 @@ INLINE void store(bf16* p, vec v, Part part) {
     memcpy(p, &raw, part.count * sizeof *p);
 }
 
+// Stores that go past the cache: no line is read before it is overwritten, which saves a third of the traffic when the
+// result is too large to be found in the cache anyway. `p` must be aligned (`streams_past_cache`).
+INLINE void store_past(float* p, vec v, Whole = {}) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)v);
+#else
+    store(p, v);
+#endif
+}
+
+INLINE void store_past(bf16* p, vec v, Whole = {}) {
+#if defined(__AVX512F__)
+    bits16 raw = narrow(v);
+    __m256i half;
+    memcpy(&half, &raw, sizeof half);
+    _mm256_stream_si256((__m256i*)p, half);
+#else
+    store(p, v);
+#endif
+}
+
+template <class T>
+INLINE void store_past(T* p, vec v, Part part) {
+    store(p, v, part);
+}
+
+// Whether rows of `row` elements at p, `count` of them, are aligned and larger than a core's share of the cache.
+template <class T>
+INLINE bool streams_past_cache(const T* p, i64 row, i64 count) {
+    return (uintptr_t)p % (WIDTH * sizeof(T)) == 0 && row % WIDTH == 0 && row * count * (i64)sizeof(T) >= 4 << 20;
+}
+
+// Adds halves, so that it stays in registers.
 INLINE float sum(vec v) {
-    float lane[WIDTH];
-    memcpy(lane, &v, sizeof lane);
-    for (int half = WIDTH / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+    typedef float eight __attribute__((vector_size(32)));
+    typedef float four __attribute__((vector_size(16)));
+    eight halves[2];
+    memcpy(halves, &v, sizeof halves);
+    eight half = halves[0] + halves[1];
+    four quarters[2];
+    memcpy(quarters, &half, sizeof quarters);
+    four q = quarters[0] + quarters[1];
+    return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
 // body(offset, Whole or Part) over a row of n elements.
