@@ -9,7 +9,7 @@ live there from embedding to head (X holds W X, W orthonormal), and mixing costs
     u      = sum_S (W g_pre)[S] X'[S]                            read: H_pre X', not normalised
     post'  = W (2 g_post),   decay'[S] = prod_{k in S} (2 p[k] - 1),   p = g_factors
 
-Factor k mixes the streams that differ in bit k, bit 0 least significant: H_res = U^K (x) ... (x) U^1.
+The first factor is the outermost, H_res = U^1 (x) ... (x) U^K: it mixes the streams that differ in their highest bit.
 
 X, X' (..., n, C), n = 2^K; y, u (..., C); coefficients, coefficients' (..., 2 n) = post then decay, in float32 (float64
 for float64 streams); phi (2 n + K, n C); bias (2 n + K,). Rows of phi: n for H_pre, n for H_post, K for the factors, each
@@ -30,7 +30,7 @@ from kernels._dispatch import Op, choose
 
 
 def stream_boundary_reference(
-    X: Tensor, y: Tensor | None, coefficients: Tensor | None, phi: Tensor, bias: Tensor, eps: float = 1e-6
+    X: Tensor, y: Tensor | None, coefficients: Tensor | None, phi: Tensor, bias: Tensor, eps: float = 1e-24
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition. Sums in float32, or float64 for float64 streams."""
     exact = torch.float64 if X.dtype == torch.float64 else torch.float32
@@ -51,14 +51,14 @@ def stream_boundary_reference(
     gates = torch.sigmoid(flat @ phi.to(exact).T * r + bias.to(exact))
     u = (walsh(gates[..., :n]).unsqueeze(-1) * streams).sum(-2)
     decay = torch.ones_like(r)
-    for k in range(factors):
+    for k in reversed(range(factors)):
         decay = torch.cat((decay, decay * (2 * gates[..., 2 * n + k, None] - 1)), -1)
     following = torch.cat((walsh(2 * gates[..., n : 2 * n]), decay), -1)
     return (X if y is None else streams.to(X.dtype)), u.to(X.dtype), following
 
 
 def stream_boundary(
-    X: Tensor, y: Tensor | None, coefficients: Tensor | None, phi: Tensor, bias: Tensor, eps: float = 1e-6
+    X: Tensor, y: Tensor | None, coefficients: Tensor | None, phi: Tensor, bias: Tensor, eps: float = 1e-24
 ) -> tuple[Tensor, Tensor, Tensor]:
     """X', u and the coefficients for the next write. Raises ValueError naming the shape that does not fit."""
     n, C = X.shape[-2:]

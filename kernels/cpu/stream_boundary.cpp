@@ -41,21 +41,24 @@ INLINE void walsh(const Shape& s, float* x) {
     for (i64 i = 0; i < s.n; i++) x[i] *= s.scale;
 }
 
-// decay[S] = product over the bits k of S of (2 p[k] - 1)
+// decay[S] = product over the factors k in S of (2 p[k] - 1); the first factor is the highest bit of S
 INLINE void decay_of(const Shape& s, const float* p, float* decay) {
     decay[0] = 1;
-    for (i64 k = 0; k < s.factors; k++)
-        for (i64 low = 0; low < (i64)1 << k; low++) decay[low | (i64)1 << k] = decay[low] * (2 * p[k] - 1);
+    for (i64 bit = 0; bit < s.factors; bit++) {
+        float e = 2 * p[s.factors - 1 - bit] - 1;
+        for (i64 low = 0; low < (i64)1 << bit; low++) decay[low | (i64)1 << bit] = decay[low] * e;
+    }
 }
 
 // d loss / d p[k] from d loss / d decay: the doubling above, backwards. `gdecay` is used up.
 INLINE void decay_gradient(const Shape& s, const float* p, const float* decay, float* gdecay, float* gp) {
-    for (i64 k = s.factors - 1; k >= 0; k--) {
-        float total = 0;
-        for (i64 low = 0; low < (i64)1 << k; low++) {
-            float g = gdecay[low | (i64)1 << k];
+    for (i64 bit = s.factors - 1; bit >= 0; bit--) {
+        i64 k = s.factors - 1 - bit;
+        float total = 0, e = 2 * p[k] - 1;
+        for (i64 low = 0; low < (i64)1 << bit; low++) {
+            float g = gdecay[low | (i64)1 << bit];
             total += g * decay[low];
-            gdecay[low] += g * (2 * p[k] - 1);
+            gdecay[low] += g * e;
         }
         gp[k] = 2 * total;
     }

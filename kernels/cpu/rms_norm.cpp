@@ -1,0 +1,70 @@
+// rms_norm: formulas and shapes are in kernels/rms_norm.py.
+#include "common.h"
+
+namespace {
+
+template <class T>
+INLINE float inverse_rms(i64 C, const T* x, float eps) {
+    vec squares = {};
+    sweep(C, [&](i64 c, auto part) {
+        vec v = load(x + c, part);
+        squares += v * v;
+    });
+    return 1.0f / std::sqrt(sum(squares) / C + eps);
+}
+
+template <class T>
+void forward(i64 threads, i64 tokens, i64 C, const T* x, const float* weight, float eps, T* out) {
+    parallel(tokens, chunks_for(tokens), threads, [&](i64, i64 first, i64 last) {
+        for (i64 t = first; t < last; t++) {
+            const T* row = x + t * C;
+            float r = inverse_rms(C, row, eps);
+            sweep(C, [&](i64 c, auto part) {
+                store(out + t * C + c, load(row + c, part) * r * load(weight + c, part), part);
+            });
+        }
+    });
+}
+
+template <class T>
+void backward(i64 threads, i64 tokens, i64 C, const T* g, const T* x, const float* weight, float eps, T* dx,
+              float* dweight) {
+    i64 chunks = chunks_for(tokens), width = padded(C);
+    floats sums(chunks * width);
+    parallel(tokens, chunks, threads, [&](i64 chunk, i64 first, i64 last) {
+        float* own = &sums[chunk * width];
+        for (i64 t = first; t < last; t++) {
+            const T *row = x + t * C, *grad = g + t * C;
+            vec squares = {}, along = {};
+            sweep(C, [&](i64 c, auto part) {
+                vec v = load(row + c, part);
+                squares += v * v;
+                along += v * load(grad + c, part) * load(weight + c, part);
+            });
+            float r = 1.0f / std::sqrt(sum(squares) / C + eps), shrink = -sum(along) * r * r * r / C;
+            sweep(C, [&](i64 c, auto part) {
+                vec v = load(row + c, part), gv = load(grad + c, part);
+                store(dx + t * C + c, gv * load(weight + c, part) * r + v * shrink, part);
+                store(own + c, load(own + c) + gv * v * r);
+            });
+        }
+    });
+    std::fill(dweight, dweight + C, 0.0f);
+    for (i64 chunk = 0; chunk < chunks; chunk++)
+        for (i64 c = 0; c < C; c++) dweight[c] += sums[chunk * width + c];
+}
+
+}  // namespace
+
+extern "C" {
+
+void rms_norm_forward(i64 dtype, i64 threads, i64 tokens, i64 C, const void* x, const float* weight, double eps,
+                      void* out) {
+    FOR_DTYPE(dtype, forward<T>(threads, tokens, C, (const T*)x, weight, (float)eps, (T*)out))
+}
+
+void rms_norm_backward(i64 dtype, i64 threads, i64 tokens, i64 C, const void* g, const void* x, const float* weight,
+                       double eps, void* dx, float* dweight) {
+    FOR_DTYPE(dtype, backward<T>(threads, tokens, C, (const T*)g, (const T*)x, weight, (float)eps, (T*)dx, dweight))
+}
+}

@@ -1,0 +1,88 @@
+"""RMSNorm over the last axis.
+
+    out = x / sqrt(mean(x^2) + eps) * weight
+
+x, out (..., C), weight (C,). Sums in float32 (float64 for float64). Bytes: forward reads x and writes out, 2 C elements a
+token; backward reads x and the gradient and writes dx, 3 C, plus the sums for the weight. Eager PyTorch moves 5 C and
+about 11 C. Source: Zhang and Sennrich 2019, 1910.07467, equation 4.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import _cpu
+from kernels._dispatch import Op, choose
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """The definition."""
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = x.to(exact)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight.to(exact)).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """Normalise the last axis of x. Raises ValueError when weight does not match it."""
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"want weight {tuple(x.shape[-1:])} for x {tuple(x.shape)}, got {tuple(weight.shape)}")
+    backend = choose(RMS_NORM, x.device.type, x.dtype)
+    if backend == "reference":
+        return rms_norm_reference(x, weight, eps)
+    return torch.ops.hypernas.rms_norm(x, weight, eps, backend)
+
+
+@torch.library.custom_op("hypernas::rms_norm", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
+    out = _empty_output(x, weight, eps, backend)
+    C = x.shape[-1]
+    _cpu.call("rms_norm_forward", x.dtype, x.numel() // C, C, x.contiguous(), _exact(x, weight), eps, out)
+    return out
+
+
+@_forward.register_fake
+def _empty_output(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("hypernas::rms_norm_backward", mutates_args=())
+def _backward(g: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
+    dx, dweight = _empty_gradients(g, x, weight, eps, backend)
+    C = x.shape[-1]
+    arguments = (g.contiguous(), x.contiguous(), _exact(x, weight))
+    _cpu.call("rms_norm_backward", x.dtype, x.numel() // C, C, *arguments, eps, dx, dweight)
+    return dx, dweight
+
+
+@_backward.register_fake
+def _empty_gradients(g: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
+    dweight = weight.new_empty(weight.shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), dweight
+
+
+def _exact(x: Tensor, weight: Tensor) -> Tensor:
+    return weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, ctx.eps, ctx.backend = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _autograd(ctx, g):  # type: ignore[no-untyped-def]
+    x, weight = ctx.saved_tensors
+    dx, dweight = torch.ops.hypernas.rms_norm_backward(g, x, weight, ctx.eps, ctx.backend)
+    return dx, dweight.to(weight.dtype), None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def example_arguments(tokens: int, C: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random x and weight; for tests and benchmarks."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(tokens, C, generator=generator), 1 + 0.1 * torch.randn(C, generator=generator)
+    return x.to(device, dtype), weight.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+RMS_NORM = Op("rms_norm", rms_norm, rms_norm_reference, lambda *kind: example_arguments(37, 50, *kind), ("cpu",))
