@@ -17,7 +17,6 @@ constexpr i64 WIDTH = 16;
 
 // The compiler splits these where registers are narrower, so the same source serves AVX2 and NEON.
 typedef float vec __attribute__((vector_size(64)));
-typedef int32_t ints __attribute__((vector_size(64)));
 typedef uint32_t bits32 __attribute__((vector_size(64)));
 typedef uint16_t bits16 __attribute__((vector_size(32)));
 
@@ -146,6 +145,14 @@ INLINE void store_past(T* p, vec v, Part part) {
     store(p, v, part);
 }
 
+template <bool PAST, class T, class P>
+INLINE void store_maybe_past(T* p, vec v, P part) {
+    if constexpr (PAST)
+        store_past(p, v, part);
+    else
+        store(p, v, part);
+}
+
 // Whether rows of `row` elements at p, `count` of them, are aligned and larger than a core's share of the cache.
 template <class T>
 INLINE bool streams_past_cache(const T* p, i64 row, i64 count) {
@@ -177,14 +184,14 @@ INLINE i64 padded(i64 n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
 
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
-// e^x to 1e-7: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes).
+// e^x to 1e-7: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes). Adding 1.5 * 2^23 rounds to a whole number
+// and leaves it in the low bits. A NaN stays one.
 INLINE vec exp(vec x) {
-    vec clamped = x < -87.0f ? splat(-87.0f) : x;
-    clamped = clamped > 88.0f ? splat(88.0f) : clamped;
-    vec scaled = clamped * 1.44269504f;
-    ints k = __builtin_convertvector(scaled + (scaled < 0.0f ? splat(-0.5f) : splat(0.5f)), ints);
-    vec whole = __builtin_convertvector(k, vec);
-    vec r = clamped - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vec low = splat(-87.0f), high = splat(88.0f);
+    x = low > x ? low : x;
+    x = high < x ? high : x;
+    vec shifted = x * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
+    vec r = x - k * 0.693359375f + k * 2.12194440e-4f;
     vec p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -192,11 +199,12 @@ INLINE vec exp(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    ints exponent = (k + 127) << 23;
+    bits32 exponent;
+    memcpy(&exponent, &shifted, sizeof exponent);
+    exponent = (exponent + 127) << 23;
     vec power;
     memcpy(&power, &exponent, sizeof power);
-    vec result = p * power;
-    return x != x ? x : result;
+    return p * power;
 }
 
 INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }

@@ -33,19 +33,30 @@ void backward(i64 threads, i64 tokens, i64 C, const T* g, const T* x, const floa
     floats sums(chunks * width);
     parallel(tokens, chunks, threads, [&](i64 chunk, i64 first, i64 last) {
         float* own = &sums[chunk * width];
-        for (i64 t = first; t < last; t++) {
-            const T *row = x + t * C, *grad = g + t * C;
-            vec squares = {}, along = {};
+        constexpr i64 ROWS = 4;  // rows that share one read and write of the weight's sums
+        for (i64 start = first; start < last; start += ROWS) {
+            i64 rows = std::min(ROWS, last - start);
+            float r[ROWS] = {}, shrink[ROWS] = {};
+            for (i64 k = 0; k < rows; k++) {
+                const T *row = x + (start + k) * C, *grad = g + (start + k) * C;
+                vec squares = {}, along = {};
+                sweep(C, [&](i64 c, auto part) {
+                    vec v = load(row + c, part);
+                    squares += v * v;
+                    along += v * load(grad + c, part) * load(weight + c, part);
+                });
+                r[k] = 1.0f / std::sqrt(sum(squares) / C + eps);
+                shrink[k] = -sum(along) * r[k] * r[k] * r[k] / C;
+            }
             sweep(C, [&](i64 c, auto part) {
-                vec v = load(row + c, part);
-                squares += v * v;
-                along += v * load(grad + c, part) * load(weight + c, part);
-            });
-            float r = 1.0f / std::sqrt(sum(squares) / C + eps), shrink = -sum(along) * r * r * r / C;
-            sweep(C, [&](i64 c, auto part) {
-                vec v = load(row + c, part), gv = load(grad + c, part);
-                store(dx + t * C + c, gv * load(weight + c, part) * r + v * shrink, part);
-                store(own + c, load(own + c) + gv * v * r);
+                vec w = load(weight + c, part), total = load(own + c);
+                for (i64 k = 0; k < rows; k++) {
+                    i64 at = (start + k) * C + c;
+                    vec v = load(x + at, part), gr = load(g + at, part) * r[k];
+                    store(dx + at, gr * w + v * shrink[k], part);
+                    total += gr * v;
+                }
+                store(own + c, total);
             });
         }
     });

@@ -165,10 +165,7 @@ void forward(const Shape& s, i64 threads, const T* X, const T* y, const float* c
                               [&](i64 i, i64 c, vec v, auto part) {
                                   squares += v * v;
                                   if (!y) return;
-                                  if constexpr (PAST)
-                                      store_past(out + t * s.D + i * s.C + c, v, part);
-                                  else
-                                      store(out + t * s.D + i * s.C + c, v, part);
+                                  store_maybe_past<PAST>(out + t * s.D + i * s.C + c, v, part);
                               });
                 r[t] = 1.0f / std::sqrt(sum(squares) / s.D + eps);
             }
@@ -282,10 +279,7 @@ INLINE void finish(const Shape& s, i64 t, const T* gX, const T* gu, const float*
             on_decay += G * load(X + at + c, part);
             vec total = G * post;
             if (i) total += load(dy_row + c);
-            if constexpr (PAST)
-                store_past(dX + at + c, G * decay, part);
-            else
-                store(dX + at + c, G * decay, part);
+            store_maybe_past<PAST>(dX + at + c, G * decay, part);
             if (i + 1 < s.n)
                 store(dy_row + c, total);
             else
