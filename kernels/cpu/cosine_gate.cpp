@@ -37,7 +37,7 @@ void forward(i64 threads, i64 tokens, i64 C, const T* x, const T* branch, const 
             vec xx = {}, xf = {}, ff = {};
             float g = gate[t], *d = dots + 3 * t;
             sweep(C, [&](i64 c, auto part) {
-                vec v = load(x + t * C + c, part), f = load(branch + t * C + c, part);
+                vec v = load_ahead(x + t * C + c, part), f = load_ahead(branch + t * C + c, part);
                 xx += v * v;
                 xf += v * f;
                 ff += f * f;
@@ -68,8 +68,8 @@ void backward(i64 threads, i64 tokens, i64 C, const T* gout, const float* gcir, 
             float turn = on_turn * (b.dp * (d[1] + d[2]) + b.dq * 2 * (d[1] + g * d[2]));
             vec on_gate = {};
             sweep(C, [&](i64 c, auto part) {
-                vec v = load(x + t * C + c, part), f = load(branch + t * C + c, part),
-                    grad = load(gout + t * C + c, part);
+                vec v = load_ahead(x + t * C + c, part), f = load_ahead(branch + t * C + c, part),
+                    grad = load_ahead(gout + t * C + c, part);
                 on_gate += grad * f;
                 store_maybe_past<PAST>(dx + t * C + c, v * (2 * xx) + f * xf, part);
                 store_maybe_past<PAST>(dbranch + t * C + c, grad * g + v * xf + f * (2 * ff), part);

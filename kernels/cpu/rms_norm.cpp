@@ -7,26 +7,26 @@ template <class T>
 INLINE float inverse_rms(i64 C, const T* x, float eps) {
     vec squares = {};
     sweep(C, [&](i64 c, auto part) {
-        vec v = load(x + c, part);
+        vec v = load_ahead(x + c, part);
         squares += v * v;
     });
     return 1.0f / std::sqrt(sum(squares) / C + eps);
 }
 
-template <class T>
+template <bool PAST, class T>
 void forward(i64 threads, i64 tokens, i64 C, const T* x, const float* weight, float eps, T* out) {
     parallel(tokens, chunks_for(tokens), threads, [&](i64, i64 first, i64 last) {
         for (i64 t = first; t < last; t++) {
             const T* row = x + t * C;
             float r = inverse_rms(C, row, eps);
             sweep(C, [&](i64 c, auto part) {
-                store(out + t * C + c, load(row + c, part) * r * load(weight + c, part), part);
+                store_maybe_past<PAST>(out + t * C + c, load(row + c, part) * r * load(weight + c, part), part);
             });
         }
     });
 }
 
-template <class T>
+template <bool PAST, class T>
 void backward(i64 threads, i64 tokens, i64 C, const T* g, const T* x, const float* weight, float eps, T* dx,
               float* dweight) {
     i64 chunks = chunks_for(tokens), width = padded(C);
@@ -41,9 +41,9 @@ void backward(i64 threads, i64 tokens, i64 C, const T* g, const T* x, const floa
                 const T *row = x + (start + k) * C, *grad = g + (start + k) * C;
                 vec squares = {}, along = {};
                 sweep(C, [&](i64 c, auto part) {
-                    vec v = load(row + c, part);
+                    vec v = load_ahead(row + c, part);
                     squares += v * v;
-                    along += v * load(grad + c, part) * load(weight + c, part);
+                    along += v * load_ahead(grad + c, part) * load(weight + c, part);
                 });
                 r[k] = 1.0f / std::sqrt(sum(squares) / C + eps);
                 shrink[k] = -sum(along) * r[k] * r[k] * r[k] / C;
@@ -53,7 +53,7 @@ void backward(i64 threads, i64 tokens, i64 C, const T* g, const T* x, const floa
                 for (i64 k = 0; k < rows; k++) {
                     i64 at = (start + k) * C + c;
                     vec v = load(x + at, part), gr = load(g + at, part) * r[k];
-                    store(dx + at, gr * w + v * shrink[k], part);
+                    store_maybe_past<PAST>(dx + at, gr * w + v * shrink[k], part);
                     total += gr * v;
                 }
                 store(own + c, total);
@@ -71,11 +71,17 @@ extern "C" {
 
 void rms_norm_forward(i64 dtype, i64 threads, i64 tokens, i64 C, const void* x, const float* weight, double eps,
                       void* out) {
-    FOR_DTYPE(dtype, forward<T>(threads, tokens, C, (const T*)x, weight, (float)eps, (T*)out))
+    FOR_DTYPE(dtype, {
+        auto run = streams_past_cache((T*)out, C, tokens) ? forward<true, T> : forward<false, T>;
+        run(threads, tokens, C, (const T*)x, weight, (float)eps, (T*)out);
+    })
 }
 
 void rms_norm_backward(i64 dtype, i64 threads, i64 tokens, i64 C, const void* g, const void* x, const float* weight,
                        double eps, void* dx, float* dweight) {
-    FOR_DTYPE(dtype, backward<T>(threads, tokens, C, (const T*)g, (const T*)x, weight, (float)eps, (T*)dx, dweight))
+    FOR_DTYPE(dtype, {
+        auto run = streams_past_cache((T*)dx, C, tokens) ? backward<true, T> : backward<false, T>;
+        run(threads, tokens, C, (const T*)g, (const T*)x, weight, (float)eps, (T*)dx, dweight);
+    })
 }
 }

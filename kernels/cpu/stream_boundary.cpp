@@ -92,10 +92,11 @@ INLINE void write_streams(const Shape& s, i64 t, i64 ahead, const T* X, const T*
             });
             continue;
         }
-        const T* f = y + t * s.C;
+        const T *f = y + t * s.C, *next_f = y + ahead * s.C;
         float post = coefficients[t * 2 * s.n + i], decay = coefficients[t * 2 * s.n + s.n + i];
         sweep(s.C, [&](i64 c, auto part) {
             __builtin_prefetch(next + c, 0, 2);
+            if (!i) __builtin_prefetch(next_f + c, 0, 2);
             vec v = load(x + c, part) * decay + load(f + c, part) * post;
             store(to + c, v, part);
             each(i, c, v, part);
@@ -309,11 +310,13 @@ void backward(const Shape& s, i64 threads, const T* gX, const T* gu, const float
             for (i64 k = 0; k < count; k++) {
                 i64 t = start + k;
                 float *row = &rows[k * s.stride], *p = &gate[k * s.m + 2 * s.n];
-                const T *g = gu + t * s.C, *wanted_last = gX + t * s.D;
+                i64 ahead = std::min(t + BACKWARD_BLOCK, last - 1);
+                const T *g = gu + t * s.C, *next_g = gu + ahead * s.C, *wanted_last = gX + t * s.D;
                 vec along_u = {};
-                write_streams(s, t, std::min(t + BACKWARD_BLOCK, last - 1), X, y, coefficients, row,
+                write_streams(s, t, ahead, X, y, coefficients, row,
                               [&](i64 i, i64 c, vec v, auto part) {
                                   if (y) __builtin_prefetch(wanted_last + i * s.C + c, 0, 2);
+                                  if (!i) __builtin_prefetch(next_g + c, 0, 2);
                                   along_u += v * load(g + c, part);
                                   if (c + WIDTH < s.C) return;
                                   dgate[i] = sum(along_u);

@@ -9,8 +9,8 @@ void forward(i64 threads, i64 tokens, i64 H, const T* x, T* out) {
         for (i64 t = first; t < last; t++) {
             const T *gate = x + t * 2 * H, *up = gate + H;
             sweep(H, [&](i64 i, auto part) {
-                vec a = load(gate + i, part);
-                store_maybe_past<PAST>(out + t * H + i, a * sigmoid(a) * load(up + i, part), part);
+                vec a = load_ahead(gate + i, part);
+                store_maybe_past<PAST>(out + t * H + i, a * sigmoid(a) * load_ahead(up + i, part), part);
             });
         }
     });
@@ -23,9 +23,9 @@ void backward(i64 threads, i64 tokens, i64 H, const T* g, const T* x, T* dx) {
             const T *gate = x + t * 2 * H, *up = gate + H;
             T *dgate = dx + t * 2 * H, *dup = dgate + H;
             sweep(H, [&](i64 i, auto part) {
-                vec a = load(gate + i, part), s = sigmoid(a), grad = load(g + t * H + i, part), silu = a * s;
+                vec a = load_ahead(gate + i, part), s = sigmoid(a), grad = load_ahead(g + t * H + i, part), silu = a * s;
                 store_maybe_past<PAST>(dup + i, grad * silu, part);
-                store_maybe_past<PAST>(dgate + i, grad * load(up + i, part) * (s + silu * (1.0f - s)), part);
+                store_maybe_past<PAST>(dgate + i, grad * load_ahead(up + i, part) * (s + silu * (1.0f - s)), part);
             });
         }
     });
