@@ -1,0 +1,40 @@
+"""Triton, where it is installed; elsewhere stand-ins under which kernels can be defined but not launched."""
+
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Triton exists for Linux only
+
+    class _Language:
+        """Stands for annotations and decorators that name parts of triton.language."""
+
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+    class _Triton:
+        @staticmethod
+        def jit(function: Any) -> Any:
+            return function
+
+    triton, tl = _Triton(), _Language()
+
+__all__ = ["accumulator", "blocks", "precision", "tl", "triton"]
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """What a kernel sums in: float32, or float64 for float64 tensors (under the interpreter)."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def precision(dtype: torch.dtype) -> str:
+    """`input_precision` of tl.dot: exact for float32, because tf32 keeps 10 bits only; ignored for bfloat16."""
+    return "ieee" if dtype != torch.bfloat16 else "tf32"
+
+
+def blocks(total: int, size: int) -> int:
+    """Programs needed to cover `total` items by `size`."""
+    return -(-total // size)
