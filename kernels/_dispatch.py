@@ -148,18 +148,25 @@ def self_test(op: Op, backend: str, dtype: torch.dtype, device: torch.device) ->
         )
 
 
+@contextmanager
+def forcing(backend: str) -> Iterator[None]:
+    """Every op on `backend` inside the block, unasked and untested: for self-tests and whoever studies a back end."""
+    global _testing
+    before, _testing = _testing, backend
+    try:
+        yield
+    finally:
+        _testing = before
+
+
 def relative_errors(op: Op, args: tuple[Any, ...], backend: str) -> dict[str, float]:
     """Error of `backend` against the reference in float64, for each output and each gradient of `args`.
 
     Norm of the difference over norm of the wanted tensor; NaN counts as infinite. The gradients answer to fixed
     random cotangents, so every output takes part.
     """
-    global _testing
-    before, _testing = _testing, backend
-    try:
+    with forcing(backend):
         got = outputs_and_gradients(op.function, args)
-    finally:
-        _testing = before
     double = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
     want = outputs_and_gradients(op.reference, double)
     return {name: _relative_error(got[name], want[name]) for name in want}

@@ -22,7 +22,7 @@ except ImportError:  # Triton exists for Linux only
 
     triton, tl = _Triton(), _Language()
 
-__all__ = ["accumulator", "blocks", "precision", "tl", "triton"]
+__all__ = ["accumulator", "blocks", "precision", "row_tile", "tl", "triton"]
 
 
 def accumulator(dtype: torch.dtype) -> Any:
@@ -38,3 +38,9 @@ def precision(dtype: torch.dtype) -> str:
 def blocks(total: int, size: int) -> int:
     """Programs needed to cover `total` items by `size`."""
     return -(-total // size)
+
+
+def row_tile(C: int) -> dict[str, int]:
+    """Tile of a kernel that holds whole rows of C elements in registers: 4096 elements on 4 warps, or one longer row."""
+    width = 1 << max(C - 1, 15).bit_length()
+    return {"BT": max(1, 4096 // width), "BC": width, "num_warps": 4 if width <= 4096 else 16}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels import _cpu
 from kernels._dispatch import Op, choose
+from kernels._triton import accumulator, blocks, row_tile, tl, triton
 
 
 def cosine_gate_reference(x: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +50,13 @@ def _forward(x: Tensor, branch: Tensor, gate: Tensor, backend: str) -> tuple[Ten
     """out, cir, distance, and for backward the dot products (..., 3) x . x, x . F, F . F."""
     outputs = _empty_outputs(x, branch, gate, backend)
     inputs = (x.contiguous(), branch.contiguous(), gate.to(outputs[1].dtype).contiguous())
-    _cpu.call("cosine_gate_forward", x.dtype, gate.numel(), x.shape[-1], *inputs, *outputs)
+    tokens, C = gate.numel(), x.shape[-1]
+    if backend == "triton":
+        tile = row_tile(C)
+        grid = (blocks(tokens, tile["BT"]),)
+        _forward_kernel[grid](*inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
+    else:
+        _cpu.call("cosine_gate_forward", x.dtype, tokens, C, *inputs, *outputs)
     return outputs
 
 
@@ -68,7 +75,13 @@ def _backward(
     outputs = _empty_gradients(g, gcir, gdistance, x, branch, gate, dots, backend)
     gradients = (g.contiguous(), gcir.contiguous(), gdistance.contiguous())
     inputs = (x.contiguous(), branch.contiguous(), gate.to(dots.dtype).contiguous(), dots)
-    _cpu.call("cosine_gate_backward", x.dtype, gate.numel(), x.shape[-1], *gradients, *inputs, *outputs)
+    tokens, C = gate.numel(), x.shape[-1]
+    if backend == "triton":
+        tile = row_tile(C)
+        grid = (blocks(tokens, tile["BT"]),)
+        _backward_kernel[grid](*gradients, *inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
+    else:
+        _cpu.call("cosine_gate_backward", x.dtype, tokens, C, *gradients, *inputs, *outputs)
     return outputs
 
 
@@ -78,6 +91,67 @@ def _empty_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dbranch = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
     return dx, dbranch, dots.new_empty(gate.shape)
+
+
+@triton.jit
+def _cosine(p, q, s):
+    """cos = p / sqrt(q s), and its derivatives by p, q and s."""
+    product = tl.maximum(q * s, 1e-30)
+    dp = 1.0 / tl.sqrt(product)
+    half = tl.where(q * s > 1e-30, -0.5 * p * dp / product, 0.0)
+    return p * dp, dp, half * s, half * q
+
+
+@triton.jit
+def _forward_kernel(
+    X, F, GATE, OUT, CIR, DISTANCE, DOTS, T, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    c = tl.arange(0, BC)
+    inside = t < T
+    at, here = t[:, None] * C + c[None, :], inside[:, None] & (c < C)[None, :]
+    x = tl.load(X + at, mask=here, other=0.0).to(ACC)
+    f = tl.load(F + at, mask=here, other=0.0).to(ACC)
+    g = tl.load(GATE + t, mask=inside, other=0.0)
+    tl.store(OUT + at, (f * g[:, None]).to(OUT.dtype.element_ty), mask=here)
+    xx, xf, ff = tl.sum(x * x, 1), tl.sum(x * f, 1), tl.sum(f * f, 1)
+    tl.store(DOTS + 3 * t, xx, mask=inside)
+    tl.store(DOTS + 3 * t + 1, xf, mask=inside)
+    tl.store(DOTS + 3 * t + 2, ff, mask=inside)
+    incompatible, _, _, _ = _cosine(xf, xx, ff)
+    consistent, _, _, _ = _cosine(xx + (1.0 + g) * xf + g * ff, xx + 2.0 * g * xf + g * g * ff, xx + 2.0 * xf + ff)
+    tl.store(CIR + t, 1.0 - incompatible, mask=inside)
+    tl.store(DISTANCE + t, 2.0 - 2.0 * consistent, mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    GOUT, GCIR, GDISTANCE, X, F, GATE, DOTS, DX, DF, DGATE, T,
+    C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    c = tl.arange(0, BC)
+    inside = t < T
+    at, here = t[:, None] * C + c[None, :], inside[:, None] & (c < C)[None, :]
+    g = tl.load(GATE + t, mask=inside, other=0.0)
+    xx = tl.load(DOTS + 3 * t, mask=inside, other=0.0)
+    xf = tl.load(DOTS + 3 * t + 1, mask=inside, other=0.0)
+    ff = tl.load(DOTS + 3 * t + 2, mask=inside, other=0.0)
+    on_cos = -tl.load(GCIR + t, mask=inside, other=0.0)
+    on_turn = -2.0 * tl.load(GDISTANCE + t, mask=inside, other=0.0)
+    _, ap, aq, az = _cosine(xf, xx, ff)
+    _, bp, bq, bz = _cosine(xx + (1.0 + g) * xf + g * ff, xx + 2.0 * g * xf + g * g * ff, xx + 2.0 * xf + ff)
+    on_xx = 2.0 * (on_cos * aq + on_turn * (bp + bq + bz))
+    on_xf = on_cos * ap + on_turn * (bp * (1.0 + g) + bq * 2.0 * g + bz * 2.0)
+    on_ff = 2.0 * (on_cos * az + on_turn * (bp * g + bq * g * g + bz))
+    turn = on_turn * (bp * (xf + ff) + bq * 2.0 * (xf + g * ff))
+    x = tl.load(X + at, mask=here, other=0.0).to(ACC)
+    f = tl.load(F + at, mask=here, other=0.0).to(ACC)
+    gout = tl.load(GOUT + at, mask=here, other=0.0).to(ACC)
+    tl.store(DX + at, (x * on_xx[:, None] + f * on_xf[:, None]).to(DX.dtype.element_ty), mask=here)
+    df = gout * g[:, None] + x * on_xf[:, None] + f * on_ff[:, None]
+    tl.store(DF + at, df.to(DF.dtype.element_ty), mask=here)
+    tl.store(DGATE + t, tl.sum(gout * f, 1) + turn, mask=inside)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -104,5 +178,5 @@ def example_arguments(tokens: int, C: int, dtype: torch.dtype, device: torch.dev
 
 
 COSINE_GATE = Op(
-    "cosine_gate", cosine_gate, cosine_gate_reference, lambda *kind: example_arguments(37, 50, *kind), ("cpu",)
+    "cosine_gate", cosine_gate, cosine_gate_reference, lambda *kind: example_arguments(37, 50, *kind), ("cpu", "triton")
 )

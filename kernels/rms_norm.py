@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels import _cpu
 from kernels._dispatch import Op, choose
+from kernels._triton import accumulator, blocks, row_tile, tl, triton
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -36,7 +37,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
     out = _empty_output(x, weight, eps, backend)
     C = x.shape[-1]
-    _cpu.call("rms_norm_forward", x.dtype, x.numel() // C, C, x.contiguous(), _exact(x, weight), eps, out)
+    tokens = x.numel() // C
+    if backend == "triton":
+        tile = row_tile(C)
+        grid = (blocks(tokens, tile["BT"]),)
+        _forward_kernel[grid](x.contiguous(), _exact(x, weight), out, tokens, eps, C=C, ACC=accumulator(x.dtype), **tile)
+    else:
+        _cpu.call("rms_norm_forward", x.dtype, tokens, C, x.contiguous(), _exact(x, weight), eps, out)
     return out
 
 
@@ -49,8 +56,18 @@ def _empty_output(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor
 def _backward(g: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     dx, dweight = _empty_gradients(g, x, weight, eps, backend)
     C = x.shape[-1]
+    tokens = x.numel() // C
     arguments = (g.contiguous(), x.contiguous(), _exact(x, weight))
-    _cpu.call("rms_norm_backward", x.dtype, x.numel() // C, C, *arguments, eps, dx, dweight)
+    if backend == "triton":
+        tile = row_tile(C)
+        programs = min(256, blocks(tokens, tile["BT"]))
+        steps = blocks(tokens, programs * tile["BT"])
+        partial = dweight.new_empty((programs, C))
+        acc = accumulator(x.dtype)
+        _backward_kernel[(programs,)](*arguments, dx, partial, tokens, steps, eps, C=C, ACC=acc, **tile)
+        torch.sum(partial, 0, out=dweight)
+    else:
+        _cpu.call("rms_norm_backward", x.dtype, tokens, C, *arguments, eps, dx, dweight)
     return dx, dweight
 
 
@@ -62,6 +79,40 @@ def _empty_gradients(g: Tensor, x: Tensor, weight: Tensor, eps: float, backend: 
 
 def _exact(x: Tensor, weight: Tensor) -> Tensor:
     return weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+
+
+@triton.jit
+def _forward_kernel(
+    X, W, OUT, T, eps, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    c = tl.arange(0, BC)
+    at, here = t[:, None] * C + c[None, :], (t < T)[:, None] & (c < C)[None, :]
+    x = tl.load(X + at, mask=here, other=0.0).to(ACC)
+    weight = tl.load(W + c, mask=c < C, other=0.0)
+    r = 1.0 / tl.sqrt(tl.sum(x * x, 1) / C + eps)
+    tl.store(OUT + at, (x * r[:, None] * weight[None, :]).to(OUT.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _backward_kernel(
+    G, X, W, DX, PARTIAL, T, STEPS, eps, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """dx, and in row `program` of PARTIAL the weight's gradient over this program's tokens."""
+    c = tl.arange(0, BC)
+    weight = tl.load(W + c, mask=c < C, other=0.0)
+    dweight = tl.zeros((BC,), ACC)
+    for step in range(STEPS):
+        t = (tl.program_id(0).to(tl.int64) * STEPS + step) * BT + tl.arange(0, BT)
+        at, here = t[:, None] * C + c[None, :], (t < T)[:, None] & (c < C)[None, :]
+        x = tl.load(X + at, mask=here, other=0.0).to(ACC)
+        g = tl.load(G + at, mask=here, other=0.0).to(ACC)
+        r = 1.0 / tl.sqrt(tl.sum(x * x, 1) / C + eps)
+        gw = g * weight[None, :]
+        shrink = -tl.sum(gw * x, 1) * r * r * r / C
+        tl.store(DX + at, (gw * r[:, None] + x * shrink[:, None]).to(DX.dtype.element_ty), mask=here)
+        dweight += tl.sum(g * x * r[:, None], 0)
+    tl.store(PARTIAL + tl.program_id(0) * C + c, dweight, mask=c < C)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -85,4 +136,4 @@ def example_arguments(tokens: int, C: int, dtype: torch.dtype, device: torch.dev
     return x.to(device, dtype), weight.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-RMS_NORM = Op("rms_norm", rms_norm, rms_norm_reference, lambda *kind: example_arguments(37, 50, *kind), ("cpu",))
+RMS_NORM = Op("rms_norm", rms_norm, rms_norm_reference, lambda *kind: example_arguments(37, 50, *kind), ("cpu", "triton"))
