@@ -9,13 +9,13 @@ a process; one that disagrees is not used. Nothing is logged but one warning whe
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 BACKENDS = ("auto", "reference", "triton", "cpu")
 # Norm-wise relative error that a correct kernel stays under; bf16 rounds inputs and outputs at 2^-9 each.
@@ -137,8 +137,9 @@ def _decide(op: Op, device: str, dtype: torch.dtype) -> Choice:
 
 def self_test(op: Op, backend: str, dtype: torch.dtype, device: torch.device) -> None:
     """Compare `backend` with the float64 reference on the op's example. Raises BackendError naming what is off."""
-    with _disable_current_modes(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-        errors = relative_errors(op, op.example(dtype, device), backend)
+    # In a thread of its own, which starts without the caller's inference mode, autocast and tracing.
+    with ThreadPoolExecutor(1) as pool:
+        errors = pool.submit(lambda: relative_errors(op, op.example(dtype, device), backend)).result()
     wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE[dtype]}
     if wrong:
         listed = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())
@@ -175,9 +176,7 @@ def relative_errors(op: Op, args: tuple[Any, ...], backend: str) -> dict[str, fl
 def outputs_and_gradients(function: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
     """`{"output 0": ..., "gradient 0": ...}` of `function(*args)`; gradients by position in `args`."""
     with torch.enable_grad():
-        leaves = [
-            a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-        ]
+        leaves = [a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
         raw = function(*leaves)
         outputs = [o for o in (raw if isinstance(raw, tuple) else (raw,)) if o is not None]
         live = [o for o in outputs if o.requires_grad]

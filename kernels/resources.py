@@ -43,7 +43,7 @@ class Launch:
     function: Any
     signature: dict[str, str]
     constants: dict[str, Any]
-    num_warps: int
+    options: dict[str, int]  # num_warps, num_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,16 @@ class _Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> "_Recorder":
         return self
 
-    def __call__(self, *args: Any, num_warps: int, **constants: Any) -> None:
+    def __call__(self, *args: Any, **keywords: Any) -> None:
+        options = {name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords}
+        constants = keywords
         names = self.function.arg_names
         given = dict(zip(names, args, strict=False)) | constants
         signature = {name: _type_of(given[name], name in constants) for name in names}
         fixed = {name: given[name] for name in names if signature[name] == "constexpr"}
-        name = f"{self.function.fn.__module__.removeprefix('kernels.')}{self.function.fn.__name__.removesuffix('_kernel')}"
-        self.launches.append(Launch(name, self.shape, self.function, signature, fixed, num_warps))
+        inner = self.function.fn
+        name = inner.__module__.removeprefix("kernels.") + inner.__name__.removesuffix("_kernel")
+        self.launches.append(Launch(name, self.shape, self.function, signature, fixed, options))
 
 
 def _type_of(value: Any, constant: bool) -> str:
@@ -141,7 +144,7 @@ def compile_for(launch: Launch, target: str) -> Resources:
         constexprs=launch.constants,
         attrs={pointer: [["tt.divisibility", 16]] for pointer in pointers},
     )
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": launch.num_warps})
+    compiled = triton.compile(source, target=TARGETS[target], options=launch.options | {"enable_fp_fusion": True})
     numbers = _nvidia(compiled) if target.startswith("sm_") else _amd(compiled)
     return Resources(launch.kernel, launch.shape, target, shared=compiled.metadata.shared, **numbers)
 
@@ -151,7 +154,9 @@ def _nvidia(compiled: Any) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
         listing = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
     found = re.search(r"REG:(\d+)", usage.stdout + usage.stderr)
     if found is None:

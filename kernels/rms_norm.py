@@ -41,7 +41,9 @@ def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
     if backend == "triton":
         tile = row_tile(C)
         grid = (blocks(tokens, tile["BT"]),)
-        _forward_kernel[grid](x.contiguous(), _exact(x, weight), out, tokens, eps, C=C, ACC=accumulator(x.dtype), **tile)
+        _forward_kernel[grid](
+            x.contiguous(), _exact(x, weight), out, tokens, eps, C=C, ACC=accumulator(x.dtype), **tile
+        )
     else:
         _cpu.call("rms_norm_forward", x.dtype, tokens, C, x.contiguous(), _exact(x, weight), eps, out)
     return out
@@ -136,4 +138,6 @@ def example_arguments(tokens: int, C: int, dtype: torch.dtype, device: torch.dev
     return x.to(device, dtype), weight.to(device, torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-RMS_NORM = Op("rms_norm", rms_norm, rms_norm_reference, lambda *kind: example_arguments(37, 50, *kind), ("cpu", "triton"))
+RMS_NORM = Op(
+    "rms_norm", rms_norm, rms_norm_reference, lambda *kind: example_arguments(37, 50, *kind), ("cpu", "triton")
+)

@@ -20,7 +20,9 @@ Builder = interpreter.InterpreterBuilder
 def _round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     """Bit patterns, to nearest with ties to even."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(np.uint16)
+    rounded = ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(
+        np.uint16
+    )
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).reshape(np.shape(values))
 
 
@@ -30,7 +32,12 @@ def _widen(bits: np.ndarray) -> np.ndarray:
 
 def correct_bfloat16() -> None:
     """Patch the interpreter's conversions, tl.dot and tl.sum for bfloat16. Call once a process."""
-    cast, dot, total, fp_to_fp = Builder.cast_impl, Builder.create_dot, interpreter.ReduceOps.sum, Builder.create_fp_to_fp
+    cast, dot, total, fp_to_fp = (
+        Builder.cast_impl,
+        Builder.create_dot,
+        interpreter.ReduceOps.sum,
+        Builder.create_fp_to_fp,
+    )
 
     def cast_impl(self, source, to):
         have, want = source.dtype.scalar, to.scalar
