@@ -27,11 +27,13 @@ def sinkhorn_reference(logits: Tensor, iterations: int = 20) -> Tensor:
 
 
 def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
-    """M_iterations. Raises ValueError for matrices that are not square or no iterations."""
+    """M_iterations. Raises ValueError for matrices that are not square, other dtypes or no iterations."""
     if logits.shape[-1] != logits.shape[-2] or iterations < 1:
         raise ValueError(f"want (..., n, n) and at least 1 iteration, got {tuple(logits.shape)} and {iterations}")
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"want float32 or float64 logits, got {logits.dtype}: 40 steps in less drift from 1")
     backend = choose(SINKHORN, logits.device.type, logits.dtype)
-    if backend == "reference" or logits.dtype != torch.float32:
+    if backend == "reference":
         return sinkhorn_reference(logits, iterations)
     return torch.ops.hypernas.sinkhorn(logits, iterations)
 

@@ -70,20 +70,21 @@ def correct_bfloat16() -> None:
 
 @dataclass
 class Trace:
-    """Accesses to the registered tensors: bytes touched at least once, and what went wrong."""
+    """Accesses to the tensors that kernels were launched with: bytes touched at least once, and what went wrong."""
 
-    tensors: dict[str, torch.Tensor]
-    read: dict[str, np.ndarray] = field(default_factory=dict)  # per byte: was it read, was it written
-    written: dict[str, np.ndarray] = field(default_factory=dict)
-    owner: dict[str, np.ndarray] = field(default_factory=dict)  # which program wrote the byte, -1 for none
+    tensors: dict[int, torch.Tensor] = field(default_factory=dict)  # by address; held, so that none is used twice
+    read: dict[int, np.ndarray] = field(default_factory=dict)  # per byte: was it read, was it written
+    written: dict[int, np.ndarray] = field(default_factory=dict)
+    owner: dict[int, np.ndarray] = field(default_factory=dict)  # which program wrote the byte, -1 for none
     out_of_bounds: list[str] = field(default_factory=list)
     races: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        for name, tensor in self.tensors.items():
-            size = tensor.numel() * tensor.element_size()
-            self.read[name], self.written[name] = np.zeros(size, bool), np.zeros(size, bool)
-            self.owner[name] = np.full(size, -1, np.int64)
+    def add(self, tensor: torch.Tensor) -> None:
+        address, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+        if address not in self.tensors:
+            self.tensors[address] = tensor
+            self.read[address], self.written[address] = np.zeros(size, bool), np.zeros(size, bool)
+        self.owner[address] = np.full(size, -1, np.int64)  # a launch starts when the one before has ended
 
     def bytes_moved(self) -> int:
         return int(sum(seen.sum() for table in (self.read, self.written) for seen in table.values()))
@@ -94,7 +95,7 @@ class Trace:
         number = hash(program) & 0x7FFFFFFF
         known = np.zeros(addresses.size, bool)
         for name, tensor in self.tensors.items():
-            start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+            start, end = name, name + tensor.numel() * tensor.element_size()
             ours = (addresses >= start) & (addresses + size <= end)
             known |= ours
             at = addresses[ours] - start
@@ -103,10 +104,12 @@ class Trace:
                 for byte in range(size):
                     self.read[name][at + byte] = True
                 if ((owners != -1) & (owners != number)).any():
-                    self.races.append(f"program {program} reads what another wrote in {name}")
+                    self.races.append(
+                        f"program {program} reads what another wrote in a tensor of {tuple(tensor.shape)}"
+                    )
                 continue
             if ((owners != -1) & (owners != number)).any() or np.unique(at).size != at.size:
-                self.races.append(f"program {program} and another store to one address of {name}")
+                self.races.append(f"program {program} and another store to one address of {tuple(tensor.shape)}")
             for byte in range(size):
                 self.written[name][at + byte] = True
             self.owner[name][at] = number
@@ -115,10 +118,10 @@ class Trace:
 
 
 @contextmanager
-def tracing(**tensors: torch.Tensor) -> Iterator[Trace]:
-    """Trace every kernel launched inside the block; addresses outside `tensors` count as out of bounds."""
-    trace = Trace(tensors)
-    load, store = Builder.create_masked_load, Builder.create_masked_store
+def tracing() -> Iterator[Trace]:
+    """Trace every kernel launched inside the block; an address in none of its tensors counts as out of bounds."""
+    trace = Trace()
+    load, store, launch = Builder.create_masked_load, Builder.create_masked_store, interpreter.GridExecutor.__call__
 
     def size_of(pointers) -> int:
         return interpreter._get_np_dtype(pointers.get_element_ty()).itemsize
@@ -131,8 +134,16 @@ def tracing(**tensors: torch.Tensor) -> Iterator[Trace]:
         trace.record("store", pointers.data, mask.data, size_of(pointers))
         return store(self, pointers, value, mask, *rest)
 
+    def traced_launch(self, *arguments, **keywords):
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                trace.add(argument)
+        return launch(self, *arguments, **keywords)
+
     Builder.create_masked_load, Builder.create_masked_store = traced_load, traced_store
+    interpreter.GridExecutor.__call__ = traced_launch
     try:
         yield trace
     finally:
         Builder.create_masked_load, Builder.create_masked_store = load, store
+        interpreter.GridExecutor.__call__ = launch
