@@ -41,6 +41,6 @@ def blocks(total: int, size: int) -> int:
 
 
 def row_tile(C: int) -> dict[str, int]:
-    """Tile of a kernel that holds whole rows of C elements in registers: 4096 elements on 4 warps, or one longer row."""
+    """Tile of a kernel that holds whole rows of C elements: 4096 elements on 4 warps, or one longer row."""
     width = 1 << max(C - 1, 15).bit_length()
     return {"BT": max(1, 4096 // width), "BC": width, "num_warps": 4 if width <= 4096 else 16}

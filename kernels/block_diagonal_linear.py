@@ -3,8 +3,8 @@
     out[..., o_g : o_(g+1)] = x[..., i_g : i_(g+1)] @ weights[g]^T
 
 x (..., sum of the blocks' inputs), weights[g] (outputs, inputs) of any sizes, equal or not; out (..., sum of outputs).
-Costs sum_g 2 o_g i_g FLOPs a token where the dense matrix costs 2 (sum o_g)(sum i_g). One `linear` a block is as fast as
-`bmm` on equal blocks in float32 and faster in bfloat16, because `bmm` copies x to bring the blocks together
+Costs sum_g 2 o_g i_g FLOPs a token where the dense matrix costs 2 (sum o_g)(sum i_g). One `linear` a block is as fast
+as `bmm` on equal blocks in float32 and faster in bfloat16, because `bmm` copies x to bring the blocks together
 (`nas bench kernels --op block_diagonal_linear`), so unequal blocks need nothing of their own.
 """
 

@@ -4,12 +4,12 @@
     cir      = 1 - cos(x, F)                              the cosine incompatibility, 0 to 2
     distance = 2 - 2 cos(x + gate F, x + F)               of the gated from the ungated output, both normalised
 
-x, F, out (..., C); gate, cir, distance (...), in float32 (float64 for float64). All three outputs are differentiable in x,
-F and gate: both cosines follow from x . x, x . F and F . F, so backward is one pass too. cos(p, q) = p . q over the root of
-max(|p|^2 |q|^2, 1e-30).
+x, F, out (..., C); gate, cir, distance (...), in float32 (float64 for float64). All three outputs are differentiable
+in x, F and gate: both cosines follow from x . x, x . F and F . F, so backward is one pass too. cos(p, q) = p . q over
+the root of max(|p|^2 |q|^2, 1e-30).
 
 Bytes: forward reads x, F and writes out, 3 C elements a token; backward reads x, F and the gradient and writes dx, dF,
-5 C. The same by `cosine_similarity` moves about 25 C and 50 C. Source: CosineGate, 2512.22206.
+5 C. Source: CosineGate, 2512.22206.
 """
 
 import torch
@@ -154,12 +154,12 @@ def _backward_kernel(
     tl.store(DGATE + t, tl.sum(gout * f, 1) + turn, mask=inside)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     x, branch, gate, ctx.backend = inputs
     ctx.save_for_backward(x, branch, gate, output[3])
 
 
-def _autograd(ctx, g, gcir, gdistance, _):  # type: ignore[no-untyped-def]
+def _autograd(ctx, g, gcir, gdistance, _):
     x, branch, gate, dots = ctx.saved_tensors
     gradients = torch.ops.hypernas.cosine_gate_backward(g, gcir, gdistance, x, branch, gate, dots, ctx.backend)
     dx, dbranch, dgate = gradients

@@ -2,10 +2,10 @@
 
     out[t] = function(x[keep])[rank of t among the kept]  where keep[t], else 0
 
-x (..., C), keep (...) bool; function (N, C) -> (N, D) for any N, not called when nothing is kept; out (..., D). Moves the
-kept rows four times and the zeros once. PyTorch's own `index_select` and `index_copy` are used: at 4,096 x 256 float32, half
-kept, they take 1.5 and 1.2 times a copy of the same bytes (`nas bench kernels --op gather_scatter`), which leaves nothing
-to win; indexing by mask takes 2.7 times. Source: conditional execution in CosineGate, 2512.22206.
+x (..., C), keep (...) bool; function (N, C) -> (N, D) for any N, not called when nothing is kept; out (..., D). Moves
+the kept rows four times and the zeros once. PyTorch's own `index_select` and
+`index_copy` are used: they leave nothing to win, and indexing by mask takes nearly twice as long
+(`nas bench kernels --op gather_scatter`). Source: conditional execution in CosineGate, 2512.22206.
 """
 
 from collections.abc import Callable

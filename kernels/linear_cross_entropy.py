@@ -2,9 +2,9 @@
 
     loss = mean over tokens of  logsumexp(x W^T) - (x W^T)[target]
 
-x (T, C), weight (V, C), target (T,) of int64; loss is a scalar. PyTorch's own operator is used both ways: for logits under
-`LARGE` bytes the plain form, above it the chunked one, which holds a part of the T V logits at a time and pays 10 to 40 %
-more time on a CPU (`nas bench kernels --op linear_cross_entropy`). Sources: Wijmans et al. 2024, 2411.09009.
+x (T, C), weight (V, C), target (T,) of int64; loss is a scalar. PyTorch's own operator is used both ways: for logits
+under `LARGE` bytes the plain form, above it the chunked one, which holds a part of the T V logits at a time and pays
+10 to 40 % more time on a CPU (`nas bench kernels --op linear_cross_entropy`). Sources: Wijmans et al. 2024, 2411.09009.
 """
 
 import torch

@@ -3,9 +3,9 @@
     n = x / sqrt(mean(x^2) + eps) * norm
     out = x + (silu(n Wg^T) * (n Wu^T)) Wd^T
 
-x, out (..., D); norm (D,); gate_up (2 H, D) = [Wg; Wu]; down (D, H). Bytes: with its hidden layer on chip, forward reads x
-and writes out, 2 D elements a token and the weights once; unfused it moves (7 D + 6 H). The normalisation's division
-comes after the products, on 2 H numbers. Backward recomputes the hidden layer and is made of matrix products.
+x, out (..., D); norm (D,); gate_up (2 H, D) = [Wg; Wu]; down (D, H). Bytes: with its hidden layer on chip, forward
+reads x and writes out, 2 D elements a token and the weights once. The normalisation's
+division comes after the products, on 2 H numbers. Backward recomputes the hidden layer and is made of matrix products.
 On a CPU the products are the library's; the norm and the gating around them are this package's.
 Source: hourglass FFN, 2602.06471; SwiGLU, 2002.05202.
 """
@@ -107,12 +107,12 @@ def _forward_kernel(
         tl.store(OUT + at, out.to(OUT.dtype.element_ty), mask=here)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     *tensors, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _autograd(ctx, g):  # type: ignore[no-untyped-def]
+def _autograd(ctx, g):
     x, norm, gate_up, down = ctx.saved_tensors
     flat, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, x.shape[-1])
     inward, outward = gate_up.to(x.dtype), down.to(x.dtype)
@@ -139,7 +139,8 @@ def example_arguments(
     # Rounded first, so that a float64 reference sees the weights that the products see.
     gate_up, down = gate_up.to(dtype), down.to(dtype)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    return x.to(device, dtype), *(t.to(device, exact) for t in (norm, gate_up, down))
+    norm, gate_up, down = (t.to(device, exact) for t in (norm, gate_up, down))
+    return x.to(device, dtype), norm, gate_up, down
 
 
 NARROW_MLP = Op(

@@ -1,7 +1,7 @@
 """What the Triton kernels need of a GPU, read from code compiled for it without having one.
 
-`python -m kernels.resources` prints the table of docs/kernels.md: for each shipped kernel, shape and target the registers,
-spills and shared memory, and how many of its global loads are 128 bits wide. Launches are taken from the ops
+`python -m kernels.resources` prints the table of docs/kernels.md: for each shipped kernel, shape and target the
+registers, spills and shared memory, and how many of its global loads are 128 bits wide. Launches are taken from the ops
 themselves, so what is compiled is what would run. Needs a process in which TRITON_INTERPRET is not set.
 """
 
@@ -68,7 +68,7 @@ class _Recorder:
         return self
 
     def __call__(self, *args: Any, **keywords: Any) -> None:
-        options = {name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords}
+        options: dict[str, int] = {name: keywords.pop(name) for name in ("num_warps", "num_stages") if name in keywords}
         constants = keywords
         names = self.function.arg_names
         given = dict(zip(names, args, strict=False)) | constants
@@ -104,8 +104,8 @@ def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     cpu, launches = torch.device("cpu"), list[Launch]()
     cases: list[tuple[ModuleType, _dispatch.Op, str, tuple[Any, ...]]] = []
     for n in (1, 2, 4, 8):
-        arguments = stream_boundary.example_arguments(64, n, 256, dtype, cpu)
-        cases.append((stream_boundary, stream_boundary.STREAM_BOUNDARY, f"n={n} C=256", arguments))
+        boundary = stream_boundary.example_arguments(64, n, 256, dtype, cpu)
+        cases.append((stream_boundary, stream_boundary.STREAM_BOUNDARY, f"n={n} C=256", boundary))
     for module, op in (
         (rms_norm, rms_norm.RMS_NORM),
         (swiglu, swiglu.SWIGLU),
@@ -113,8 +113,8 @@ def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     ):
         cases.append((module, op, "C=256", module.example_arguments(64, 256, dtype, cpu)))
     for H in (64, 128, 256):
-        arguments = narrow_mlp.example_arguments(64, 512, H, dtype, cpu)
-        cases.append((narrow_mlp, narrow_mlp.NARROW_MLP, f"D=512 H={H}", arguments))
+        mlp = narrow_mlp.example_arguments(64, 512, H, dtype, cpu)
+        cases.append((narrow_mlp, narrow_mlp.NARROW_MLP, f"D=512 H={H}", mlp))
     modules = (stream_boundary, rms_norm, swiglu, cosine_gate, narrow_mlp)
     for module, op, shape, arguments in cases:
         own: list[Launch] = []

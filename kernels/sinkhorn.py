@@ -65,12 +65,12 @@ def _empty_gradient(g: Tensor, logits: Tensor, iterations: int) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     logits, ctx.iterations = inputs
     ctx.save_for_backward(logits)
 
 
-def _autograd(ctx, g):  # type: ignore[no-untyped-def]
+def _autograd(ctx, g):
     return torch.ops.hypernas.sinkhorn_backward(g, *ctx.saved_tensors, ctx.iterations), None
 
 

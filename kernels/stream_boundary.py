@@ -12,15 +12,17 @@ live there from embedding to head (X holds W X, W orthonormal), and mixing costs
 The first factor is the outermost, H_res = U^1 (x) ... (x) U^K: it mixes the streams that differ in their highest bit.
 
 X, X' (..., n, C), n = 2^K; y, u (..., C); coefficients, coefficients' (..., 2 n) = post then decay, in float32 (float64
-for float64 streams); phi (2 n + K, n C); bias (2 n + K,). Rows of phi: n for H_pre, n for H_post, K for the factors, each
-already in the Walsh basis and with the norm's gain and alpha multiplied in; a factor's row is the difference of its two
-softmax columns (z_0 - z_1), and so is its bias. Without y (the first layer) X' is X.
+for float64 streams); phi (2 n + K, n C); bias (2 n + K,). Rows of phi: n for H_pre, n for H_post, K for the factors,
+each already in the Walsh basis and with the norm's gain and alpha multiplied in; a factor's row is the difference of
+its two softmax columns (z_0 - z_1), and so is its bias. Without y (the first layer) X' is X.
 
-Bytes: forward reads X, y and writes X', u, (2 n + 2) C elements a token; backward reads gX', gu, X, y and writes dX, dy,
-(3 n + 3) C, with X' recomputed. Eager PyTorch in the streams' own basis moves about (11 n + 6) C and (20 n + 12) C.
+Bytes: forward reads X, y and writes X', u, (2 n + 2) C elements a token; backward reads gX', gu, X, y and writes dX,
+dy, (3 n + 3) C, with X' recomputed.
 Sources: KromHC, 2601.21579, equations 10 and 14; hyper-connections' kernels, 2512.24880, section 4.3; the Walsh
 form is ours (tests/kernels/test_stream_boundary.py derives it from the matrices in float64).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,8 +106,8 @@ def _empty_outputs(
     *lead, n, C = X.shape
     exact = torch.float64 if X.dtype == torch.float64 else torch.float32
     streams = X.new_empty((0,) if y is None else X.shape)
-    small = [X.new_empty((*lead, size), dtype=exact) for size in (2 * n, phi.shape[0], 1)]
-    return streams, X.new_empty((*lead, C)), *small
+    following, z, r = (X.new_empty((*lead, size), dtype=exact) for size in (2 * n, phi.shape[0], 1))
+    return streams, X.new_empty((*lead, C)), following, z, r
 
 
 @torch.library.custom_op("hypernas::stream_boundary_backward", mutates_args=())
@@ -165,8 +167,8 @@ def _plain(
 
 
 # Triton. A program owns BT tokens and walks over the channels twice: once to write X' and project it, once to read u,
-# whose inputs then come from the L1 or L2 cache. Streams are a run-time loop, so registers do not grow with n. Numbers a
-# token are [BT, M] tiles, M = 16 or 32 columns: n of H_pre, n of H_post, K factors.
+# whose inputs then come from the L1 or L2 cache. Streams are a run-time loop, so registers do not grow with n.
+# Numbers a token are [BT, M] tiles, M = 16 or 32 columns: n of H_pre, n of H_post, K factors.
 
 
 @triton.jit
@@ -361,7 +363,7 @@ def _projection_kernel(
     tl.store(to, total, mask=(columns < m)[:, None] & (c < C)[None, :])
 
 
-def _tiles(X: Tensor, y: Tensor | None) -> dict[str, object]:
+def _tiles(X: Tensor, y: Tensor | None) -> dict[str, Any]:
     """Compile-time arguments: 32 tokens by 64 channels on 4 warps with 2 stages spill nothing on any target
     (docs/kernels.md); 3 stages do on sm_80."""
     n, C = X.shape[-2:]
@@ -380,21 +382,22 @@ def _tiles(X: Tensor, y: Tensor | None) -> dict[str, object]:
     }
 
 
-def _launch_forward(X, y, coefficients, phi, bias, eps, *outputs):  # type: ignore[no-untyped-def]
+def _launch_forward(X, y, coefficients, phi, bias, eps, *outputs):
     tokens, tiles = outputs[4].numel(), _tiles(X, y)
     K = X.shape[-2].bit_length() - 1
     grid = (blocks(tokens, tiles["BT"]),)
     _forward_kernel[grid](X, y, coefficients, phi.to(X.dtype), bias, *outputs, tokens, eps, K=K, **tiles)
 
 
-def _launch_backward(gX, gu, gfollowing, X, y, coefficients, phi, bias, z, r, dX, dy, dcoefficients, dphi, dbias):  # type: ignore[no-untyped-def]
+def _launch_backward(gX, gu, gfollowing, X, y, coefficients, phi, bias, z, r, dX, dy, dcoefficients, dphi, dbias):
     tokens, tiles = r.numel(), _tiles(X, y)
     n, C = X.shape[-2:]
     m = len(bias)
     weights = torch.empty_like(z)
     inputs = (gX, gu, gfollowing, X, y, coefficients, phi.to(X.dtype), bias, z, r)
-    grid = (blocks(tokens, tiles["BT"]),)
-    _backward_kernel[grid](*inputs, dX, dy, dcoefficients, weights, tokens, K=n.bit_length() - 1, **tiles)
+    _backward_kernel[(blocks(tokens, tiles["BT"]),)](
+        *inputs, dX, dy, dcoefficients, weights, tokens, K=n.bit_length() - 1, **tiles
+    )
     torch.sum((weights / r).reshape(-1, m), 0, out=dbias)
     # Partial sums in a fixed order rather than atomics: the same bits every run.
     splits = max(1, min(64, tokens // 512))
@@ -405,13 +408,13 @@ def _launch_backward(gX, gu, gfollowing, X, y, coefficients, phi, bias, z, r, dX
     torch.sum(partial, 0, out=dphi)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     X, y, coefficients, phi, bias, _, ctx.backend = inputs
     ctx.save_for_backward(X, y, coefficients, phi, bias, *output[3:])
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, gX, gu, gfollowing, gz, gr):  # type: ignore[no-untyped-def]
+def _autograd(ctx, gX, gu, gfollowing, gz, gr):
     X, y, coefficients, phi, bias, z, r = ctx.saved_tensors
     n, C = X.shape[-2:]
     if gX is None and y is not None:
@@ -450,8 +453,8 @@ def example_arguments(
     phi = torch.randn(m, n * C, generator=generator) * (n * C) ** -0.5
     bias = torch.randn(m, generator=generator)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    small = (t.to(device, exact) for t in (coefficients, phi, bias))
-    return X.to(device, dtype), y.to(device, dtype), *small
+    coefficients, phi, bias = (t.to(device, exact) for t in (coefficients, phi, bias))
+    return X.to(device, dtype), y.to(device, dtype), coefficients, phi, bias
 
 
 STREAM_BOUNDARY = Op("stream_boundary", stream_boundary, stream_boundary_reference, _example, ("cpu", "triton"))

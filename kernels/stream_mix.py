@@ -2,10 +2,11 @@
 
     X' = H X + post y^T
 
-X, X' (..., n, C), any n; y (..., C); H (..., n, n) and post (..., n), both used in float32 (float64 for float64). Bytes:
-forward reads X, y and writes X', (2 n + 1) C elements a token; backward reads the gradient, X, y and writes dX, dy,
-(3 n + 2) C, where `H @ X` and `addcmul` move (5 n + 1) C and (9 n + 3) C. Where H is a product of 2 x 2 factors the
-Walsh form (kernels/stream_boundary.py) does with n products what takes n^2 here. Source: mHC, 2512.24880, equation 1.
+X, X' (..., n, C), any n; y (..., C); H (..., n, n) and post (..., n), both used in float32 (float64 for float64).
+Bytes: forward reads X, y and writes X', (2 n + 1) C elements a token; backward reads the gradient, X, y and writes
+dX, dy, (3 n + 2) C. Where H is a product of 2 x 2
+factors the Walsh form (kernels/stream_boundary.py) does with n products what takes n^2 here. Source: mHC, 2512.24880,
+equation 1.
 """
 
 import torch
@@ -67,11 +68,11 @@ def _plain(X: Tensor, y: Tensor, H: Tensor, post: Tensor) -> tuple[Tensor, Tenso
     return X.contiguous(), y.to(X.dtype).contiguous(), H.float().contiguous(), post.float().contiguous()
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _autograd(ctx, g):  # type: ignore[no-untyped-def]
+def _autograd(ctx, g):
     gradients = torch.ops.hypernas.stream_mix_backward(g, *ctx.saved_tensors)
     return tuple(gradient.to(t.dtype) for gradient, t in zip(gradients, ctx.saved_tensors, strict=True))
 

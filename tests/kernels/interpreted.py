@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 sys.path.insert(0, str(Path(__file__).parent))
-import interpreter  # noqa: E402
+import interpreter
 
-from kernels import _dispatch, cosine_gate, narrow_mlp, rms_norm, stream_boundary, swiglu  # noqa: E402
+from kernels import _dispatch, cosine_gate, narrow_mlp, rms_norm, stream_boundary, swiglu
 
 interpreter.correct_bfloat16()
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ def kromhc(X, y, post, factors, weight, bias):
 
     Returns X', u, H_post and the factors' p for the next write.
     """
-    T, n, C = X.shape
+    T, n, _ = X.shape
     H = torch.ones(T, 1, 1, dtype=X.dtype)
     for p in factors.unbind(-1):
         U = torch.stack((torch.stack((p, 1 - p), -1), torch.stack((1 - p, p), -1)), -2)

@@ -28,6 +28,7 @@ def test_kernels_are_right_tight_and_race_free_under_the_interpreter():
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        check=False,
         timeout=280,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
