@@ -3,7 +3,8 @@
     out = x / sqrt(mean(x^2) + eps) * weight
 
 x, out (..., C), weight (C,). Sums in float32 (float64 for float64). Bytes: forward reads x and writes out, 2 C
-elements a token; backward reads x and the gradient and writes dx, 3 C, plus the sums for the weight. Source: Zhang and Sennrich 2019, 1910.07467, equation 4.
+elements a token; backward reads x and the gradient and writes dx, 3 C, plus the sums for the weight.
+Source: Zhang and Sennrich 2019, 1910.07467, equation 4.
 """
 
 import torch

@@ -3,7 +3,8 @@
     out = silu(x[..., :H]) * x[..., H:],   silu(a) = a / (1 + e^-a)
 
 x (..., 2 H), one product for gate and up projections; out (..., H). Computed in float32 (float64 for float64). Bytes:
-forward reads 2 H and writes H elements a token, backward reads 3 H and writes 2 H. Source: Shazeer 2020, 2002.05202, equation 5.
+forward reads 2 H and writes H elements a token, backward reads 3 H and writes 2 H.
+Source: Shazeer 2020, 2002.05202, equation 5.
 """
 
 from typing import Any

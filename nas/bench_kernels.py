@@ -3,7 +3,9 @@
 A row is timed only after the op agrees with its float64 definition. On a CPU everything runs in one thread and time is
 `thread_time`, so that another process on the core does not count; the rows of one op are timed in turn, round by round,
 and a ratio is the median over rounds of (naive / this row), because a shared machine's speed drifts between runs but
-little within a round. On a GPU time is that of CUDA events. `python -m nas.bench_kernels` prints the table of docs/kernels.md.
+little within a round. On a GPU time is that of CUDA events.
+
+`python -m nas.bench_kernels` prints the table of docs/kernels.md.
 """
 
 import statistics
@@ -313,7 +315,7 @@ def versions() -> dict[str, str]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown, one op and phase a line: naive, compile and fast in ms (times as fast as naive), floor, fast / floor."""
+    """Markdown, one op and phase a line: naive, compiled and fast in ms, and the fast one beside each and the floor."""
     lines = [
         "| op | naive ms | compile ms | back end | ms | times naive | times compile | floor ms | times the floor |",
         "|---|---|---|---|---|---|---|---|---|",
