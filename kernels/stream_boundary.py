@@ -151,7 +151,7 @@ def _empty_gradients(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dX = torch.empty_like(X, memory_format=torch.contiguous_format)
-    dy = X.new_empty((0,)) if y is None else torch.empty_like(y, memory_format=torch.contiguous_format)
+    dy = X.new_empty((0,) if y is None else y.shape)
     dcoefficients = z.new_empty((0,) if coefficients is None else coefficients.shape)
     return dX, dy, dcoefficients, z.new_empty(phi.shape), z.new_empty(bias.shape)
 
@@ -427,7 +427,7 @@ def _autograd(ctx, gX, gu, gfollowing, gz, gr):
     if y is None:
         dy = dcoefficients = None
     else:
-        dcoefficients = dcoefficients.to(coefficients.dtype)
+        dy, dcoefficients = dy.to(y.dtype), dcoefficients.to(coefficients.dtype)
     return dX, dy, dcoefficients, dphi.to(phi.dtype), dbias.to(bias.dtype), None, None
 
 

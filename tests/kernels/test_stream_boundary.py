@@ -104,6 +104,17 @@ def test_inputs_with_gaps_and_batch_axes_are_taken(agrees):
     agrees(STREAM_BOUNDARY, (gaps, y, coefficients, phi.T.contiguous().T, bias))
 
 
+def test_a_branch_and_coefficients_of_another_dtype_are_taken_and_get_gradients_in_theirs():
+    X, y, coefficients, phi, bias = example_arguments(20, 4, 10, torch.bfloat16, CPU)
+    leaves = [t.requires_grad_() for t in (X, y.float(), coefficients.bfloat16(), phi.bfloat16(), bias)]
+    gradients = torch.autograd.grad(sum(o.float().sum() for o in stream_boundary(*leaves)), leaves)
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    want = torch.autograd.grad(sum(o.sum() for o in stream_boundary_reference(*wide)), wide)
+    for got, right, leaf in zip(gradients, want, leaves, strict=True):
+        assert got.dtype == leaf.dtype
+        assert (got - right).norm() <= 2e-2 * right.norm()
+
+
 def test_without_a_branch_the_streams_come_back_untouched():
     X, _, _, phi, bias = example_arguments(3, 2, 8, torch.float32, CPU)
     assert stream_boundary(X, None, None, phi, bias)[0] is X
