@@ -1,0 +1,154 @@
+"""The compiled C++ library: built once a machine at first use, called through ctypes.
+
+The sources in `kernels/cpu/` know nothing of torch, so any g++ or clang++ builds them in seconds, and no torch
+upgrade breaks them. The library's name carries a hash of sources, flags, compiler and CPU, because
+`-march=native` code must not travel to another kind of machine.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels._dispatch import BackendError
+
+# The kernels are vectorised by hand, so -ffast-math would only bring its harm: a diverged run whose NaN disappears,
+# and, at link time, crtfastmath.o, which flushes denormals in the whole process.
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+]
+LINK_FLAGS = ["-shared", "-fopenmp"]
+BUILD_SECONDS = 60
+
+
+def call(name: str, dtype: torch.dtype, *args: Tensor | int | float | None) -> None:
+    """Run the C function `name`. Tensors go as pointers and must be contiguous, None as a null pointer, whole
+    numbers as int64 and others as double; the thread count is torch's. Raises BackendError without a library."""
+    function = getattr(library(), name)
+    code = {torch.float32: 0, torch.bfloat16: 1}[dtype]
+    function(ctypes.c_int64(code), ctypes.c_int64(torch.get_num_threads()), *map(_as_c, args))
+
+
+def _as_c(value: Tensor | int | float | None) -> Any:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, Tensor):
+        if not value.is_contiguous() or value.device.type != "cpu":
+            raise ValueError(f"want a contiguous CPU tensor, got strides {value.stride()} on {value.device}")
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library of this machine, built when it is not in the cache. Raises BackendError with what to do."""
+    try:
+        return ctypes.CDLL(str(build(cache_folder())))
+    except OSError as error:
+        raise BackendError(f"the compiled CPU kernels cannot be built or loaded: {error}") from error
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/hypernas/kernels`, by default under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hypernas" / "kernels"
+
+
+def build(folder: Path, extra_flags: tuple[str, ...] = ()) -> Path:
+    """Path of the library in `folder`, compiled there unless it exists; two processes at once build it once.
+
+    Raises BackendError when there is no compiler or it fails, OSError when `folder` cannot be written.
+    """
+    compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+    if compiler is None:
+        raise BackendError("no C++ compiler: install g++ for the fast CPU kernels, or pass --kernels reference")
+    with as_file(files("kernels") / "cpu") as sources:
+        target = folder / f"kernels-{_fingerprint(sources, compiler, extra_flags)}.so"
+        if target.exists():
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "build.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _compile(compiler, sources, target, extra_flags)
+    return target
+
+
+def _compile(compiler: str, sources: Path, target: Path, extra_flags: tuple[str, ...]) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        objects = [(source, Path(scratch) / f"{source.stem}.o") for source in sorted(sources.glob("*.cpp"))]
+        running = [
+            subprocess.Popen(
+                [compiler, *FLAGS, *extra_flags, "-c", str(source), "-o", str(out)],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for source, out in objects
+        ]
+        for process in running:
+            _require_success(compiler, process.wait, process)
+        library_file = Path(scratch) / "kernels.so"
+        link = [compiler, *LINK_FLAGS, *extra_flags, *(str(out) for _, out in objects), "-o", str(library_file)]
+        linking = subprocess.Popen(link, stderr=subprocess.PIPE, text=True)
+        _require_success(compiler, linking.wait, linking)
+        library_file.replace(target)  # atomic: a reader sees the whole library or none
+
+
+def _require_success(compiler: str, wait: Any, process: "subprocess.Popen[str]") -> None:
+    try:
+        _, errors = process.communicate(timeout=BUILD_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        raise BackendError(f"{compiler} took over {BUILD_SECONDS} s on the CPU kernels") from error
+    if process.returncode:
+        lines = [line for line in errors.splitlines() if "error" in line] or errors.splitlines() or ["no message"]
+        raise BackendError(f"{compiler} cannot compile the CPU kernels: {lines[0]}")
+
+
+def _fingerprint(sources: Path, compiler: str, extra_flags: tuple[str, ...]) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    parts = [version, cpu_flags(), *FLAGS, *LINK_FLAGS, *extra_flags]
+    parts += [source.name + source.read_text() for source in sorted(sources.iterdir()) if source.is_file()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def cpu_flags() -> str:
+    """The instruction sets of this machine's CPU, as one line."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return f"{platform.machine()} {platform.processor()}"
+    lines = info.read_text().splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for this process instead of giving it back page by page.
+
+    Every large tensor otherwise pays a page fault for each of its 4 KiB: `x * 2` on 32 MiB takes 3 times as long. A
+    process-wide setting, so a worker or a benchmark calls it at its start; elsewhere than on glibc it does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_max, trim_threshold, top_pad = -4, -1, -2
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 256 << 20)

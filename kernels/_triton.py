@@ -1,0 +1,46 @@
+"""Triton, where it is installed; elsewhere stand-ins under which kernels can be defined but not launched."""
+
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Triton exists for Linux only
+
+    class _Language:
+        """Stands for annotations and decorators that name parts of triton.language."""
+
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+    class _Triton:
+        @staticmethod
+        def jit(function: Any) -> Any:
+            return function
+
+    triton, tl = _Triton(), _Language()
+
+__all__ = ["accumulator", "blocks", "precision", "row_tile", "tl", "triton"]
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """What a kernel sums in: float32, or float64 for float64 tensors (under the interpreter)."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def precision(dtype: torch.dtype) -> str:
+    """`input_precision` of tl.dot: exact for float32, because tf32 keeps 10 bits only; ignored for bfloat16."""
+    return "ieee" if dtype != torch.bfloat16 else "tf32"
+
+
+def blocks(total: int, size: int) -> int:
+    """Programs needed to cover `total` items by `size`."""
+    return -(-total // size)
+
+
+def row_tile(C: int) -> dict[str, int]:
+    """Tile of a kernel that holds whole rows of C elements: 4096 elements on 4 warps, or one longer row."""
+    width = 1 << max(C - 1, 15).bit_length()
+    return {"BT": max(1, 4096 // width), "BC": width, "num_warps": 4 if width <= 4096 else 16}

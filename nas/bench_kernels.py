@@ -1,0 +1,365 @@
+"""`nas bench kernels`: each op against eager PyTorch, torch.compile and a copy of the bytes it must move.
+
+A row is timed only after the op agrees with its float64 definition. On a CPU everything runs in one thread and time is
+`thread_time`, so that another process on the core does not count; the rows of one op are timed in turn, round by round,
+and a ratio is the median over rounds of (naive / this row), because a shared machine's speed drifts between runs but
+little within a round. On a GPU time is that of CUDA events.
+
+`python -m nas.bench_kernels` prints the table of docs/kernels.md.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels import _cpu, _dispatch, cosine_gate, narrow_mlp, rms_norm, sinkhorn, stream_boundary, stream_mix, swiglu
+from kernels import block_diagonal_linear as block_diagonal
+from kernels import gather_scatter as gather
+from kernels import linear_cross_entropy as cross_entropy
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One op at one shape: what to time, and the bytes that forward and backward must move at least.
+
+    `op` is None for ops made of PyTorch's own operators, which have no back ends to choose from.
+    """
+
+    op: _dispatch.Op | None
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    naive: Callable[..., Any]
+    naive_arguments: tuple[Any, ...]
+    forward_bytes: int
+    backward_bytes: int
+
+
+def naive_kromhc(
+    X: Tensor, y: Tensor, factors: Tensor, post: Tensor, phi: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KromHC as published: streams in their own basis, H_res built as a Kronecker product and multiplied."""
+    T, n, _ = X.shape
+    H = X.new_ones(T, 1, 1)
+    for p in factors.unbind(-1):
+        U = torch.stack((torch.stack((p, 1 - p), -1), torch.stack((1 - p, p), -1)), -2)
+        H = torch.einsum("tij,tkl->tikjl", H, U).reshape(T, 2 * H.shape[1], -1)
+    X = H @ X + post.unsqueeze(-1) * y.unsqueeze(-2)
+    flat = X.flatten(1)
+    normalised = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + 1e-6)
+    gates = (normalised @ phi.mT + bias).sigmoid()
+    u = (gates[:, :n].unsqueeze(-1) * X).sum(1)
+    return X, u, 2 * gates[:, n : 2 * n], gates[:, 2 * n :]
+
+
+def naive_cosine_gate(x: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    gated = gate.unsqueeze(-1) * branch
+    distance = 2 - 2 * F.cosine_similarity(x + gated, x + branch, dim=-1)
+    return gated, 1 - F.cosine_similarity(x, branch, dim=-1), distance
+
+
+def naive_swiglu(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def naive_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+
+def naive_stream_mix(X: Tensor, y: Tensor, H: Tensor, post: Tensor) -> Tensor:
+    return H @ X + post.unsqueeze(-1) * y.unsqueeze(-2)
+
+
+def naive_sinkhorn(logits: Tensor) -> Tensor:
+    matrix = logits.exp()
+    for _ in range(20):
+        matrix = matrix / matrix.sum(-2, keepdim=True)
+        matrix = matrix / matrix.sum(-1, keepdim=True)
+    return matrix
+
+
+def naive_narrow_mlp(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return x + F.linear(naive_swiglu(F.linear(naive_rms_norm(x, norm), gate_up)), down)
+
+
+def case_of(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: torch.device) -> Case:
+    """The op's arguments and its yardsticks. Raises ValueError for an unknown op."""
+    size, T = dtype.itemsize, tokens
+    if op == "stream_boundary":
+        X, y, coefficients, phi, bias = stream_boundary.example_arguments(T, n, C, dtype, device)
+        factors, post = torch.rand(T, n.bit_length() - 1).to(X), torch.rand(T, n).to(X)
+        naive = (X, y, factors, post, phi.to(dtype), bias.to(dtype))
+        arguments = (X, y, coefficients, phi, bias)
+        elements = ((2 * n + 2) * C, (3 * n + 3) * C)
+        known, function, baseline = stream_boundary.STREAM_BOUNDARY, stream_boundary.stream_boundary, naive_kromhc
+        return _case(known, function, arguments, baseline, naive, T * size, elements)
+    if op == "stream_mix":
+        arguments = stream_mix.example_arguments(T, n, C, dtype, device)
+        elements = ((2 * n + 1) * C, (3 * n + 2) * C)
+        return _simple(stream_mix.STREAM_MIX, arguments, naive_stream_mix, T * size, elements)
+    if op == "sinkhorn":
+        logits = sinkhorn.example_arguments(T, n, torch.float32, device)
+        return _simple(sinkhorn.SINKHORN, logits, naive_sinkhorn, T * 4, (2 * n * n, 3 * n * n))
+    if op == "cosine_gate":
+        arguments = cosine_gate.example_arguments(T, C, dtype, device)
+        return _simple(cosine_gate.COSINE_GATE, arguments, naive_cosine_gate, T * size, (3 * C, 5 * C))
+    if op == "swiglu":
+        arguments = swiglu.example_arguments(T, C, dtype, device)
+        return _simple(swiglu.SWIGLU, arguments, naive_swiglu, T * size, (3 * C, 5 * C))
+    if op == "rms_norm":
+        arguments = rms_norm.example_arguments(T, C, dtype, device)
+        return _simple(rms_norm.RMS_NORM, arguments, naive_rms_norm, T * size, (2 * C, 3 * C))
+    if op == "narrow_mlp":
+        arguments = narrow_mlp.example_arguments(T, C, C // 2, dtype, device)
+        return _simple(narrow_mlp.NARROW_MLP, arguments, naive_narrow_mlp, T * size, (2 * C, 4 * C))
+    return _torch_case(op, C, T, dtype, device)
+
+
+def _torch_case(op: str, C: int, T: int, dtype: torch.dtype, device: torch.device) -> Case:
+    size = dtype.itemsize
+    x = torch.randn(T, C).to(device, dtype)
+    if op == "gather_scatter":
+        keep = (torch.arange(T) % 2 == 0).to(device)
+        arguments = (x, keep, torch.Tensor.clone)
+        reference = gather.gather_scatter_reference
+        return _case(None, gather.gather_scatter, arguments, reference, arguments, T * size, (3 * C, 3 * C))
+    if op == "block_diagonal_linear":
+        weights = tuple((torch.randn(C // 4, C // 4) * C**-0.5).to(device, dtype) for _ in range(4))
+
+        def blocks(x: Tensor, *weights: Tensor) -> Tensor:
+            return block_diagonal.block_diagonal_linear(x, weights)
+
+        def dense(x: Tensor, *weights: Tensor) -> Tensor:
+            return block_diagonal.block_diagonal_linear_reference(x, weights)
+
+        return _case(None, blocks, (x, *weights), dense, (x, *weights), T * size, (2 * C, 4 * C))
+    if op == "linear_cross_entropy":
+        weight = (torch.randn(4 * C, C) * C**-0.5).to(device, dtype)
+        target = torch.arange(T, device=device) % (4 * C)
+        arguments = (x, weight, target)
+        plain = cross_entropy.linear_cross_entropy_reference
+        return _case(None, cross_entropy.linear_cross_entropy, arguments, plain, arguments, T * size, (C, 2 * C))
+    raise ValueError(f"--op {op}: wanted one of {', '.join(OPS)}")
+
+
+OPS = (
+    "stream_boundary",
+    "stream_mix",
+    "sinkhorn",
+    "cosine_gate",
+    "swiglu",
+    "rms_norm",
+    "narrow_mlp",
+    "gather_scatter",
+    "block_diagonal_linear",
+    "linear_cross_entropy",
+)
+
+
+def _case(
+    op: _dispatch.Op | None,
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    naive: Callable[..., Any],
+    naive_arguments: Sequence[Any],
+    unit: int,
+    elements: tuple[int, int],
+) -> Case:
+    forward, backward = (count * unit for count in elements)
+    return Case(op, function, tuple(arguments), naive, tuple(naive_arguments), forward, backward)
+
+
+def _simple(
+    op: _dispatch.Op, arguments: Sequence[Any], naive: Callable[..., Any], unit: int, elements: tuple[int, int]
+) -> Case:
+    """An op whose naive form takes the same arguments, all in the dtype of the first."""
+    dtype = arguments[0].dtype
+    return _case(op, op.function, arguments, naive, [a.to(dtype) for a in arguments], unit, elements)
+
+
+def run(
+    op: str, n: int, C: int, tokens: int, dtype: str, backend: str | None = None, device: str = "cpu"
+) -> dict[str, Any]:
+    """Times of one op. `backend` keeps only that row beside naive and floor: compile, cpu, triton, or torch (ops that
+    PyTorch's own operators compute). Raises ValueError for what it does not know, BackendError for a wrong result."""
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: wanted one of {', '.join(DTYPES)}")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"--device {device}: wanted cpu, or cuda where a CUDA device is present")
+    where = torch.device(device)
+    case = case_of(op, n, C, tokens, DTYPES[dtype], where)
+    fast = "torch" if case.op is None else {"cpu": "cpu", "cuda": "triton"}[where.type]
+    if backend not in (None, fast, "compile", "naive", "floor"):
+        raise ValueError(f"--backend {backend}: for {op} on {device} wanted compile or {fast}")
+    if case.op is not None:
+        _dispatch.self_test(case.op, fast, DTYPES[dtype], where)
+    rows = []
+    threads = torch.get_num_threads()
+    try:
+        if where.type == "cpu":
+            torch.set_num_threads(1)
+            _cpu.keep_freed_memory()
+        for phase in ("forward", "forward+backward"):
+            rows += _rows(op, case, phase, fast, backend, where)
+    finally:
+        torch.set_num_threads(threads)
+    return {"device": device_name(where), "versions": versions(), "rows": rows}
+
+
+def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: torch.device) -> list[dict[str, Any]]:
+    total = case.forward_bytes + (case.backward_bytes if phase != "forward" else 0)
+    with _dispatch.use_backend("auto" if fast == "torch" else fast):
+        candidates = {"naive": prepare(case.naive, case.naive_arguments, phase)}
+        if only in (None, "compile") and case.op is not None:  # without an op it would be the same operators again
+            compiled = torch.compile(case.naive, dynamic=False)
+            candidates["compile"] = prepare(compiled, case.naive_arguments, phase)
+        if only in (None, fast):
+            candidates[fast] = prepare(case.function, case.arguments, phase)
+        candidates["floor"] = copy_of(total, device)
+        times = timed(candidates, device)
+    return [
+        {
+            "name": f"{op}/{phase}",
+            "backend": name,
+            "value": round(min(times[name]), 4),
+            "unit": "ms",
+            "baseline": "naive",
+            "ratio": round(statistics.median(a / b for a, b in zip(times["naive"], times[name], strict=True)), 2),
+        }
+        for name in candidates
+    ]
+
+
+def prepare(function: Callable[..., Any], arguments: tuple[Any, ...], phase: str) -> Callable[[], None]:
+    """A closure that runs `function` once, forward without autograd or forward and backward."""
+    if phase == "forward":
+
+        def forward() -> None:
+            with torch.no_grad():
+                function(*arguments)
+
+        return forward
+    leaves = [
+        a.detach().clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
+    ]
+    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    first = function(*leaves)
+    cotangents = [torch.randn_like(o) for o in (first if isinstance(first, tuple) else (first,))]
+
+    def both() -> None:
+        out = function(*leaves)
+        torch.autograd.grad(out, wanted, cotangents, allow_unused=True)
+
+    return both
+
+
+def copy_of(total: int, device: torch.device) -> Callable[[], None]:
+    """A copy that reads and writes `total` bytes together: the floor of every op that must move them."""
+    source = torch.ones(max(1, total // 8), device=device)
+    target = torch.zeros_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    return copy
+
+
+def timed(candidates: dict[str, Callable[[], None]], device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds of each candidate in each round, the candidates in turn."""
+    clock = _cuda_milliseconds if device.type == "cuda" else _cpu_milliseconds
+    for candidate in candidates.values():
+        for _ in range(2):
+            candidate()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(ROUNDS):
+        for name, candidate in candidates.items():
+            times[name].append(clock(candidate))
+    return times
+
+
+def _cpu_milliseconds(candidate: Callable[[], None]) -> float:
+    start = time.thread_time()
+    candidate()
+    return (time.thread_time() - start) * 1e3
+
+
+def _cuda_milliseconds(candidate: Callable[[], None]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    candidate()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def versions() -> dict[str, str]:
+    import triton
+
+    extensions = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in _cpu.cpu_flags().split()]
+    return {"torch": torch.__version__, "triton": triton.__version__, "cpu": " ".join(extensions)}
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one op and phase a line: naive, compiled and fast in ms, and the fast one beside each and the floor."""
+    lines = [
+        "| op | naive ms | compile ms | back end | ms | times naive | times compile | floor ms | times the floor |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        phases: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in result["rows"]:
+            phases.setdefault(row["name"], {})[row["backend"]] = row
+        for name, rows in phases.items():
+            fast = next(key for key in rows if key not in ("naive", "compile", "floor"))
+            compiled = rows.get("compile")
+            ours, floor = rows[fast]["ratio"], rows["floor"]["ratio"]
+            cells = [
+                f"{name}{result.get('shape', '')}",
+                f"{rows['naive']['value']:.2f}",
+                f"{compiled['value']:.2f}" if compiled else "-",
+                fast,
+                f"{rows[fast]['value']:.2f}",
+                f"{ours:.1f}",
+                f"{ours / compiled['ratio']:.1f}" if compiled else "-",
+                f"{rows['floor']['value']:.2f}",
+                f"{floor / ours:.1f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+# The shapes of the table in docs/kernels.md.
+DOCUMENTED = (
+    ("stream_boundary", 4, 256, "float32"),
+    ("stream_boundary", 4, 256, "bfloat16"),
+    ("stream_boundary", 8, 128, "float32"),
+    ("stream_boundary", 8, 128, "bfloat16"),
+    ("stream_mix", 4, 256, "float32"),
+    ("stream_mix", 4, 256, "bfloat16"),
+    ("sinkhorn", 4, 256, "float32"),
+    *((op, 1, 256, dtype) for op in OPS[3:] for dtype in DTYPES),
+)
+
+
+if __name__ == "__main__":
+    documented = []
+    for op, n, C, dtype in DOCUMENTED:
+        shape = f" {dtype}" + (f" n={n} C={C}" if n > 1 else f" C={C}")
+        documented.append(run(op, n, C, 4096, dtype) | {"shape": shape})
+        torch.compiler.reset()
+    print(table(documented))

@@ -1,0 +1,164 @@
+"""The Triton kernels under the interpreter. tests/kernels/test_triton.py runs this file in a process of its own,
+because TRITON_INTERPRET must be set before triton is imported, and such a process can compile nothing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+sys.path.insert(0, str(Path(__file__).parent))
+import interpreter
+
+from kernels import _dispatch, cosine_gate, narrow_mlp, rms_norm, stream_boundary, swiglu
+
+interpreter.correct_bfloat16()
+CPU = torch.device("cpu")
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def without_branch(tokens, n, C, dtype, device):
+    X, _, _, phi, bias = stream_boundary.example_arguments(tokens, n, C, dtype, device)
+    return X, None, None, phi, bias
+
+
+CASES = [
+    (stream_boundary.STREAM_BOUNDARY, stream_boundary.example_arguments, shape)
+    for shape in [(1, 1, 1), (37, 1, 70), (33, 2, 65), (37, 4, 70), (5, 8, 130)]
+]
+CASES += [(stream_boundary.STREAM_BOUNDARY, without_branch, shape) for shape in [(37, 4, 70), (33, 1, 64)]]
+for op, make in (
+    (rms_norm.RMS_NORM, rms_norm.example_arguments),
+    (swiglu.SWIGLU, swiglu.example_arguments),
+    (cosine_gate.COSINE_GATE, cosine_gate.example_arguments),
+):
+    CASES += [(op, make, shape) for shape in [(1, 2), (37, 70), (65, 257)]]
+CASES += [
+    (narrow_mlp.NARROW_MLP, narrow_mlp.example_arguments, shape) for shape in [(2, 5, 3), (37, 70, 20), (65, 33, 17)]
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op, make, shape", CASES, ids=lambda value: str(getattr(value, "name", value)))
+def test_triton_agrees_with_float64(agrees, op, make, shape, dtype):
+    agrees(op, make(*shape, dtype, CPU), "triton")
+
+
+def test_compile_sees_through_the_fused_mlp():
+    arguments = [a.requires_grad_() for a in narrow_mlp.example_arguments(5, 8, 4, torch.float32, CPU)]
+    with _dispatch.use_backend("triton"):
+        out = torch.compile(narrow_mlp.narrow_mlp, fullgraph=True, backend="aot_eager")(*arguments)
+    gradients = torch.autograd.grad(out.sum(), arguments)
+    want = torch.autograd.grad(narrow_mlp.narrow_mlp_reference(*arguments).sum(), arguments)
+    torch.testing.assert_close(gradients, want)
+
+
+@pytest.mark.parametrize("n, C", [(1, 256), (4, 256), (8, 128)])
+def test_stream_boundary_moves_the_bytes_of_its_formula_without_races_or_stray_accesses(n, C):
+    T, size = 64, 2
+    inputs = stream_boundary.example_arguments(T, n, C, torch.bfloat16, CPU)
+    m = len(inputs[4])
+    weights = m * n * C * size + m * 4
+    with interpreter.tracing() as trace:
+        streams, u, following, z, r = torch.ops.hypernas.stream_boundary(*inputs, 1e-6, "triton")
+    assert trace.out_of_bounds == [] and trace.races == []
+    numbers = 2 * n + 2 * n + m + 1  # float32 a token
+    assert trace.bytes_moved() <= 1.1 * (T * ((2 * n + 2) * C * size + 4 * numbers) + weights)
+
+    with interpreter.tracing() as trace:
+        torch.ops.hypernas.stream_boundary_backward(streams, u, following, *inputs, z, r, "triton")
+    assert trace.out_of_bounds == [] and trace.races == []
+    numbers = 2 * n + 2 * n + 2 * n + m + 1 + 2 * m  # the last: weights of the projection's gradient, written and read
+    projection = m * n * C * 4
+    # The projection's gradient reads X and y a second time; a byte read twice counts once.
+    assert trace.bytes_moved() <= 1.1 * (T * ((3 * n + 3) * C * size + 4 * numbers) + weights + projection)
+
+
+@pytest.mark.parametrize(
+    "module, forward_elements, backward_elements",
+    [(rms_norm, 2, 3), (swiglu, 3, 5), (cosine_gate, 3, 5)],
+    ids=["rms_norm", "swiglu", "cosine_gate"],
+)
+def test_row_kernels_move_the_bytes_of_their_formulas_without_races_or_stray_accesses(
+    module, forward_elements, backward_elements
+):
+    T, C, size = 64, 200, 2
+    name = module.__name__.removeprefix("kernels.")
+    inputs = module.example_arguments(T, C, torch.bfloat16, CPU)
+    options = (1e-6, "triton") if module is rms_norm else ("triton",)
+    small = T * 8 * 4 + 6 * C * 4  # numbers a token; a weight, and its sums of each program
+    with interpreter.tracing() as trace:
+        out = getattr(torch.ops.hypernas, name)(*inputs, *options)
+    assert trace.out_of_bounds == [] and trace.races == []
+    assert trace.bytes_moved() <= 1.1 * (T * forward_elements * C * size + small)
+
+    given = (*out[:3], *inputs, out[3]) if module is cosine_gate else (out, *inputs)
+    with interpreter.tracing() as trace:
+        getattr(torch.ops.hypernas, f"{name}_backward")(*given, *options)
+    assert trace.out_of_bounds == [] and trace.races == []
+    assert trace.bytes_moved() <= 1.1 * (T * backward_elements * C * size + small)
+
+
+def test_the_fused_mlp_moves_its_input_and_output_and_the_weights_once():
+    T, D, H, size = 64, 96, 32, 2
+    with interpreter.tracing() as trace:
+        torch.ops.hypernas.narrow_mlp(*narrow_mlp.example_arguments(T, D, H, torch.bfloat16, CPU), 1e-6)
+    assert trace.out_of_bounds == [] and trace.races == []
+    assert trace.bytes_moved() <= 1.1 * (2 * T * D + 3 * D * H) * size
+
+
+@triton.jit
+def _no_mask(X, OUT, N, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(OUT + i, tl.load(X + i), mask=i < N)
+
+
+@triton.jit
+def _shared_store(X, OUT, N, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(OUT + tl.arange(0, B), tl.load(X + i, mask=i < N, other=0.0))
+
+
+@triton.jit
+def _reads_a_neighbour(X, OUT, N, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(OUT + i, tl.load(X + i, mask=i < N, other=0.0), mask=i < N)
+    tl.store(X + i, tl.load(OUT + i - 1, mask=(i > 0) & (i < N), other=0.0), mask=i < N)
+
+
+@triton.jit
+def _reads_twice_as_much(X, OUT, N, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    extra = tl.load(OUT + i, mask=i < N, other=0.0)
+    tl.store(OUT + i, tl.load(X + i, mask=i < N, other=0.0) + 0.0 * extra, mask=i < N)
+
+
+@pytest.mark.parametrize(
+    "kernel, bug",
+    [
+        (_no_mask, "out of bounds"),
+        (_shared_store, "race"),
+        (_reads_a_neighbour, "race"),
+        (_reads_twice_as_much, "bytes"),
+    ],
+    ids=["no mask", "shared store", "reads a neighbour", "reads too much"],
+)
+def test_planted_bugs_are_caught(kernel, bug):
+    space = torch.zeros(128)  # so that the bug reads memory that exists
+    x, out = space[:100], torch.zeros(100)
+    with interpreter.tracing() as trace:
+        kernel[(2,)](x, out, 100, B=64)
+    found = {
+        "out of bounds": bool(trace.out_of_bounds),
+        "race": bool(trace.races),
+        "bytes": trace.bytes_moved() > 1.1 * 2 * 100 * 4,
+    }
+    assert found[bug]
+
+
+def test_corrected_bfloat16_rounds_as_torch_does():
+    values = torch.randn(1000)
+    rounded = torch.from_numpy(interpreter._widen(interpreter._round_to_bfloat16(values.numpy())))
+    assert torch.equal(rounded, values.bfloat16().float())

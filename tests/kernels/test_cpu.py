@@ -1,0 +1,139 @@
+import ctypes
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import _cpu
+from kernels._dispatch import BackendError
+from kernels.rms_norm import rms_norm
+from kernels.stream_boundary import example_arguments, stream_boundary
+
+
+def test_two_builds_at_once_compile_once_and_leave_one_library(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(_cpu, "_compile", lambda compiler, sources, target, flags: (compiled.append(1), target.touch()))
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(lambda _: _cpu.build(tmp_path), range(4)))
+    assert len(paths) == 1 and len(compiled) == 1
+
+
+def test_another_cpu_compiler_or_source_is_another_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(_cpu, "_compile", lambda compiler, sources, target, flags: target.touch())
+    here = _cpu.build(tmp_path)
+    monkeypatch.setattr(_cpu, "cpu_flags", lambda: "flags: sse2")
+    assert _cpu.build(tmp_path) != here
+    assert _cpu.build(tmp_path, ("-g",)) != _cpu.build(tmp_path)
+
+
+def test_a_compiler_that_fails_names_its_error_and_leaves_nothing_behind(tmp_path):
+    with pytest.raises(BackendError, match=r"cannot compile the CPU kernels: .*no-such-flag"):
+        _cpu.build(tmp_path, ("-no-such-flag",))
+    assert list(tmp_path.glob("*.so")) == []
+
+
+def test_a_cache_folder_that_cannot_be_written_is_one_readable_error(tmp_path, monkeypatch):
+    (tmp_path / "hypernas").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _cpu.library.cache_clear()
+    try:
+        with pytest.raises(BackendError, match=r"cannot be built or loaded: .*hypernas"):
+            _cpu.library()
+    finally:
+        _cpu.library.cache_clear()
+
+
+def test_tensors_with_gaps_never_reach_c():
+    with pytest.raises(ValueError, match="want a contiguous CPU tensor"):
+        _cpu.call("swiglu_forward", torch.float32, 4, 4, torch.randn(8, 8).T, torch.empty(4, 4))
+
+
+def test_loading_the_library_keeps_denormals():
+    _cpu.library()
+    tiny = torch.full((16,), 1e-40)
+    assert float((tiny * 1.0).sum()) > 1.5e-39
+
+
+def test_nan_comes_out_where_nan_went_in():
+    x = torch.ones(2, 40)
+    x[0, 3] = float("nan")
+    out = rms_norm(x, torch.ones(40))
+    assert out[0].isnan().all() and not out[1].isnan().any()
+    from kernels.swiglu import swiglu
+
+    assert swiglu(x)[0, 3].isnan() and not swiglu(x)[1].isnan().any()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    arguments = example_arguments(1100, 4, 32, torch.float32, torch.device("cpu"))
+
+    def run(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        leaves = [a.clone().requires_grad_() for a in arguments]
+        outputs = stream_boundary(*leaves)
+        gradients = torch.autograd.grad(sum(o.square().sum() for o in outputs), leaves)
+        torch.set_num_threads(before)
+        return *outputs, *gradients
+
+    for one, three in zip(run(1), run(3), strict=True):
+        assert torch.equal(one, three)
+
+
+# Runs every op at odd sizes in a process with the sanitizers' runtime loaded first.
+SANITIZED = """
+import ctypes, sys
+import torch
+from kernels import _cpu
+_cpu.library = lambda: library
+library = ctypes.CDLL(sys.argv[1])
+from kernels import _dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_mix, swiglu
+cpu = torch.device("cpu")
+for dtype in (torch.float32, torch.bfloat16):
+    for tokens, n, C in ((1, 1, 1), (7, 2, 17), (37, 4, 50), (19, 8, 33), (5, 16, 3)):
+        X, y, *rest = stream_boundary.example_arguments(tokens, n, C, dtype, cpu)
+        cases = [
+            (stream_boundary.STREAM_BOUNDARY, (X, y, *rest)),
+            (stream_boundary.STREAM_BOUNDARY, (X, None, None, *rest[1:])),
+            (stream_mix.STREAM_MIX, stream_mix.example_arguments(tokens, n, C, dtype, cpu)),
+            (rms_norm.RMS_NORM, rms_norm.example_arguments(tokens, C, dtype, cpu)),
+            (swiglu.SWIGLU, swiglu.example_arguments(tokens, C, dtype, cpu)),
+            (cosine_gate.COSINE_GATE, cosine_gate.example_arguments(tokens, C, dtype, cpu)),
+            (sinkhorn.SINKHORN, sinkhorn.example_arguments(tokens, n, dtype, cpu)),
+        ]
+        for op, arguments in cases:
+            with _dispatch.forcing("cpu"):
+                _dispatch.outputs_and_gradients(op.function, arguments)
+print("clean")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
+def test_the_library_is_clean_under_sanitizers(tmp_path, sanitizer):
+    library = _cpu.build(tmp_path, ("-g", "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"))
+    name = {"address": "libasan.so", "undefined": "libubsan.so"}[sanitizer]
+    runtime = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+    environment = os.environ | {"LD_PRELOAD": runtime.strip(), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED, str(library)],
+        env=environment,
+        cwd=Path(_cpu.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.stdout.strip() == "clean", done.stderr[-3000:]
+
+
+def test_the_library_needs_nothing_of_torch():
+    needed = subprocess.run(
+        ["readelf", "-d", _cpu.build(_cpu.cache_folder())], capture_output=True, text=True, check=True
+    ).stdout
+    assert "NEEDED" in needed and "torch" not in needed
+    assert isinstance(_cpu.library(), ctypes.CDLL)

@@ -1,0 +1,99 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels import _dispatch
+from kernels._dispatch import BackendError, Choice, chosen, forget_chosen, set_backend, use_backend
+from kernels.rms_norm import RMS_NORM, rms_norm, rms_norm_reference
+from kernels.swiglu import swiglu
+
+
+def test_an_unknown_back_end_is_refused_with_the_legal_ones():
+    with pytest.raises(ValueError, match=r"kernels=fast: wanted one of auto, reference, triton, cpu"):
+        set_backend("fast")
+
+
+def test_the_setting_before_a_with_block_comes_back_even_after_an_error():
+    with use_backend("reference"):
+        with pytest.raises(ZeroDivisionError), use_backend("cpu"):
+            raise ZeroDivisionError
+        rms_norm(torch.randn(3, 4), torch.ones(4))
+    assert chosen() == {"rms_norm": Choice("reference", "asked for")}
+
+
+def test_the_record_names_what_ran_and_why():
+    rms_norm(torch.randn(3, 4), torch.ones(4))
+    assert chosen()["rms_norm"] == Choice("cpu", "the fast back end for cpu tensors")
+    rms_norm(torch.randn(3, 4).double(), torch.ones(4))
+    assert "float64" in chosen()["rms_norm[cpu,float64]"].reason
+    forget_chosen()
+    assert chosen() == {}
+
+
+def test_triton_on_cpu_tensors_is_an_error_that_says_what_to_do():
+    with (
+        use_backend("triton"),
+        pytest.raises(BackendError, match="runs on cuda tensors, got cpu: use auto or reference"),
+    ):
+        rms_norm(torch.randn(3, 4), torch.ones(4))
+
+
+def test_meta_tensors_take_the_reference():
+    out = rms_norm(torch.empty(3, 4, device="meta"), torch.empty(4, device="meta"))
+    assert out.shape == (3, 4) and chosen()["rms_norm"].backend == "reference"
+
+
+def test_a_wrong_back_end_is_reported_and_not_used():
+    def off_by_little(x, weight, eps=1e-6):
+        return rms_norm_reference(x, weight, eps) * 1.0001
+
+    wrong = replace(RMS_NORM, name="wrong_norm", function=off_by_little)
+    with pytest.warns(UserWarning, match="wrong_norm runs on the reference back end: cpu differs from the float64"):
+        assert _dispatch.choose(wrong, "cpu", torch.float32) == "reference"
+    with use_backend("cpu"), pytest.raises(BackendError, match=r"output 0 1\.0e-04"):
+        _dispatch.choose(wrong, "cpu", torch.float32)
+
+
+def test_a_missing_compiler_gives_one_clear_line_and_the_reference(monkeypatch):
+    from kernels import _cpu
+
+    monkeypatch.setattr(_cpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_dispatch, "_cache", {})
+    _cpu.library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"no C\+\+ compiler: install g\+\+"):
+            out = swiglu(torch.randn(3, 8))
+        assert out.shape == (3, 4) and chosen()["swiglu"].backend == "reference"
+    finally:
+        _cpu.library.cache_clear()
+
+
+def test_the_self_test_leaves_the_random_state_and_inference_mode_alone(monkeypatch):
+    monkeypatch.setattr(_dispatch, "_cache", {})
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with torch.inference_mode():
+        swiglu(torch.ones(3, 8))
+    assert torch.equal(before, torch.get_rng_state()) and chosen()["swiglu"].backend == "cpu"
+
+
+def test_compile_sees_through_an_op_forward_and_backward():
+    compiled = torch.compile(lambda x, w: rms_norm(x, w).sin(), fullgraph=True, backend="aot_eager")
+    x, weight = torch.randn(5, 7, requires_grad=True), torch.ones(7, requires_grad=True)
+    got = torch.autograd.grad(compiled(x, weight).sum(), (x, weight))
+    want = torch.autograd.grad(rms_norm_reference(x, weight).sin().sum(), (x, weight))
+    torch.testing.assert_close(got, want)
+
+
+def test_export_keeps_the_op_and_runs_its_self_test_outside_the_trace(monkeypatch):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return swiglu(x)
+
+    monkeypatch.setattr(_dispatch, "_cache", {})
+    x = torch.randn(3, 8)
+    program = torch.export.export(Model(), (x,))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert targets == ["hypernas.swiglu.default"]
+    torch.testing.assert_close(program.module()(x), swiglu(x))
