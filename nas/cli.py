@@ -397,6 +397,35 @@ def bench_search(part: str, trials: int, as_json: bool) -> None:
         print_table(bench_table(data))
 
 
+@bench.command(name="kernels")
+@click.option(
+    "--op", default="stream_boundary", show_default=True, metavar="NAME", help="Which op; see docs/kernels.md."
+)
+@click.option("--n", type=click.IntRange(min=1), default=4, show_default=True, help="Residual streams.")
+@click.option("--C", "channels", type=click.IntRange(min=1), default=256, show_default=True, help="Channels a stream.")
+@click.option("--tokens", type=click.IntRange(min=1), default=4096, show_default=True)
+@click.option("--dtype", default="float32", show_default=True, metavar="NAME", help="float32 or bfloat16.")
+@click.option("--backend", metavar="NAME", help="Only this one beside naive and floor: compile, cpu or triton.")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu or cuda.")
+@json_option
+def bench_kernels(
+    op: str, n: int, channels: int, tokens: int, dtype: str, backend: str | None, device: str, as_json: bool
+) -> None:
+    """Time an op against eager PyTorch, torch.compile and a copy of the bytes it must move; correctness comes first."""
+    from nas.bench_kernels import run
+    from nas.progress import print_table
+    from nas.summary import bench_table
+
+    try:
+        data = run(op, n, channels, tokens, dtype, backend, device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if as_json:
+        _print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     try:
