@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from nas.data import load_corpus
 from nas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
-from nas.train import learning_rate, make_optimizers, seeded_build
+from nas.train import _data, learning_rate, make_optimizers, seeded_build
 from nas.worker import run
 from search_spaces.lm import LanguageModels
 
@@ -131,8 +130,6 @@ def test_one_step_of_training_has_a_learning_rate() -> None:
     assert learning_rate(Recipe(1e-2), 0, 1) == 1e-2
 
 
-def test_the_text_is_read_once_a_worker(text: str, tmp_path: Path) -> None:
-    from nas.train import _corpus
-
-    first = _corpus(text, load_corpus(text).hash)
-    assert _corpus(text, first.hash) is first
+def test_the_text_is_read_once_a_worker(text: str) -> None:
+    first = _data("text", text, load_corpus(text).hash)
+    assert _data("text", text, first.hash) is first
