@@ -94,6 +94,7 @@ def naive_narrow_mlp(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor) -> 
 def case_of(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: torch.device) -> Case:
     """The op's arguments and its yardsticks. Raises ValueError for an unknown op."""
     size, T = dtype.itemsize, tokens
+    arguments: tuple[Any, ...]
     if op == "stream_boundary":
         X, y, coefficients, phi, bias = stream_boundary.example_arguments(T, n, C, dtype, device)
         factors, post = torch.rand(T, n.bit_length() - 1).to(X), torch.rand(T, n).to(X)
@@ -127,6 +128,7 @@ def case_of(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: to
 def _torch_case(op: str, C: int, T: int, dtype: torch.dtype, device: torch.device) -> Case:
     size = dtype.itemsize
     x = torch.randn(T, C).to(device, dtype)
+    arguments: tuple[Any, ...]
     if op == "gather_scatter":
         keep = (torch.arange(T) % 2 == 0).to(device)
         arguments = (x, keep, torch.Tensor.clone)

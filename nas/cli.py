@@ -207,7 +207,7 @@ def show(study: str, store: str, trial: int, as_json: bool) -> None:
         click.echo(f"  {name} = {value:.6g}")
     print_table(cost_table(data["cost"]))
     for report in data["curve"]:
-        click.echo(f"  rung {report['rung']}: loss {report['loss']:.4f} after {report['tokens']:,} tokens")
+        click.echo(f"  rung {report['rung']}: loss {report['loss']:.4f} after {report['tokens']:,} {data['unit']}s")
     click.echo(
         f"train {_shown(found.train_seconds, '{:.1f} s')}, evaluate {_shown(found.evaluate_seconds, '{:.1f} s')}"
     )

@@ -28,6 +28,7 @@ from nas.source import write_source
 from nas.store import Store
 from nas.study import make_job
 from nas.summary import cost_json, training_json
+from nas.tasks import TASKS
 from nas.train import deterministic
 from search_spaces import load_space
 from search_spaces.base import Space
@@ -173,7 +174,7 @@ def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
         return kept
     console = Console(stderr=True)
     console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
-    with Lines(1, 0, console) as view:
+    with Lines(1, 0, TASKS[study.settings["task"]].unit, console) as view:
         result = retrain(make_job(study, trial), view)
     if result.failure:
         raise StudyError(f"trial {trial.number} cannot be trained again: {result.failure.message}")
@@ -214,9 +215,9 @@ def write_folder(folder: Path, study: StudyRow, trial: Trial, space: Space, mode
         "trial": trial.number,
         "space": study.space.name,
         **cost_json(space, space.from_json(trial.arch)),
-        "training": training_json(trial),
+        "training": training_json(study, trial),
         "values": dict(trial.values),
-        "data": {"name": study.data_name, "hash": study.data_hash},
+        "data": {"name": study.data_name, "hash": study.data_hash, **study.settings["scaling"]},
         "provenance": dict(trial.provenance),
         "sha256": {name: _sha256(folder / name) for name in ("model.py", "model.safetensors")},
     }

@@ -44,7 +44,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             timeout=config.trial_timeout,
         )
         try:
-            with make_view(search.plan.trials, finished, lambda: store.front(search.row)) as view:
+            with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:
                 outcome = run(search, executor, view, seconds=config.time)
         finally:
             executor.close()

@@ -56,8 +56,8 @@ class Silent:
 class Lines:
     """One line an event: for logs and pipes."""
 
-    def __init__(self, asked: int, finished: int, console: Console) -> None:
-        self._asked, self._finished, self._console = asked, finished, console
+    def __init__(self, asked: int, finished: int, unit: str, console: Console) -> None:
+        self._asked, self._finished, self._unit, self._console = asked, finished, unit, console
         self._done_here, self._start = 0, time.monotonic()
 
     def __enter__(self) -> "Lines":
@@ -76,7 +76,9 @@ class Lines:
     def progress(self, event: Progress) -> None: ...
 
     def reported(self, event: Report) -> None:
-        self._print(f"trial {event.trial} rung {event.rung}: loss {event.loss:.4f} after {event.tokens:,} tokens")
+        self._print(
+            f"trial {event.trial} rung {event.rung}: loss {event.loss:.4f} after {event.tokens:,} {self._unit}s"
+        )
 
     def ended(self, trial: int, result: Result | None) -> None:
         if result is None:
@@ -201,10 +203,10 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def make_view(asked: int, finished: int, front: Callable[[], Sequence[Trial]]) -> Lines | Screen:
-    """A live view where stderr is a terminal, lines otherwise."""
+def make_view(asked: int, finished: int, unit: str, front: Callable[[], Sequence[Trial]]) -> Lines | Screen:
+    """A live view where stderr is a terminal, lines otherwise. `unit` is what trials train on: token or image."""
     console = Console(stderr=True)
-    return Screen(asked, finished, front, console) if console.is_terminal else Lines(asked, finished, console)
+    return Screen(asked, finished, front, console) if console.is_terminal else Lines(asked, finished, unit, console)
 
 
 def print_table(table: Table) -> None:

@@ -199,6 +199,7 @@ class Prepared:
     plan: Plan
     data_name: str
     data_hash: str
+    scaling: Mapping[str, list[float]]  # how inputs are normalised
     worst: Mapping[str, float]  # scores of a model that learned nothing
 
 
@@ -211,7 +212,7 @@ def prepare(config: StudyConfig) -> Prepared:
     for arch in (plan.space.baseline(), plan.space.largest()):
         task.batch(data, arch, config.seed, 0, 1)
         next(task.validation(data, arch, plan.recipe, 1))
-    return Prepared(config, plan, data.name, data.hash, task.worst(data))
+    return Prepared(config, plan, data.name, data.hash, task.scaling(data), task.worst(data))
 
 
 def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:evaluate") -> Search:
@@ -233,7 +234,9 @@ def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:eva
         config.study,
         space=plan.space_spec,
         objectives=plan.objectives,
-        settings=to_json(config) | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate},
+        settings=to_json(config)
+        | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
+        | {"task": plan.space.task, "scaling": dict(prepared.scaling)},
         reference={name: pareto.cost(name, worst[name]) for name in plan.objectives},
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,

@@ -10,21 +10,24 @@ from typing import Any
 from rich.table import Table
 
 from nas import pareto
+from nas.config import COUNTED, training_keys
 from nas.records import FINISHED, Report, State, StudyRow, Trial
 from nas.store import Store
+from nas.tasks import TASKS
 from search_spaces.base import Choices, Range, Space, arch_to_json
 
 
-def training_json(trial: Trial) -> dict[str, Any]:
+def training_json(study: StudyRow, trial: Trial) -> dict[str, Any]:
     """The trial's recipe under the names of `--set`."""
     recipe = trial.recipe
+    total, batch = COUNTED[study.settings["task"]]
     return {
         "optim.name": recipe.optimizer,
         "optim.lr": recipe.learning_rate,
         "optim.weight_decay": recipe.weight_decay,
         "optim.schedule": recipe.schedule,
-        "train.tokens": recipe.tokens,
-        "train.batch_tokens": recipe.batch_tokens,
+        total: recipe.tokens,
+        batch: recipe.batch_tokens,
         "train.seed": recipe.seed,
     }
 
@@ -39,7 +42,7 @@ def front_rows(study: StudyRow, trials: Sequence[Trial]) -> list[dict[str, Any]]
             "arch": dict(trial.arch),
             "parameters": trial.parameters,
             "seeds": [trial.recipe.seed],
-            "training": training_json(trial),
+            "training": training_json(study, trial),
             "baseline": trial.origin == "baseline",
         }
         for trial in trials
@@ -147,9 +150,10 @@ def show_json(study: StudyRow, trial: Trial, reports: Sequence[Report]) -> dict[
         "origin": trial.origin,
         "arch": dict(trial.arch),
         "arch_hash": trial.arch_hash,
-        "training": training_json(trial),
+        "training": training_json(study, trial),
         "values": dict(trial.values),
         "parameters": trial.parameters,
+        "unit": TASKS[study.settings["task"]].unit,
         "curve": [{name: value for name, value in asdict(report).items() if name != "trial"} for report in reports],
         "attempts": trial.attempts,
         "created": trial.created.isoformat(),
@@ -194,12 +198,10 @@ def cost_table(data: Mapping[str, Any]) -> Table:
 
 def keys_table(space: Space) -> Table:
     """Every key that `--set` takes: the space's, then the training's."""
-    from nas.config import TRAINING_KEYS
-
     table = Table(box=None, padding=(0, 1))
     for column in ("key", "baseline", "searched", "meaning"):
         table.add_column(column)
-    for key in [*space.keys.values(), *TRAINING_KEYS.values()]:
+    for key in [*space.keys.values(), *training_keys(space.task).values()]:
         domain = key.search
         if isinstance(domain, Choices):
             searched = ", ".join(_short(value) for value in domain.values) if len(domain.values) > 1 else ""

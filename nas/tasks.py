@@ -29,7 +29,7 @@ class Task:
     of which one is `nats` nats.
 
     `load(path)` gives the data, with a `name` and a `hash`; `settings(data)` the keys of the space that it decides;
-    `worst(data)` what a model scores that learned nothing. A batch is of `samples`, each of `units(arch)`;
+    `scaling(data)` how inputs were normalised, for who uses an exported model; `worst(data)` what a model scores that learned nothing. A batch is of `samples`, each of `units(arch)`;
     `batch(data, arch, seed, step, samples)` is a pure function, and `validation(data, arch, recipe, samples)` yields
     the batches that every trial is scored on. Both raise DataError when there is too little data.
     """
@@ -39,6 +39,7 @@ class Task:
     nats: float
     load: Callable[[str | None], Any]
     settings: Callable[[Any], dict[str, str]]
+    scaling: Callable[[Any], dict[str, list[float]]]
     worst: Callable[[Any], dict[str, float]]
     units: Callable[[Any], int]
     batch: Callable[[Any, Any, int, int, int], Batch]
@@ -70,6 +71,7 @@ TEXT = Task(
     nats=math.log(2),
     load=load_corpus,
     settings=lambda corpus: {},
+    scaling=lambda corpus: {},
     worst=lambda corpus: {"bits_per_byte": corpus.unigram_bits, "accuracy": 0.0},
     units=lambda arch: arch.context,
     batch=_text_batch,
@@ -109,6 +111,7 @@ IMAGES = Task(
     nats=1.0,
     load=load_images,
     settings=_image_settings,
+    scaling=lambda data: {"mean": [float(m) for m in data.mean], "std": [float(s) for s in data.std]},
     worst=lambda data: {"loss": math.log(data.classes), "accuracy": 1 / data.classes},
     units=lambda arch: 1,
     batch=_image_batch,
