@@ -1,0 +1,76 @@
+"""Text on its way to a screen: names, messages and units. What comes from the database is never markup."""
+
+import re
+from html import escape
+
+from nas.pareto import LOGARITHMIC, MAXIMIZED
+
+CLIP = 200  # characters of a text in a hover or a table cell
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+LABELS = {
+    "bits_per_byte": "validation loss (bits per byte)",
+    "loss": "validation loss (nats)",
+    "accuracy": "validation accuracy",
+    "flops_per_token": "forward FLOPs per token",
+    "flops_per_image": "forward FLOPs per image",
+    "parameters": "parameters",
+    "training_flops": "training FLOPs",
+    "latency_ms": "latency (ms)",
+    "peak_bytes": "peak memory (bytes)",
+}
+
+
+def plain(text: object, limit: int = CLIP) -> str:
+    """`text` as one can see it: control and direction characters spelt out (\\u202e), clipped after `limit`."""
+    whole = str(text)
+    shown = _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", whole[:limit])
+    return shown if len(whole) <= limit else f"{shown}… ({len(whole):,} characters)"
+
+
+def pseudo(text: object, limit: int = CLIP) -> str:
+    """`text` for a Plotly figure, which reads a little HTML in every label."""
+    return escape(plain(text, limit), quote=False).replace("\n", " ")
+
+
+def label(name: str) -> str:
+    """A measured value with its unit, for an axis or a column."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def number(name: str, value: float | None) -> str:
+    """A measured value in few digits: 1.234 for a loss, 12.3M for a count."""
+    if value is None or value != value:
+        return "–"
+    return short(value) if name in LOGARITHMIC or name == "training_flops" else f"{value:.4f}"
+
+
+def short(value: float) -> str:
+    """1234567 as 1.23M."""
+    for limit, suffix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * limit:  # 999,950 is 1M in three digits
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """75 as 1:15, 4000 as 1:06:40; short ones with a decimal."""
+    if seconds is None or seconds != seconds:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def axes(objectives: tuple[str, ...], measured: tuple[str, ...] = ()) -> tuple[str, str]:
+    """What a front is drawn over: (x, y), a cost in compute against a quality."""
+    names = (*objectives, *measured)
+    x = next((name for name in names if name in LOGARITHMIC), "flops_per_token")
+    y = next((name for name in names if name not in LOGARITHMIC and name != "training_flops"), None)
+    return x, y or next((name for name in names if name != x), "parameters")
+
+
+def better(name: str) -> str:
+    return "higher is better" if name in MAXIMIZED else "lower is better"
