@@ -280,7 +280,6 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
 def report(study: str, store: str, out: str) -> None:
     """One HTML file with front, trials, curves and hypervolume; it opens without a network."""
     from dashboards.report import write_report
-
     from nas.store import Store
 
     with Store(store) as opened:

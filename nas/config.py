@@ -5,14 +5,14 @@ Flags win over the file, the file over the preset. Everything that can be wrong 
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from nas.errors import UserError
 from nas.records import Recipe, SpaceSpec
 from search_spaces import load_space
-from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest
+from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest, nearest_default
 
 ENGINES = ("ray", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
@@ -30,14 +30,20 @@ RATE_GRID = tuple(DEFAULT_RATE * 3.0**k for k in (-2, -1, 0, 1))
 @dataclass(frozen=True, slots=True)
 class Preset:
     trials: int
-    tokens: int
-    batch_tokens: int
+    training: Mapping[str, Mapping[str, str]]  # by task
+
+
+def _preset(trials: int, tokens: int, batch_tokens: int, images: int, batch_images: int) -> Preset:
+    text = {"train.tokens": str(tokens), "train.batch_tokens": str(batch_tokens)}
+    return Preset(
+        trials, {"text": text, "images": {"train.images": str(images), "train.batch_images": str(batch_images)}}
+    )
 
 
 PRESETS = {
-    "quick": Preset(trials=16, tokens=250_000, batch_tokens=1024),
-    "small": Preset(trials=40, tokens=1_000_000, batch_tokens=2048),
-    "full": Preset(trials=200, tokens=50_000_000, batch_tokens=32_768),
+    "quick": _preset(trials=16, tokens=250_000, batch_tokens=1024, images=8_000, batch_images=64),
+    "small": _preset(trials=40, tokens=1_000_000, batch_tokens=2048, images=40_000, batch_images=64),
+    "full": _preset(trials=200, tokens=50_000_000, batch_tokens=32_768, images=5_000_000, batch_images=256),
 }
 
 
@@ -55,12 +61,21 @@ TRAINING_KEYS: dict[str, Key] = {
                       options=("cosine", "linear", "inverse_sqrt")),
         _training_key("train.tokens", 1_000_000, (1_000_000,), "tokens a trial trains on", low=1, high=10**13),
         _training_key("train.batch_tokens", 2048, (2048,), "tokens a step", low=8, high=10**9),
+        _training_key("train.images", 40_000, (40_000,), "images a trial trains on", low=1, high=10**13),
+        _training_key("train.batch_images", 64, (64,), "images a step", low=2, high=10**9),
         _training_key("train.seed", 0, (0,), "seed of initial weights and gate noise", low=0, high=2**31),
-        Key("data.path", str, "", Choices(("",)), "your own text: a file or a folder"),
+        Key("data.path", str, "", Choices(("",)), "your own text or images: a file or a folder"),
     )
 }  # fmt: skip
 SEARCHED = ("optim.name", "optim.lr", "optim.weight_decay", "optim.schedule")
-FIXED_ONLY = ("train.tokens", "train.batch_tokens", "train.seed", "data.path")
+FIXED_ONLY = ("train.tokens", "train.batch_tokens", "train.images", "train.batch_images", "train.seed", "data.path")
+COUNTED = {"text": ("train.tokens", "train.batch_tokens"), "images": ("train.images", "train.batch_images")}
+
+
+def training_keys(task: str) -> dict[str, Key]:
+    """The training keys of one task: text counts tokens, images count images."""
+    others = {name for other, names in COUNTED.items() if other != task for name in names}
+    return {name: key for name, key in TRAINING_KEYS.items() if name not in others}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +155,7 @@ class Plan:
 
     def params(self, arch: Any, recipe: Recipe) -> dict[str, Any]:
         """The parameters with which `suggest` returns these. Raises SpaceError when they are outside the search."""
-        picked = {
-            "optim.name": recipe.optimizer,
-            "optim.lr": recipe.learning_rate,
-            "optim.weight_decay": recipe.weight_decay,
-            "optim.schedule": recipe.schedule,
-        }
+        picked = _picked(recipe)
         params = dict(self.space.params(arch))
         for name, value in picked.items():
             domain = self.domains[name]
@@ -171,6 +181,7 @@ class Plan:
 
 
 def _picked(recipe: Recipe) -> dict[str, Any]:
+    """A recipe under the names of `--set`, as far as it may be searched."""
     return {
         "optim.name": recipe.optimizer,
         "optim.lr": recipe.learning_rate,
@@ -181,24 +192,28 @@ def _picked(recipe: Recipe) -> dict[str, Any]:
 
 def split_settings(settings: Mapping[str, str], space: Space) -> tuple[dict[str, str], dict[str, str]]:
     """`--set` keys of the space, and those of the training. Raises SpaceError naming the nearest known key."""
-    known = (*space.keys, *TRAINING_KEYS)
+    training = training_keys(space.task)
+    known = (*space.keys, *training)
     for name in settings:
         if name not in known:
             raise SpaceError(f"unknown key {name!r}; {nearest(name, known)}")
     return (
         {name: text for name, text in settings.items() if name in space.keys},
-        {name: text for name, text in settings.items() if name in TRAINING_KEYS},
+        {name: text for name, text in settings.items() if name in training},
     )
 
 
 def make_plan(config: StudyConfig) -> Plan:
     """Raises SpaceError and UserError for whatever does not fit together."""
     bare = load_space(config.space)
+    if bare.task not in OBJECTIVES:
+        raise UserError(f"space {config.space} has task {bare.task!r}: wanted {' or '.join(OBJECTIVES)}")
     preset = PRESETS[config.preset]
     space_settings, training = split_settings(config.settings, bare)
-    space_settings = {**bare.presets.get(config.preset, {}), **space_settings}
+    if "base" not in space_settings:  # a named architecture brings its own
+        space_settings = {**bare.presets.get(config.preset, {}), **space_settings}
     space = bare.restrict(space_settings) if space_settings else bare
-    training = {"train.tokens": str(preset.tokens), "train.batch_tokens": str(preset.batch_tokens), **training}
+    training = {**preset.training[space.task], **training}
     domains = {name: TRAINING_KEYS[name].search for name in SEARCHED}
     fixed = {name: TRAINING_KEYS[name].default for name in FIXED_ONLY}
     for name, text in training.items():
@@ -207,14 +222,15 @@ def make_plan(config: StudyConfig) -> Plan:
             domains[name] = key.parse(text)
         else:
             fixed[name] = key.check(text)
-    defaults = {name: _default(TRAINING_KEYS[name], domain) for name, domain in domains.items()}
+    defaults = {name: nearest_default(TRAINING_KEYS[name], domain) for name, domain in domains.items()}
+    total, batch = COUNTED[space.task]
     recipe = Recipe(
         learning_rate=defaults["optim.lr"],
         optimizer=defaults["optim.name"],
         weight_decay=defaults["optim.weight_decay"],
         schedule=defaults["optim.schedule"],
-        tokens=fixed["train.tokens"],
-        batch_tokens=fixed["train.batch_tokens"],
+        tokens=fixed[total],
+        batch_tokens=fixed[batch],
         seed=fixed["train.seed"],
     )
     return Plan(
@@ -236,6 +252,22 @@ def _default(key: Key, domain: Domain) -> Any:
     return (
         key.default if inside else (domain.low * domain.high) ** 0.5 if domain.log else (domain.low + domain.high) / 2
     )
+
+
+def with_data(plan: Plan, found: Mapping[str, str]) -> Plan:
+    """The plan for the data found: the keys that data decides (`image.classes`), as far as the space has them.
+
+    Raises UserError when `--set` says otherwise.
+    """
+    decided = {name: text for name, text in found.items() if name in plan.space.keys}
+    settings = plan.space_spec.settings
+    for name, text in decided.items():
+        if settings.get(name, text) != text:
+            raise UserError(f"{name}={settings[name]}, but the data has {text}: leave it out, or give other data")
+    if not decided:
+        return plan
+    spec = SpaceSpec(plan.space_spec.name, {**settings, **decided})
+    return replace(plan, space=plan.space.restrict(decided), space_spec=spec)
 
 
 def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:

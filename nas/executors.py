@@ -5,6 +5,8 @@
 
 import os
 import secrets
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +15,13 @@ from typing import Any, Protocol
 from nas import worker
 from nas.errors import UserError
 from nas.records import Failure, FailureKind, Job, Progress, Report, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker took up its job; the clock of its timeout runs from here."""
+
+    trial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +107,48 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
+WARM_UP_SECONDS = 30.0
+ANSWER_SECONDS = 5.0
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
+
+
+def _check_answers(address: str) -> None:
+    """Raises UserError when nobody listens at HOST:PORT: Ray itself would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not colon or not port.isdigit():
+        raise UserError(f"--address {address!r}: wanted auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers there ({error.strerror or error}); "
+            "start one with `ray start --head`, or leave the flag out for a local one"
+        ) from error
+
+
+def _import_ray(own_cluster: bool) -> Any:
+    """The ray module. Its settings are read from the environment once, when it is first imported."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # We report lost workers ourselves; Ray would print a paragraph on stdout for each.
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
+    }
+    if own_cluster and "ray" not in sys.modules:
+        settings |= {
+            # Ray's switch for laptops: every server of the cluster listens on loopback alone.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # A cluster of our own takes no work from anybody else on this machine.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    return ray
 
 
 @dataclass(slots=True)
@@ -108,7 +158,7 @@ class _Slot:
     actor: Any
     job: Job | None = None
     events: Any = None  # the job's ObjectRefGenerator
-    started: float = 0.0
+    deadline: float | None = None  # on the monotonic clock, once the job has started
 
 
 class RayPool:
@@ -126,33 +176,27 @@ class RayPool:
         timeout: float | None = None,
         jobs_namespace: str = "hypernas",
     ) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
+        if address is not None:
+            _check_answers(address)
+        ray = _import_ray(own_cluster=address is None)
 
         self._ray = ray
         self.workers = workers
         self._timeout = timeout
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": jobs_namespace}
         if address is None:
-            # A cluster of our own takes no work from anybody else on this machine.
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
             ray.init(
                 address="local",
                 num_cpus=workers,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
                 **quiet,
             )
         else:
             try:
                 ray.init(address=address, **quiet)
             except ConnectionError as error:
-                raise UserError(
-                    f"--address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
-                ) from error
+                raise UserError(f"--address {address}: cannot join: {error}") from error
         if gpus_per_trial:
             most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
             if most < gpus_per_trial:
@@ -162,6 +206,8 @@ class RayPool:
             num_cpus=1, num_gpus=gpus_per_trial, max_restarts=0, runtime_env={"env_vars": WORKER_ENVIRONMENT}
         )
         self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
+        # Warm before the first job. On a cluster that has yet to grow, jobs queue at the workers still to come.
+        ray.wait([slot.actor.ready.remote() for slot in self._slots], num_returns=workers, timeout=WARM_UP_SECONDS)
 
     @property
     def running(self) -> int:
@@ -169,16 +215,16 @@ class RayPool:
 
     def submit(self, job: Job) -> None:
         slot = next(slot for slot in self._slots if slot.job is None)
-        slot.job, slot.started = job, time.monotonic()
+        slot.job, slot.deadline = job, None
         slot.events = slot.actor.run.remote(job)
 
     def wait(self, timeout: float) -> list[Event]:
         busy = {slot.events: slot for slot in self._slots if slot.job is not None}
         if not busy:
             return []
-        if self._timeout:
-            nearest = min(slot.started + self._timeout - time.monotonic() for slot in busy.values())
-            timeout = max(0.0, min(timeout, nearest))
+        deadlines = [slot.deadline for slot in busy.values() if slot.deadline is not None]
+        if deadlines:
+            timeout = max(0.0, min(timeout, min(deadlines) - time.monotonic()))
         ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=timeout)
         if ready:  # and whatever else has arrived meanwhile
             ready, _ = self._ray.wait(list(busy), num_returns=len(busy), timeout=0)
@@ -189,10 +235,13 @@ class RayPool:
         job = slot.job
         assert job is not None
         try:
-            event: Event = self._ray.get(next(slot.events))
+            event: Started | Event = self._ray.get(next(slot.events))
         except (self._ray.exceptions.RayError, StopIteration) as error:
             self._replace(slot)
-            return Lost(job.trial, job.token, f"{type(error).__name__}: {str(error).strip().splitlines()[0:1]}")
+            return Lost(job.trial, job.token, type(error).__name__)
+        if isinstance(event, Started):
+            slot.deadline = time.monotonic() + self._timeout if self._timeout else None
+            return None
         if isinstance(event, Result):
             slot.job = slot.events = None
         return event
@@ -200,8 +249,8 @@ class RayPool:
     def _overdue(self) -> list[Event]:
         out: list[Event] = []
         for slot in self._slots:
-            if self._timeout and slot.job is not None and time.monotonic() - slot.started > self._timeout:
-                out.append(timed_out(slot.job, self._timeout))
+            if slot.job is not None and slot.deadline is not None and time.monotonic() > slot.deadline:
+                out.append(timed_out(slot.job, self._timeout or 0.0))
                 self._replace(slot)
         return out
 
@@ -227,7 +276,11 @@ class _Worker:
     def __init__(self) -> None:
         import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
 
-    def run(self, job: Job) -> Iterator[Event]:
+    def ready(self) -> bool:
+        return True
+
+    def run(self, job: Job) -> Iterator[Started | Event]:
+        yield Started(job.trial)
         yield from worker.run(job)
 
 

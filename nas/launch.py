@@ -14,6 +14,7 @@ from nas.progress import front_table, make_view, print_table
 from nas.store import Store
 from nas.study import Search, open_search, prepare
 from nas.summary import verdict
+from nas.tasks import TASKS
 
 
 def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> int:
@@ -29,9 +30,10 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         search = open_search(store, prepared, evaluate)
         workers = config.workers or default_workers(config)
         finished = store.finished(search.row)
+        unit = TASKS[search.plan.space.task].unit
         click.echo(
             f"study {config.study!r}: {'resumed at ' + str(finished) + ' of ' if finished else ''}{search.plan.trials} "
-            f"trials of {search.plan.recipe.tokens:,} tokens, {workers} workers, results in {store.shown}",
+            f"trials of {search.plan.recipe.tokens:,} {unit}s, {workers} workers, results in {store.shown}",
             err=True,
         )
         executor = make_executor(

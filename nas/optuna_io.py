@@ -5,7 +5,7 @@ Objectives reach Optuna as costs (smaller is better, log10 where ratios matter).
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import optuna
@@ -18,47 +18,50 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 
 from nas.samplers import make_sampler
-from search_spaces.base import FixedTrial
 
 T = TypeVar("T")
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
 
 class _Recorder:
-    """Replays stored parameters and notes the distribution each was asked with."""
+    """Notes the distribution of every parameter it is asked for, and answers with stored ones or the first legal."""
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self._fixed = FixedTrial(params)
+    def __init__(self, params: Mapping[str, Any] | None = None) -> None:
+        self._params = params
         self.distributions: dict[str, BaseDistribution] = {}
 
+    def _answer(self, name: str, distribution: BaseDistribution, first: Any) -> Any:
+        self.distributions[name] = distribution
+        return first if self._params is None else self._params[name]
+
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self.distributions[name] = CategoricalDistribution(choices)
-        return self._fixed.suggest_categorical(name, choices)
+        return self._answer(name, CategoricalDistribution(choices), choices[0])
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        self.distributions[name] = IntDistribution(low, high, log=log, step=step)
-        return self._fixed.suggest_int(name, low, high)
+        return int(self._answer(name, IntDistribution(low, high, log=log, step=step), low))
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        self.distributions[name] = FloatDistribution(low, high, log=log, step=step)
-        return self._fixed.suggest_float(name, low, high)
+        return float(self._answer(name, FloatDistribution(low, high, log=log, step=step), low))
 
 
-class Proposer:
-    """Asks and tells one in-memory study. A handle is Optuna's own number of a proposal."""
+class Proposer(Generic[T]):
+    """Asks and tells one in-memory study. A handle is Optuna's own number of a proposal.
 
-    def __init__(self, sampler: str, seed: int, population: int, objectives: int) -> None:
+    `suggest` draws one proposal from an `optuna.Trial` (or anything with its three methods).
+    """
+
+    def __init__(self, sampler: str, seed: int, population: int, objectives: int, suggest: Callable[[Any], T]) -> None:
+        self._suggest = suggest
+        recorder = _Recorder()
+        suggest(recorder)
+        self._distributions: dict[str, BaseDistribution] | None = recorder.distributions
         self._sampler, self._seed, self._population = sampler, seed, population
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(directions=["minimize"] * objectives)
         self._asked: dict[int, optuna.Trial] = {}
 
-    def ask(
-        self, number: int, attempt: int, suggest: Callable[[optuna.Trial], T], explore: bool = False
-    ) -> tuple[int, dict[str, Any], dict[str, Any], T]:
+    def ask(self, number: int, attempt: int, explore: bool = False) -> tuple[int, dict[str, Any], dict[str, Any], T]:
         """(handle, parameters, the sampler's attributes, what `suggest` returned) for proposal `number`.
 
         Drawn from a generator seeded by (study seed, number, attempt), whatever was asked before; `explore` draws
@@ -67,9 +70,17 @@ class Proposer:
         name = "random" if explore else self._sampler
         seed = int(np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)[0])
         # The quasi-random sequence is one for the study; its position is kept there.
-        self._study.sampler = make_sampler(name, self._seed if name == "qmc" else seed, self._population)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = make_sampler(name, self._seed if name == "qmc" else seed, self._population)
+        if self._distributions is not None:
+            # Optuna would find these by comparing all trials, which takes longer with every one.
+            sampler.infer_relative_search_space = lambda *_: dict(self._distributions or {})  # type: ignore[method-assign]
+        self._study.sampler = sampler
         trial = self._study.ask()
-        value = suggest(trial)
+        value = self._suggest(trial)
+        if self._distributions is not None and trial.params.keys() != self._distributions.keys():
+            self._distributions = None  # a space with conditional parameters: Optuna has to look
         frozen = self._study._storage.get_trial(trial._trial_id)
         self._asked[trial.number] = trial
         return trial.number, dict(trial.params), dict(frozen.system_attrs), value
@@ -84,14 +95,13 @@ class Proposer:
 
     def add(
         self,
-        suggest: Callable[[Any], Any],
         params: Mapping[str, Any],
         attrs: Mapping[str, Any],
         costs: Sequence[float] | None,
     ) -> None:
         """A finished trial that was not asked here: one of the store's, or a baseline."""
         recorder = _Recorder(params)
-        suggest(recorder)
+        self._suggest(recorder)
         self._study.add_trial(
             create_trial(
                 state=TrialState.FAIL if costs is None else TrialState.COMPLETE,

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from nas import pareto
-from nas.config import Plan, StudyConfig, make_plan, to_json
-from nas.data import Corpus, load_corpus, validation_windows
+from nas.config import Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.optuna_io import Proposer
 from nas.records import FINISHED, Job, Recipe, SpaceSpec, State, StudyRow, Trial
 from nas.samplers import population_size
 from nas.store import Proposal, Store
-from nas.train import evaluation_tokens
+from nas.tasks import TASKS
 from search_spaces.base import SpaceError, arch_to_json, digest
 
 MAX_REPEATS = 200  # proposals in a row that were all seen before: the space is as good as exhausted
@@ -48,7 +47,11 @@ class Search:
         self.cache_hits = 0
         self.exhausted = False
         self._proposer = Proposer(
-            config.sampler, config.seed, population_size(plan.trials), objectives=len(row.objectives)
+            config.sampler,
+            config.seed,
+            population_size(plan.trials),
+            objectives=len(row.objectives),
+            suggest=plan.suggest,
         )
         self._ready: deque[_Pending] = deque()
         self._handles: dict[int, int] = {}  # trial number -> the sampler's handle
@@ -81,7 +84,7 @@ class Search:
         if handle is not None:
             self._proposer.tell(handle, costs)
         elif trial.params:  # another driver's, an earlier run's, or a baseline inside the searched space
-            self._proposer.add(self.plan.suggest, trial.params, trial.sampler_attrs, costs)
+            self._proposer.add(trial.params, trial.sampler_attrs, costs)
 
     # ---- proposing -------------------------------------------------------------------------------------------
 
@@ -150,7 +153,7 @@ class Search:
         number = self._next + len(self._ready)
         for attempt in range(MAX_REPEATS):
             explore = attempt >= MAX_REPEATS // 2  # the sampler only repeats itself: anything new will do
-            handle, params, attrs, (arch, recipe) = self._proposer.ask(number, attempt, self.plan.suggest, explore)
+            handle, params, attrs, (arch, recipe) = self._proposer.ask(number, attempt, explore)
             proposal = self._proposal(arch, recipe, "sampler", attrs, params)
             if proposal.config_hash not in self._known:
                 self._known[proposal.config_hash] = None
@@ -194,33 +197,37 @@ class Prepared:
 
     config: StudyConfig
     plan: Plan
-    corpus: Corpus
+    data_name: str
+    data_hash: str
+    worst: Mapping[str, float]  # scores of a model that learned nothing
 
 
 def prepare(config: StudyConfig) -> Prepared:
     """Raises UserError (of the flags or the data) and SpaceError; writes nothing but the cache of prepared text."""
     plan = make_plan(config)
-    corpus = load_corpus(plan.data_path)
+    task = TASKS[plan.space.task]
+    data = task.load(plan.data_path)
+    plan = with_data(plan, task.settings(data))
     for arch in (plan.space.baseline(), plan.space.largest()):
-        validation_windows(corpus, evaluation_tokens(plan.recipe), arch.context)
-    return Prepared(config, plan, corpus)
+        task.batch(data, arch, config.seed, 0, 1)
+        next(task.validation(data, arch, plan.recipe, 1))
+    return Prepared(config, plan, data.name, data.hash, task.worst(data))
 
 
 def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:evaluate") -> Search:
     """Creates the study, or continues it when `config.resume`. Raises StudyError."""
-    config, plan, corpus = prepared.config, prepared.plan, prepared.corpus
+    config, plan = prepared.config, prepared.plan
     if config.resume and any(study["name"] == config.study for study in store.studies()):
         row = store.study(config.study)
-        _check_same(row, plan.space_spec, corpus.hash, corpus.name)
+        _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials}
         store.update_settings(row, settings)
         return Search(store, replace(row, settings=settings), config, plan)
     largest = plan.space.cost(plan.space.largest())
     worst = {
-        "bits_per_byte": corpus.unigram_bits,
-        "accuracy": 0.0,
+        **prepared.worst,
         "parameters": float(largest.parameters_total),
-        "flops_per_token": float(largest.flops_total),
+        f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
     }
     row = store.create_study(
         config.study,
@@ -228,8 +235,8 @@ def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:eva
         objectives=plan.objectives,
         settings=to_json(config) | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate},
         reference={name: pareto.cost(name, worst[name]) for name in plan.objectives},
-        data_name=corpus.name,
-        data_hash=corpus.hash,
+        data_name=prepared.data_name,
+        data_hash=prepared.data_hash,
         artifacts=artifacts_folder(store, config.study),
     )
     return Search(store, row, config, plan)
@@ -241,5 +248,5 @@ def _check_same(row: StudyRow, space: SpaceSpec, data_hash: str, data_name: str)
     if row.data_hash != data_hash:
         raise StudyError(
             f"study {row.name!r} was trained on {row.data_name} with hash {row.data_hash[:12]}, and {data_name} here "
-            f"has {data_hash[:12]}: losses would not compare. Resume where the same text is, or start another study"
+            f"has {data_hash[:12]}: losses would not compare. Resume where the same data is, or start another study"
         )

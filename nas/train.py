@@ -5,20 +5,19 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nas.data import Corpus, load_corpus, training_batch, validation_windows
 from nas.errors import DataError
 from nas.records import Job, Progress, Recipe, Report, Result
+from nas.tasks import TASKS, Batch
 from search_spaces import load_space
 from search_spaces.connections import connection_parameters
 from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
@@ -27,8 +26,6 @@ RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the training at which a trial is
 WARMUP = 1 / 20  # share of the steps over which the learning rate rises
 FINAL_RATE = 0.1  # of the peak, at the end of a cosine or linear schedule
 CLIP = 1.0  # gradient norm
-EVALUATION_SHARE = 1 / 8  # validation tokens a training token ...
-EVALUATION_TOKENS = (16_384, 1 << 20)  # ... within these bounds
 PROGRESS_SECONDS = 0.5
 BACKWARD = 2  # backward costs twice the forward
 
@@ -52,14 +49,15 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Weight decay touches matrices only: not norms, biases, nor the static parts of connections and gates.
 
-    With Muon the matrices of attention and feed-forward nets are Muon's and everything else is AdamW's.
+    With Muon the matrices of attention and feed-forward nets are Muon's and everything else is AdamW's (convolutions
+    too: torch's Muon takes matrices alone).
     """
     static = {id(parameter) for parameter in connection_parameters(model)[1]}
     decayed, plain, hidden = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or id(parameter) in static:
             plain.append(parameter)
-        elif recipe.optimizer == "muon" and ".branch." in name:
+        elif recipe.optimizer == "muon" and ".branch." in name and parameter.ndim == 2:
             hidden.append(parameter)
         else:
             decayed.append(parameter)
@@ -80,24 +78,22 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
 
 
 @dataclass(frozen=True, slots=True)
-class TextScore:
-    bits_per_byte: float
+class Score:
+    loss: float  # in the task's own unit
     accuracy: float
 
 
 @torch.no_grad()
-def score_text(model: nn.Module, windows: np.ndarray, batch: int) -> TextScore:
-    """Validation loss and next-token accuracy over windows (W, T + 1), `batch` windows at a time."""
+def score(model: nn.Module, batches: Iterable[Batch], nats: float) -> Score:
+    """Mean cross-entropy, in units of `nats` nats, and accuracy over all predictions."""
     model.eval()
-    nats, right = 0.0, 0
-    for start in range(0, len(windows), batch):
-        tokens = torch.from_numpy(windows[start : start + batch])
-        logits = model(tokens[:, :-1]).float().flatten(0, 1)
-        targets = tokens[:, 1:].flatten()
-        nats += F.cross_entropy(logits, targets, reduction="sum").item()
+    total, right, count = 0.0, 0, 0
+    for inputs, classes in batches:
+        logits, targets = model(inputs).float().flatten(0, -2), classes.flatten()
+        total += F.cross_entropy(logits, targets, reduction="sum").item()
         right += int((logits.argmax(-1) == targets).sum())
-    count = windows[:, 1:].size
-    return TextScore(nats / math.log(2) / count, right / count)
+        count += targets.numel()
+    return Score(total / nats / count, right / count)
 
 
 def seeded_build(space: Any, arch: Any, seed: int) -> nn.Module:
@@ -109,14 +105,14 @@ def seeded_build(space: Any, arch: Any, seed: int) -> nn.Module:
 
 
 @lru_cache(maxsize=4)
-def _corpus(path: str | None, hash: str) -> Corpus:
-    corpus = load_corpus(path)
-    if corpus.hash != hash:
+def _data(task: str, path: str | None, hash: str) -> Any:
+    data = TASKS[task].load(path)
+    if data.hash != hash:
         raise DataError(
-            f"the text {corpus.name} on this worker has hash {corpus.hash[:12]}, the study's has {hash[:12]}: "
+            f"the data {data.name} on this worker has hash {data.hash[:12]}, the study's has {hash[:12]}: "
             "use the same files (and, for the default text, the same Python version) everywhere"
         )
-    return corpus
+    return data
 
 
 @lru_cache(maxsize=8)
@@ -128,7 +124,7 @@ def deterministic() -> None:
     """One thread and deterministic algorithms, for this whole process."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads unwritten memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, and nothing here reads unwritten memory
 
 
 def provenance() -> dict[str, Any]:
@@ -148,11 +144,6 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def evaluation_tokens(recipe: Recipe) -> int:
-    low, high = EVALUATION_TOKENS
-    return int(min(max(EVALUATION_SHARE * recipe.tokens, low), high))
-
-
 def evaluate(job: Job) -> Iterator[Progress | Report | Result]:
     """Trains the job's architecture: progress as it goes, a report at each rung, one result at the end.
 
@@ -161,57 +152,56 @@ def evaluate(job: Job) -> Iterator[Progress | Report | Result]:
     deterministic()
     recipe = job.recipe
     space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
-    corpus = _corpus(job.data_path, job.data_hash)
+    task, data = TASKS[space.task], _data(space.task, job.data_path, job.data_hash)
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
     model = seeded_build(space, arch, recipe.seed)
-    windows = max(1, recipe.batch_tokens // arch.context)
-    validation = validation_windows(corpus, evaluation_tokens(recipe), arch.context)
-    step_tokens = windows * arch.context
-    steps = max(1, round(recipe.tokens / step_tokens))
+    samples = max(1, recipe.batch_tokens // task.units(arch))
+    step_units = samples * task.units(arch)
+    steps = max(1, round(recipe.tokens / step_units))
     rungs = {max(1, round(share * steps)): rung for rung, share in enumerate(RUNGS)}
     optimizers = make_optimizers(model, recipe)
 
     train_seconds = evaluate_seconds = 0.0
     shown = clock = time.perf_counter()
-    score = None
+    scored = None
     model.train()
     for step in range(steps):
-        loss = _train_step(model, optimizers, corpus, job, step, steps, windows, arch.context)
+        loss = _train_step(model, optimizers, task.batch(data, arch, job.data_seed, step, samples), recipe, step, steps)
         now = time.perf_counter()
         if now - shown > PROGRESS_SECONDS:
             shown = now
-            yield Progress(job.trial, (step + 1) / steps, loss / math.log(2))
+            yield Progress(job.trial, (step + 1) / steps, loss / task.nats)
         if step + 1 in rungs:
             train_seconds += time.perf_counter() - clock
             clock = time.perf_counter()
             reset_rates(model)
-            score = score_text(model, validation, windows)
+            scored = score(model, task.validation(data, arch, recipe, samples), task.nats)
             model.train()
             evaluate_seconds += time.perf_counter() - clock
-            tokens = (step + 1) * step_tokens
+            seen = (step + 1) * step_units
             yield Report(
                 trial=job.trial,
                 rung=rungs[step + 1],
                 step=step + 1,
-                tokens=tokens,
-                training_flops=(1 + BACKWARD) * cost.flops_total * tokens,
-                loss=score.bits_per_byte,
+                tokens=seen,
+                training_flops=(1 + BACKWARD) * cost.flops_total * seen,
+                loss=scored.loss,
                 seconds=train_seconds + evaluate_seconds,
             )
             clock = time.perf_counter()
-    if score is None or not math.isfinite(score.bits_per_byte):
+    if scored is None or not math.isfinite(scored.loss):
         raise DivergedError("the validation loss is not finite")
     rates = execution_rates(model)
     yield Result(
         trial=job.trial,
         token=job.token,
         values={
-            "bits_per_byte": score.bits_per_byte,
-            "accuracy": score.accuracy,
-            "flops_per_token": float(cost.flops_executed(rates)),
+            task.loss: scored.loss,
+            "accuracy": scored.accuracy,
+            f"flops_per_{task.unit}": float(cost.flops_executed(rates)),
             "parameters": float(cost.parameters_total),
-            "training_flops": float((1 + BACKWARD) * cost.flops_total * steps * step_tokens),
+            "training_flops": float((1 + BACKWARD) * cost.flops_total * steps * step_units),
         },
         parameters=cost.parameters_total,
         train_seconds=train_seconds,
@@ -225,19 +215,17 @@ def evaluate(job: Job) -> Iterator[Progress | Report | Result]:
 def _train_step(
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
-    corpus: Corpus,
-    job: Job,
+    batch: Batch,
+    recipe: Recipe,
     step: int,
     steps: int,
-    windows: int,
-    context: int,
 ) -> float:
-    """One update; the batch's mean loss in nats a token. Raises DivergedError."""
-    batch = torch.from_numpy(training_batch(corpus, job.data_seed, step, windows, context))
+    """One update; the batch's mean loss in nats. Raises DivergedError."""
+    inputs, classes = batch
     progress = step / steps
-    start_step(model, job.recipe.seed, step, progress)
-    logits: Tensor = model(batch[:, :-1])
-    loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+    start_step(model, recipe.seed, step, progress)
+    logits: Tensor = model(inputs)
+    loss = F.cross_entropy(logits.float().flatten(0, -2), classes.flatten())
     total = loss + gate_loss(model, progress) if gates_of(model) else loss
     value = loss.item()
     if not math.isfinite(value):
@@ -246,7 +234,7 @@ def _train_step(
         optimizer.zero_grad(set_to_none=True)
     total.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    rate = learning_rate(job.recipe, step, steps)
+    rate = learning_rate(recipe, step, steps)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from search_spaces.base import Space, SpaceError, nearest
 
-SPACES = {"lm": "search_spaces.lm:LanguageModels"}
+SPACES = {"lm": "search_spaces.lm:LanguageModels", "vision": "search_spaces.vision:ImageClassifiers"}
 
 
 def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:

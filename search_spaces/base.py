@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from itertools import pairwise
 from json import dumps
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from torch import nn
 
@@ -164,6 +164,15 @@ class Key:
         return Choices(values)
 
 
+def nearest_default(key: Key, domain: Domain) -> Any:
+    """The key's default, or what the domain allows nearest to it."""
+    if isinstance(domain, Range):
+        return min(max(key.default, domain.low), domain.high)
+    if key.default in domain.values or key.kind not in (int, float):
+        return key.default if key.default in domain.values else domain.values[0]
+    return min(domain.values, key=lambda value: abs(value - key.default))
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A hint for a misspelt name: `did you mean 'depth'?`, or all known names when none is near."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)
@@ -260,6 +269,16 @@ def arch_to_json(arch: Any) -> dict[str, Scalar]:
         elif value is not None:
             out[field.name] = value
     return out
+
+
+def arch_from(kind: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
+    """The inverse of `arch_to_json`: a frozen dataclass of a flat dictionary; what is missing there is None."""
+    types, values = get_type_hints(kind), {}
+    for field in fields(kind):
+        name, inner = f"{prefix}{field.name}", types[field.name]
+        nested = isinstance(inner, type) and is_dataclass(inner)
+        values[field.name] = arch_from(inner, flat, f"{name}.") if nested else flat.get(name)
+    return kind(**values)
 
 
 def digest(data: Mapping[str, Any]) -> str:

@@ -8,11 +8,14 @@ multiply-accumulate is 2 FLOPs; elementwise work counts 1 for each add, multiply
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from search_spaces.base import Cost
 
 
 class LayerCost(NamedTuple):
@@ -22,7 +25,7 @@ class LayerCost(NamedTuple):
     matmul: int
     elementwise: int
 
-    def __add__(self, other: tuple) -> "LayerCost":  # type: ignore[override]
+    def __add__(self, other: tuple) -> "LayerCost":
         return LayerCost(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, count: int) -> "LayerCost":
@@ -31,6 +34,18 @@ class LayerCost(NamedTuple):
 
 FREE = LayerCost(0, 0, 0)
 SIGMOID = 3  # exp, add, divide
+
+
+def total_cost(parts: Mapping[str, LayerCost], activation_bytes: int, gated_flops: tuple[int, ...] = ()) -> Cost:
+    """A whole network's cost from its parts."""
+    return Cost(
+        parameters={name: part.parameters for name, part in parts.items()},
+        flops={name: part.matmul + part.elementwise for name, part in parts.items()},
+        matmul=sum(part.matmul for part in parts.values()),
+        elementwise=sum(part.elementwise for part in parts.values()),
+        activation_bytes=activation_bytes,
+        gated_flops=gated_flops,
+    )
 
 
 # ---- norms ---------------------------------------------------------------------------------------------------
@@ -59,6 +74,13 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (self.d_model,), self.weight, self.bias, eps=1e-5)
+
+
+class NoNorm(nn.Module):
+    """x as it is, where another place normalises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
@@ -140,6 +162,8 @@ POSITIONS = {"rope": NoPositions, "learned": LearnedPositions, "sinusoidal": Sin
 class Attention(nn.Module):
     """Causal multi-head self-attention; its width may differ from the residual stream's (arXiv 2602.06471)."""
 
+    causal: ClassVar[bool] = True
+
     def __init__(self, d_model: int, width: int, head_dim: int, rotary: nn.Module) -> None:
         super().__init__()
         self.d_model, self.width, self.head_dim, self.rotary = d_model, width, head_dim, rotary
@@ -155,8 +179,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, d_model) -> (B, T, d_model)."""
         query, key = self.rotary(self.heads(self.query(x))), self.rotary(self.heads(self.key(x)))
-        mixed = F.scaled_dot_product_attention(query, key, self.heads(self.value(x)), is_causal=True)
+        mixed = F.scaled_dot_product_attention(query, key, self.heads(self.value(x)), is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).flatten(-2))
+
+    def visible(self, tokens: int, device: torch.device) -> Tensor:
+        """Which keys (columns) each query (row) may attend to: (tokens, tokens) bool."""
+        return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
     def selected(self, x: Tensor, mask: Tensor) -> Tensor:
         """The rows of `forward(x)` where mask (B, T) is true, zero elsewhere: the other queries are not computed.
@@ -167,13 +195,22 @@ class Attention(nn.Module):
         query = torch.zeros(*x.shape[:-1], self.width, dtype=x.dtype, device=x.device)
         query[mask] = self.query(x[mask])
         query = self.rotary(self.heads(query))
-        past = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        seen = self.visible(x.shape[1], x.device)
         out = torch.zeros_like(x)
         for b in range(x.shape[0]):  # each sequence keeps its own number of queries
             keep = mask[b]
-            mixed = F.scaled_dot_product_attention(query[b][:, keep], key[b], value[b], attn_mask=past[keep])
+            mixed = F.scaled_dot_product_attention(query[b][:, keep], key[b], value[b], attn_mask=seen[keep])
             out[b, keep] = self.out(mixed.transpose(0, 1).flatten(-2))
         return out
+
+
+class BidirectionalAttention(Attention):
+    """Self-attention in which every token sees every other: for images."""
+
+    causal: ClassVar[bool] = False
+
+    def visible(self, tokens: int, device: torch.device) -> Tensor:
+        return torch.ones(tokens, tokens, dtype=torch.bool, device=device)
 
 
 def attention_cost(d_model: int, width: int, head_dim: int, context: int, rotary: bool) -> tuple[LayerCost, int]:
@@ -243,7 +280,7 @@ class Hourglass(nn.Module):
     Returns h_K - x, since the residual stream adds its own x. Each net brings its own norm (papers disagree).
     """
 
-    def __init__(self, nets: list[nn.Module]) -> None:
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
@@ -326,7 +363,38 @@ class GatedSublayer(nn.Module):
         return self.connection.write(streams, y, coefficients)
 
 
-# ---- heads ---------------------------------------------------------------------------------------------------
+class PostNormSublayer(nn.Module):
+    """norm(x + branch(x)), the original Transformer's order (Vaswani et al. 2017), for a single plain stream."""
+
+    def __init__(self, sublayer: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.sublayer, self.norm = sublayer, norm
+
+    @property
+    def connection(self) -> Tensor | nn.Module:
+        return self.sublayer.connection
+
+    def forward(self, streams: Tensor) -> Tensor:
+        return self.norm(self.sublayer(streams))
+
+
+# ---- whole models ---------------------------------------------------------------------------------------------------
+
+
+class TokenModel(nn.Module):
+    """What every language model does beside `forward`: tokens (B, T), at most `context` of them, -> logits."""
+
+    context: int
+
+    @torch.no_grad()
+    def generate(self, tokens: Tensor, count: int, temperature: float, generator: torch.Generator | None) -> Tensor:
+        """tokens (B, T) continued by `count` sampled ones -> (B, T + count); the last `context` tokens are seen."""
+        self.eval()
+        for _ in range(count):
+            logits = self(tokens[:, -self.context :])[:, -1] / max(temperature, 1e-6)
+            following = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            tokens = torch.cat([tokens, following], dim=1)
+        return tokens
 
 
 class TiedHead(nn.Module):
@@ -346,6 +414,10 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.linear(x)
+
+
+def head_cost(d_model: int, vocab: int, tied: bool) -> LayerCost:
+    return LayerCost(0 if tied else vocab * d_model, 2 * d_model * vocab, 0)
 
 
 def initialise(model: nn.Module, branches: int) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     URL,
     Connection,
     Engine,
+    RowMapping,
     create_engine,
     delete,
     event,
@@ -588,7 +589,8 @@ class Store:
             .order_by(TrialTable.finished, TrialTable.number)
         )
         with self._engine.connect() as connection:
-            return [(number, finished, volume) for number, finished, volume in connection.execute(query)]
+            rows = connection.execute(query).all()
+        return [(number, finished, volume) for number, finished, volume in rows if finished is not None]
 
     # ---- artifacts -------------------------------------------------------------------------------------------
 
@@ -618,7 +620,7 @@ class Store:
             return {number: (uri, sha256) for number, uri, sha256 in connection.execute(query)}
 
 
-def _is_alive(row: Mapping[str, Any]) -> bool:
+def _is_alive(row: RowMapping) -> bool:
     """A driver on this host lives while its process does; one elsewhere while its heart beats."""
     if row["host"] != socket.gethostname():
         return bool(_utcnow() - row["heartbeat"] < HEARTBEAT_LAPSE)
@@ -677,15 +679,15 @@ def _extend_front(connection: Connection, study: StudyRow, trial_id: int, result
     winner = next((number for (_, number), p in points.items() if p == mine or pareto.dominates(p, mine)), None)
     losers = [other_id for (other_id, _), point in points.items() if pareto.dominates(mine, point)]
     if losers:
-        query = update(FrontHistoryTable).where(FrontHistoryTable.trial_id.in_(losers))
-        connection.execute(query.values(dominated_by=result.trial))
+        beaten = update(FrontHistoryTable).where(FrontHistoryTable.trial_id.in_(losers))
+        connection.execute(beaten.values(dominated_by=result.trial))
     reference = tuple(study.reference[name] for name in study.objectives)  # stored as costs
     volume = pareto.hypervolume([*points.values(), mine], reference)
     row = {"trial_id": trial_id, "study_id": study.id, "hypervolume": volume, "dominated_by": winner}
     connection.execute(insert(FrontHistoryTable).values(row))
 
 
-def _trial(row: Mapping[str, Any], values: Mapping[str, float]) -> Trial:
+def _trial(row: RowMapping, values: Mapping[str, float]) -> Trial:
     failure = None
     if row["failure_kind"] is not None:
         failure = Failure(

@@ -1,0 +1,49 @@
+# `make search` and `make test` work on a fresh machine with Python 3.11 to 3.13: both set up .venv first.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null && $$p -c 'import sys; exit(not (3,11) <= sys.version_info[:2] < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+# Without an NVIDIA driver a CPU build of torch is enough: the plain one brings gigabytes of CUDA libraries.
+CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 || echo '-c constraints-cpu.txt')
+# Two files at a time on one thread each: many tests wait for a cluster or a subprocess.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+RUNS := runs
+
+.PHONY: install search test test-slow bench lint dashboard clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints-cpu.txt
+	@test -n "$(PYTHON)" || { echo "wanted Python 3.11, 3.12 or 3.13 on the PATH"; exit 1; }
+	@echo "== creating $(VENV) with $(PYTHON)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "== installing hypernas and what it needs ($(if $(CONSTRAINTS),CPU build of torch,CUDA build of torch))"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+search: install
+	@echo "== searching: 20 trials on real text; results in $(RUNS)/nas.db"
+	@mkdir -p $(RUNS)
+	$(BIN)/nas search --study first --store $(RUNS)/nas.db --preset quick --trials 20 --resume
+	$(BIN)/nas status --study first --store $(RUNS)/nas.db
+	$(BIN)/nas report --study first --store $(RUNS)/nas.db --out $(RUNS)/report.html
+	$(BIN)/nas export --study first --store $(RUNS)/nas.db --pick knee --out $(RUNS)/winner
+	@echo "== report: $(RUNS)/report.html   exported model: $(RUNS)/winner   front: $(BIN)/nas front --study first --store $(RUNS)/nas.db"
+
+test: install
+	@echo "== running the tests"
+	$(PYTEST) -m 'not slow and not gpu' -n 2 --dist loadfile
+
+test-slow: install
+	$(PYTEST) -m slow --timeout=2400
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: install
+	$(BIN)/nas bench search --part overhead
+
+clean:
+	rm -rf $(VENV) $(RUNS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

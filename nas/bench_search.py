@@ -1,0 +1,129 @@
+"""`nas bench search`: what a trial costs beyond its training, ours and Ray Tune's in one run.
+
+Both drive a trivial objective of six parameters and two objectives, two at a time; Ray is started before the clock.
+"""
+
+import logging
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from nas.config import StudyConfig
+from nas.driver import run
+from nas.executors import Executor, Inline, RayPool
+from nas.progress import Silent
+from nas.records import Job, Result
+from nas.store import Store
+from nas.study import open_search, prepare
+
+WORKERS = 2
+DEFAULT_PEER_TRIALS = 20  # Ray Tune's default takes over a second a trial: fewer say it as well
+
+
+def trivial(job: Job) -> Iterator[Result]:
+    """An objective without training: values that follow from the architecture's own keys."""
+    size = float(job.arch["depth"] * job.arch["d_model"])
+    values = {"bits_per_byte": 8.0 / size + job.recipe.learning_rate, "flops_per_token": size}
+    yield Result(job.trial, job.token, values=values, parameters=int(size), provenance={"worker": platform.node()})
+
+
+def overhead(trials: int) -> dict[str, Any]:
+    """Milliseconds a trial for each engine and for Ray Tune with its own OptunaSearch, `nas bench --json`."""
+    ours = _our_engines(trials)
+    import optuna  # after the pool: Ray reads its settings when it is first imported
+    import ray
+
+    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        with redirect_stdout(sys.stderr):  # Ray Tune talks on stdout even when told not to
+            peers = {
+                "ray tune/optuna/default": _tune(min(trials, DEFAULT_PEER_TRIALS)),
+                "ray tune/optuna/reused": _tune(trials, reuse=True),
+                "ray tune/optuna/reused, no loggers": _tune(trials, reuse=True, loggers=False),
+                "ray tune/optuna/reused, sqlite": _tune(trials, reuse=True, sqlite=True),
+            }
+    finally:
+        ray.shutdown()
+    rows = [_row(name, ms) for name, ms in ours.items()]
+    rows += [_row(name, ms, ours["ray/nsgaii/sqlite"]) for name, ms in peers.items()]
+    versions = f"python {platform.python_version()}, ray {ray.__version__}, optuna {optuna.__version__}"
+    return {"device": f"{platform.machine()}, {WORKERS} workers", "versions": versions, "rows": rows}
+
+
+def _our_engines(trials: int) -> dict[str, float]:
+    pool = RayPool(WORKERS)
+    try:
+        out = {f"ray/{sampler}/sqlite": _ours(pool, sampler, trials) for sampler in ("nsgaii", "tpe")}
+    finally:
+        pool.close()
+    return out | {"inline/nsgaii/sqlite": _ours(Inline(), "nsgaii", trials)}
+
+
+def _row(backend: str, ms: float, ours: float | None = None) -> dict[str, Any]:
+    return {
+        "name": "overhead_per_trial",
+        "backend": backend,
+        "value": ms,
+        "unit": "ms",
+        "baseline": None if ours is None else "ray/nsgaii/sqlite",
+        "ratio": None if ours is None else ms / ours,
+    }
+
+
+def _ours(executor: Executor, sampler: str, trials: int) -> float:
+    with tempfile.TemporaryDirectory() as folder, Store(str(Path(folder) / "bench.db"), create=True) as store:
+        config = StudyConfig(study="bench", sampler=sampler, trials=trials, preset="quick")
+        search = open_search(store, prepare(config), evaluate="nas.bench_search:trivial")
+        start = time.perf_counter()
+        outcome = run(search, executor, Silent())
+        seconds = time.perf_counter() - start
+        if outcome.finished != trials:
+            raise RuntimeError(f"only {outcome.finished} of {trials} trials finished")
+    return 1000 * seconds / trials
+
+
+def _trivial_trainable(config: dict[str, Any]) -> dict[str, float]:
+    size = float(config["depth"] * config["d_model"])
+    return {"loss": 8.0 / size + config["lr"], "flops": size}
+
+
+def _tune_space(trial: Any) -> None:
+    trial.suggest_int("depth", 2, 4)
+    trial.suggest_categorical("d_model", [64, 96, 128])
+    trial.suggest_categorical("lr", [1e-3, 3e-3, 9e-3])
+    for name in ("ffn", "streams", "gates"):
+        trial.suggest_categorical(name, list(range(6)))
+
+
+def _tune(trials: int, *, reuse: bool = False, loggers: bool = True, sqlite: bool = False) -> float:
+    """Ray Tune with its OptunaSearch on a space of the same size, at its best setting but for what is named."""
+    import optuna
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0" if loggers else "1"
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+    with tempfile.TemporaryDirectory() as folder:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/optuna.db") if sqlite else None
+        search = OptunaSearch(_tune_space, metric=["loss", "flops"], mode=["min", "min"], storage=storage)
+        tuner = tune.Tuner(
+            tune.with_resources(_trivial_trainable, {"cpu": 1}),
+            tune_config=tune.TuneConfig(
+                num_samples=trials, search_alg=search, max_concurrent_trials=WORKERS, reuse_actors=reuse
+            ),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+        )
+        start = time.perf_counter()
+        results = tuner.fit()
+        seconds = time.perf_counter() - start
+        if len(results) != trials or results.num_errors:
+            raise RuntimeError(f"Ray Tune finished {len(results)} of {trials} trials, {results.num_errors} in error")
+    return 1000 * seconds / trials

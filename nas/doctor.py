@@ -1,0 +1,141 @@
+"""Checks what a search needs on this machine, one line each, and says what to do about what is missing."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nas.errors import UserError
+
+FREE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    check: str
+    ok: bool
+    found: str
+    do: str = ""
+
+
+def examine(store: str, study: str | None) -> list[Line]:
+    """Every check, in order; none stops the others."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", lambda: sys.version.split()[0]),
+        ("store", lambda: _store(store)),
+        ("disk", _disk),
+        ("torch", _torch),
+        ("kernels", _compiler),
+        ("data", _data),
+        ("ray", _ray),
+        ("smallest architecture", lambda: _step("lm", largest=False)),
+        ("largest architecture", lambda: _step("lm", largest=True)),
+    ]
+    if study is not None:
+        checks.append((f"study {study}", lambda: _study(store, study)))
+    return [_run(name, check) for name, check in checks]
+
+
+def _run(name: str, check: Callable[[], str]) -> Line:
+    try:
+        return Line(name, True, check())
+    except Exception as error:  # noqa: BLE001 - whatever is wrong here is what the user wants to read
+        found, _, do = str(error).partition(" -> ")
+        return Line(name, False, found or type(error).__name__, do)
+
+
+def _store(url: str) -> str:
+    from nas.errors import StoreError
+    from nas.store import Store
+
+    try:
+        with Store(url) as opened:
+            return f"{opened.shown} holds {len(opened.studies())} studies"
+    except StoreError as error:
+        if error.missing:
+            return f"{url} is not there yet; a search creates it"
+        raise
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free
+    if free < FREE_BYTES:
+        raise RuntimeError(f"{free / 2**30:.1f} GiB free here -> make room: weights and checkpoints are kept here")
+    return f"{free / 2**30:.0f} GiB free"
+
+
+def _torch() -> str:
+    import torch
+
+    device = f"CUDA, {torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "CPU only"
+    return f"{torch.__version__}, {device}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _compiler() -> str:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    return f"C++ compiler {compiler}" if compiler else "no C++ compiler: the reference kernels serve, only slower"
+
+
+def _data() -> str:
+    from nas.data import load_corpus
+
+    corpus = load_corpus(None)
+    return f"{corpus.name}: {len(corpus.train):,} bytes to train on, {len(corpus.validation):,} to validate"
+
+
+def _ray() -> str:
+    from nas.executors import RayPool
+
+    start = time.perf_counter()
+    pool = RayPool(1)
+    pool.close()
+    return f"a local cluster with a warm worker starts in {time.perf_counter() - start:.1f} s"
+
+
+def _step(name: str, *, largest: bool) -> str:
+    """Trains one step of the space's smallest or largest architecture."""
+    from nas.config import StudyConfig
+    from nas.records import Job, Result
+    from nas.study import prepare
+    from nas.worker import run
+
+    prepared = prepare(StudyConfig(space=name))
+    arch = prepared.plan.space.largest() if largest else prepared.plan.space.baseline()
+    if not largest:
+        arch = replace(arch, depth=1)
+    from nas.tasks import TASKS
+    from search_spaces.base import arch_to_json
+
+    size = 2 * TASKS[prepared.plan.space.task].units(arch)
+    job = Job(
+        study="doctor",
+        trial=0,
+        token=0,
+        space=prepared.plan.space_spec,
+        arch=arch_to_json(arch),
+        recipe=replace(prepared.plan.recipe, tokens=size, batch_tokens=size),
+        data_path=None,
+        data_hash=prepared.data_hash,
+        data_seed=0,
+    )
+    *_, result = run(job)
+    assert isinstance(result, Result)
+    if result.failure:
+        raise RuntimeError(f"{result.failure.message} -> see nas describe for what it needs")
+    return f"{result.parameters:,} parameters, one step in {result.train_seconds:.2f} s"
+
+
+def _study(store: str, name: str) -> str:
+    from nas.store import Store
+    from nas.tasks import TASKS
+    from search_spaces import load_space
+
+    with Store(store) as opened:
+        row = opened.study(name)
+    space = load_space(row.space.name, row.space.settings)
+    data = TASKS[space.task].load(row.settings["data_path"])
+    if data.hash != row.data_hash:
+        raise UserError(f"its data has another hash here -> resume it where {row.data_name} is the same")
+    return f"space {row.space.name} loads, data {row.data_name} is the same"

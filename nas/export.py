@@ -1,0 +1,298 @@
+"""Takes a trained trial home: a folder with readable source, weights, configuration and a model card.
+
+Nothing is reported as exported before a fresh process, which cannot import hypernas, has loaded the folder and
+returned the trained model's own logits.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+
+from nas import pareto, version
+from nas.artifacts import find_weights, keep_weights
+from nas.driver import retrain
+from nas.errors import StudyError, UserError
+from nas.progress import Lines, describe_values
+from nas.records import State, StudyRow, Trial
+from nas.source import write_source
+from nas.store import Store
+from nas.study import make_job
+from nas.summary import cost_json, training_json
+from nas.train import deterministic
+from search_spaces import load_space
+from search_spaces.base import Space
+
+FORMATS = ("py",)
+PICKS = "knee, best, cheapest or max-flops=X"
+CONFIG_VERSION = 1
+CHECK_SECONDS = 300
+
+FOOTER = '''
+from pathlib import Path
+
+
+def load(folder: str | Path | None = None) -> {kind}:
+    """The trained model, in evaluation mode; `folder` holds model.safetensors (default: this file's own folder)."""
+    from safetensors.torch import load_file
+
+    model = build()
+    model.load_state_dict(load_file(Path(folder or Path(__file__).parent) / "model.safetensors"))
+    return model.eval()
+'''
+
+LM_USAGE = """\
+import torch
+from model import load
+
+model = load()
+prompt = torch.tensor([list(b"import ")])  # a byte is a token
+text = model.generate(prompt, 200, 0.8, torch.Generator().manual_seed(0))
+print(bytes(text[0].tolist()).decode(errors="replace"))
+"""
+
+IMAGE_USAGE = """\
+import torch
+from model import build, load
+
+model = load()
+images = torch.zeros(1, {shape})  # normalised by the mean and deviation in config.json
+print(model(images).softmax(-1))
+"""
+
+CHECK = """\
+import sys
+for name in ("nas", "search_spaces", "kernels", "dashboards"):
+    sys.modules[name] = None  # importing it fails
+sys.path.insert(0, ".")
+import torch
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+from model import load
+model = load()
+with torch.no_grad():
+    save_file({"logits": model(load_file(sys.argv[1])["inputs"]).contiguous()}, sys.argv[2])
+"""
+
+
+def choose(store: Store, study: StudyRow, trial: int | None, pick: str | None) -> Trial:
+    """The trial asked for, by number or by a rule over the front. Raises UserError and StudyError."""
+    if (trial is None) == (pick is None):
+        raise UserError(f"give either --trial N or --pick RULE ({PICKS})")
+    if trial is not None:
+        found = store.trial(study, trial)
+        if found.state != State.COMPLETE:
+            raise StudyError(f"trial {trial} is {found.state}: only COMPLETE trials have a model to take home")
+        return found
+    assert pick is not None
+    rule, _, limit = pick.partition("=")
+    if rule not in ("knee", "best", "cheapest", "max-flops") or (rule == "max-flops") != bool(limit):
+        raise UserError(f"--pick {pick!r}: wanted {PICKS}")
+    front = store.front(study)
+    if not front:
+        raise StudyError(f"study {study.name!r} has no completed trial yet")
+    flops = next((name for name in study.objectives if name.startswith("flops")), study.objectives[-1])
+    if rule == "best":
+        return front[0]
+    if rule == "cheapest":
+        return min(front, key=lambda t: t.values[flops])
+    if rule == "knee":
+        return front[knee([pareto.costs(study.objectives, t.values) for t in front])]
+    try:
+        most = float(limit)
+    except ValueError as error:
+        raise UserError(f"--pick max-flops={limit}: wanted a number of FLOPs") from error
+    within = [t for t in front if t.values[flops] <= most]
+    if not within:
+        least = min(t.values[flops] for t in front)
+        raise UserError(f"--pick max-flops={limit}: the cheapest of the front takes {least:.0f}")
+    return within[0]
+
+
+def knee(points: list[tuple[float, ...]]) -> int:
+    """The point nearest to the ideal one, each cost scaled to 0..1 over the front."""
+    spans = [(min(axis), max(axis)) for axis in zip(*points, strict=True)]
+
+    def distance(point: tuple[float, ...]) -> float:
+        return sum(((x - low) / (high - low)) ** 2 for x, (low, high) in zip(point, spans, strict=True) if high > low)
+
+    return min(range(len(points)), key=lambda i: distance(points[i]))
+
+
+def export_trial(
+    store: Store, study: StudyRow, *, trial: int | None, pick: str | None, out: str, formats: str
+) -> dict[str, Any]:
+    """Writes the folder; `nas export --json`. Raises UserError before anything is written."""
+    for name in formats.split(","):
+        if name.strip() not in FORMATS:
+            raise UserError(f"--formats {name.strip()!r}: wanted some of {', '.join(FORMATS)}")
+    folder = Path(out)
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_export(folder))):
+        raise UserError(f"--out {out}: exists and is not an earlier export; name another folder")
+    if not folder.resolve().parent.is_dir():
+        raise UserError(f"--out {out}: the folder {folder.resolve().parent} does not exist")
+    chosen = choose(store, study, trial, pick)
+    deterministic()
+    space = load_space(study.space.name, study.space.settings)
+    model = space.build(space.from_json(chosen.arch))
+    model.load_state_dict(load_tensors(trained_weights(store, study, chosen)))
+    model.eval()
+    with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=f".{folder.name}-") as temporary:
+        partial = Path(temporary) / "export"
+        files = write_folder(partial, study, chosen, space, model)
+        difference = check_folder(partial, model, example_inputs(space, chosen))
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    return {
+        "trial": chosen.number,
+        "folder": str(folder),
+        "files": files,
+        "checked": f"largest difference {difference:g}",
+    }
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.py").is_file()
+
+
+def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
+    """The trial's weights, kept or trained again from its row. Raises StudyError when that gives other values."""
+    kept = find_weights(store, study, trial.number)
+    if kept is not None:
+        return kept
+    console = Console(stderr=True)
+    console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
+    with Lines(1, 0, console) as view:
+        result = retrain(make_job(study, trial), view)
+    if result.failure:
+        raise StudyError(f"trial {trial.number} cannot be trained again: {result.failure.message}")
+    for name, value in trial.values.items():
+        if result.values[name] != value:
+            raise StudyError(
+                f"trial {trial.number} trained again has {name} {result.values[name]!r}, not {value!r}: "
+                f"it was trained elsewhere ({trial.provenance}); export it there"
+            )
+    if any(other.number == trial.number for other in store.front(study)):
+        keep_weights(store, study, trial.number, result.weights)
+    return result.weights
+
+
+def example_inputs(space: Space, trial: Trial) -> torch.Tensor:
+    """Random inputs of the model's own kind, three of them."""
+    generator = torch.Generator().manual_seed(trial.number)
+    arch = space.from_json(trial.arch)
+    if space.task == "text":
+        return torch.randint(arch.vocab, (3, arch.context), generator=generator)
+    return torch.randn(3, *arch.input_shape, generator=generator)
+
+
+def write_folder(folder: Path, study: StudyRow, trial: Trial, space: Space, model: torch.nn.Module) -> list[str]:
+    """model.py, model.safetensors, config.json and README.md; returns their names."""
+    folder.mkdir(parents=True)
+    title = f"Trial {trial.number} of study {study.name}"
+    docstring = f"{title}, found by hypernas {version()}. Needs torch; `load` also needs safetensors."
+    source = write_source(
+        model, docstring.replace("\\", "/").replace('"', "'"), FOOTER.format(kind=type(model).__name__)
+    )
+    (folder / "model.py").write_text(source)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    config = {
+        "version": CONFIG_VERSION,
+        "hypernas": version(),
+        "study": study.name,
+        "trial": trial.number,
+        "space": study.space.name,
+        **cost_json(space, space.from_json(trial.arch)),
+        "training": training_json(trial),
+        "values": dict(trial.values),
+        "data": {"name": study.data_name, "hash": study.data_hash},
+        "provenance": dict(trial.provenance),
+        "sha256": {name: _sha256(folder / name) for name in ("model.py", "model.safetensors")},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "README.md").write_text(model_card(title, study, trial, config))
+    return ["model.py", "model.safetensors", "config.json", "README.md"]
+
+
+def _sha256(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def model_card(title: str, study: StudyRow, trial: Trial, config: dict[str, Any]) -> str:
+    """What it is, how it was found, what it scored, how to load it."""
+    flops = next(value for name, value in config.items() if name.startswith("flops_per_"))
+    usage = LM_USAGE if "vocab" in trial.arch else IMAGE_USAGE.format(
+        shape=", ".join(str(trial.arch[f"image.{side}"]) for side in ("channels", "height", "width"))
+    )  # fmt: skip
+    arch = "\n".join(f"| `{name}` | {value} |" for name, value in trial.arch.items())
+    parts = "\n".join(
+        f"| {part} | {config['parameters'].get(part, ''):,} | {count:,} |"
+        if part in config["parameters"]
+        else f"| {part} | | {count:,} |"
+        for part, count in flops.items()
+    )
+    hashes = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in config["sha256"].items())
+    training = ", ".join(f"{name} {value}" for name, value in config["training"].items())
+    return f"""# {title}
+
+{describe_values(trial.values)}; {trial.parameters:,} parameters.
+
+Run in this folder; it needs only torch and safetensors:
+
+```python
+{usage}```
+
+## What it is
+
+| key | value |
+|---|---|
+{arch}
+
+| part | parameters | FLOPs, forward |
+|---|---|---|
+{parts}
+
+1 multiply-accumulate is 2 FLOPs. FLOPs here are of the whole architecture; a gated net's measured value, above, counts
+its gates by the share of inputs that they let through on validation.
+
+## How it was found
+
+By hypernas {config["hypernas"]}, study {study.name!r}, trial {trial.number} ({trial.origin}).
+Trained on {study.data_name} (sha256 {study.data_hash[:16]}...): {training}.
+Trained with torch {trial.provenance.get("torch")}, Python {trial.provenance.get("python")} on
+{trial.provenance.get("device")} ({trial.provenance.get("cpu")}).
+
+{hashes}
+"""
+
+
+def check_folder(folder: Path, model: torch.nn.Module, inputs: torch.Tensor) -> float:
+    """Loads the folder in a process that cannot import hypernas; the largest difference of its logits from `model`'s.
+
+    Raises RuntimeError when they differ by more than rounding: the export is not the model.
+    """
+    with torch.no_grad():
+        wanted = model(inputs)
+    with tempfile.TemporaryDirectory() as scratch:
+        given, got = Path(scratch) / "inputs.safetensors", Path(scratch) / "logits.safetensors"
+        save_file({"inputs": inputs}, given)
+        command = [sys.executable, "-I", "-c", CHECK, str(given), str(got)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the exported folder does not load:\n{done.stderr}")
+        logits = load_tensors(got.read_bytes())["logits"]
+    difference = (logits - wanted).abs().max().item()
+    if not difference <= 1e-5 * max(1.0, wanted.abs().max().item()):
+        raise RuntimeError(f"the exported model's logits differ by {difference:g} from the trained model's")
+    return difference

@@ -1,0 +1,289 @@
+"""The command line from outside: what it prints, and what it refuses."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nas.cli import main
+from nas.store import Store
+
+FAST = ["--engine", "inline", "--preset", "quick"]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, text: str) -> str:
+    """A store with a finished study of six trials."""
+    store = str(tmp_path_factory.mktemp("searched") / "nas.db")
+    settings = {
+        "depth": "1",
+        "d_model": "16,32",
+        "head_dim": "8",
+        "context": "32",
+        "train.tokens": "2048",
+        "train.batch_tokens": "256",
+        "data.path": text,
+    }
+    flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    assert main(["search", "--study", "s", "--store", store, "--trials", "6", *FAST, *flags]) == 0
+    return store
+
+
+def printed(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    capsys.readouterr()
+    assert main(list(command)) == 0
+    return capsys.readouterr().out
+
+
+def test_help_answers_without_the_heavy_libraries() -> None:
+    code = "import sys; from nas.cli import main; main(['--help']); print(*sys.modules)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "nas search --study first" in done.stdout
+    assert loaded.isdisjoint({"torch", "ray", "optuna", "sqlalchemy", "pandas", "plotly", "numpy"})
+    assert seconds < 5  # on a machine with other work; alone it takes 0.1
+
+
+def test_every_command_has_help_that_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = ["search", "status", "front", "show", "describe", "export", "report", "doctor", "study", "bench"]
+    for command in listed:
+        assert len(printed(capsys, command, "--help").splitlines()) > 5
+
+
+def test_front_prints_the_documented_json_best_loss_first(searched: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(printed(capsys, "front", "--study", "s", "--store", searched, "--json"))
+    assert rows
+    for row in rows:
+        assert {"trial", "arch_hash", "values", "arch", "parameters", "seeds"} <= row.keys()
+        assert row["values"].keys() == {"bits_per_byte", "flops_per_token"}
+    losses = [row["values"]["bits_per_byte"] for row in rows]
+    assert losses == sorted(losses)
+    flops = [row["values"]["flops_per_token"] for row in rows]
+    assert flops == sorted(flops, reverse=True)
+
+
+def test_front_as_csv_has_a_line_a_trial(searched: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(printed(capsys, "front", "--study", "s", "--store", searched, "--json"))
+    lines = printed(capsys, "front", "--study", "s", "--store", searched, "--format", "csv").splitlines()
+    assert len(lines) == len(rows) + 1
+    assert lines[0].startswith("trial,arch_hash,bits_per_byte,flops_per_token,parameters,")
+
+
+def test_status_prints_the_documented_json(searched: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status = json.loads(printed(capsys, "status", "--study", "s", "--store", searched, "--json"))
+    wanted = {"study", "states", "failures", "workers", "utilisation", "trials_per_hour", "eta_seconds", "hypervolume"}
+    assert status.keys() == wanted
+    assert status["states"]["COMPLETE"] == 6
+    assert status["workers"] == 0  # nobody is searching now
+    assert 0 < status["utilisation"] <= 1
+    assert status["hypervolume"] >= 0
+
+
+def test_show_tells_a_trials_whole_story(searched: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(printed(capsys, "show", "--study", "s", "--store", searched, "--trial", "0", "--json"))
+    assert data["origin"] == "baseline"
+    assert [point["rung"] for point in data["curve"]] == [0, 1, 2, 3]
+    assert data["cost"]["parameters"]["total"] == data["parameters"]
+    assert data["provenance"]["threads"] == 1
+    text = printed(capsys, "show", "--study", "s", "--store", searched, "--trial", "0")
+    assert "trial 0 of s: COMPLETE" in text
+
+
+def test_describe_prints_the_documented_json(capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads(printed(capsys, "describe", "--set", "depth=12", "--set", "ffn.shape=hourglass", "--json"))
+    assert data["arch"]["depth"] == 12
+    parts = {"embedding", "attention", "ffn", "connections", "gates", "norms", "head", "total"}
+    assert data["parameters"].keys() == parts
+    assert data["flops_per_token"].keys() == parts | {"matmul", "elementwise"}
+    total = sum(data["flops_per_token"][part] for part in parts - {"total"})
+    assert total == data["flops_per_token"]["total"]
+    assert total == data["flops_per_token"]["matmul"] + data["flops_per_token"]["elementwise"]
+    assert data["activation_bytes_per_token"] > 0
+
+
+def test_describe_leaves_out_what_the_architecture_does_not_use(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = json.loads(printed(capsys, "describe", "--json"))["arch"]
+    assert plain.keys().isdisjoint({"ffn.sub_mlps", "streams.factors", "gates.rate", "gates.layers"})
+    keys = printed(capsys, "describe", "--keys")
+    assert all(name in keys for name in ("ffn.sub_mlps", "optim.lr", "data.path"))
+
+
+def test_study_list_and_delete(tmp_path: Path, searched: str, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = json.loads(printed(capsys, "study", "list", "--store", searched, "--json"))
+    assert [(row["name"], row["space"], row["trials"]) for row in listed] == [("s", "lm", 6)]
+    assert listed[0]["created"].startswith("20")
+    copy = tmp_path / "copy.db"
+    # A snapshot of the whole file, whatever is still in its log.
+    with Store(searched) as store, store._engine.connect() as connection:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql(f"VACUUM INTO '{copy}'")
+    with Store(str(copy)) as store, store._engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE studies SET artifacts = '{tmp_path / 'none'}'")
+    assert main(["study", "delete", "s", "--store", str(copy), "--yes"]) == 0
+    assert json.loads(printed(capsys, "study", "list", "--store", str(copy), "--json")) == []
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+SEARCH = ["search", "--study", "new", *FAST]
+BAD = {
+    "unknown space": ([*SEARCH, "--space", "lmm"], "lm"),
+    "space file": ([*SEARCH, "--space", "none.py:Space"], "no such file"),
+    "unknown key": ([*SEARCH, "--set", "dept=3"], "depth"),
+    "unknown value": ([*SEARCH, "--set", "ffn.shape=round"], "hourglass"),
+    "no number": ([*SEARCH, "--set", "depth=many"], "whole number"),
+    "empty range": ([*SEARCH, "--set", "depth=5..2"], "empty"),
+    "no equals": ([*SEARCH, "--set", "depth"], "KEY=VALUE"),
+    "nothing left": ([*SEARCH, "--set", "ffn.shape=hourglass", "--set", "ffn.ratio=4"], "below 1"),
+    "factors": ([*SEARCH, "--set", "streams.n=4", "--set", "streams.factors=2x3"], "4"),
+    "trials": ([*SEARCH, "--trials", "0"], "at least 1"),
+    "workers": ([*SEARCH, "--workers", "-1"], "at least 1"),
+    "trials no number": ([*SEARCH, "--trials", "ten"], "integer"),
+    "empty name": (["search", "--study", "", *FAST], "--study"),
+    "sampler": ([*SEARCH, "--sampler", "nsga"], "nsgaii"),
+    "engine": (["search", "--study", "new", "--engine", "spark"], "ray"),
+    "preset": (["search", "--study", "new", "--preset", "tiny"], "quick"),
+    "kernels": ([*SEARCH, "--kernels", "fast"], "reference"),
+    "objective": ([*SEARCH, "--objectives", "bits_per_byte,beauty"], "beauty"),
+    "one objective": ([*SEARCH, "--objectives", "flops"], "two"),
+    "data missing": ([*SEARCH, "--set", "data.path=/no/such/text"], "/no/such/text"),
+    "timeout": ([*SEARCH, "--trial-timeout", "-1"], "above 0"),
+    "store folder": (["search", "--study", "new", "--store", "/no/such/folder/nas.db", *FAST], "/no/such/folder"),
+    "store kind": (["search", "--study", "new", "--store", "mysql://host/x", *FAST], "mysql"),
+    "config missing": ([*SEARCH, "--config", "none.toml"], "none.toml"),
+    "describe factors": (["describe", "--set", "streams.n=4", "--set", "streams.factors=2x3"], "2x3"),
+    "describe head": (["describe", "--set", "head_dim=10"], "head_dim"),
+    "describe mask": (["describe", "--set", "gates.placement=ffn", "--set", "gates.layers=01"], "mask"),
+    "describe ratio": (["describe", "--set", "ffn.shape=hourglass", "--set", "ffn.ratio=2"], "below 1"),
+    "no store": (["front", "--study", "s"], "no such file"),
+    "unknown command": (["serach"], "serach"),
+    "unknown flag": ([*SEARCH, "--colour", "red"], "--colour"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_message_and_writes_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, said = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "Traceback" not in err and out == ""
+    assert len(err.strip().splitlines()) <= 4  # click adds its usage line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["front", "--study", "none"], "it has: s"),
+        (["status", "--study", "none"], "it has: s"),
+        (["show", "--study", "s", "--trial", "99"], "no trial 99"),
+        (["export", "--study", "s", "--out", "x"], "--trial N or --pick"),
+        (["export", "--study", "s", "--pick", "fastest", "--out", "x"], "knee"),
+        (["export", "--study", "s", "--pick", "max-flops=1", "--out", "x"], "cheapest"),
+        (["export", "--study", "s", "--pick", "best", "--out", "x", "--formats", "exe"], "py"),
+        (["export", "--study", "s", "--pick", "best", "--out", "no/such/x"], "does not exist"),
+        (["search", "--study", "s", *FAST], "--resume"),
+        (["search", "--study", "s", "--resume", "--space", "other.mod:Space"], "created with space"),
+        (["search", "--study", "s", "--resume", "--set", "depth=3"], "created with settings"),
+        (["search", "--study", "s", "--resume", "--seed", "5"], "created with seed"),
+        (["study", "delete", "none", "--yes"], "it has: s"),
+    ],
+)
+def test_bad_input_about_a_study_names_what_is_there(
+    command: list[str],
+    said: str,
+    searched: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Store(searched) as store:
+        before = store.trials(store.study("s"))
+    assert main([*command, "--store", searched]) == 2
+    err = capsys.readouterr().err
+    assert said in err and "Traceback" not in err
+    with Store(searched) as store:
+        assert store.trials(store.study("s")) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_nobody_listens_on_is_refused(tmp_path: Path, text: str) -> None:
+    command = ["search", "--study", "new", "--store", str(tmp_path / "nas.db"), "--preset", "quick"]
+    command += ["--set", f"data.path={text}", "--address", f"127.0.0.1:{free_port()}"]
+    done = subprocess.run([sys.executable, "-m", "nas", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster answers" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_database_nobody_serves_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"postgresql://user:secret@127.0.0.1:{free_port()}/x"
+    assert main(["front", "--study", "s", "--store", url]) == 2
+    err = capsys.readouterr().err
+    assert "cannot be opened" in err and "secret" not in err
+
+
+def test_settings_come_from_a_file_and_flags_win(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("search.toml").write_text(
+        '[search]\nstudy = "filed"\nengine = "inline"\npreset = "quick"\ntrials = 9\n'
+        f'[set]\ndepth = 1\nd_model = [16, 32]\nhead_dim = 8\ncontext = 32\n"data.path" = "{text}"\n'
+        "[set.train]\ntokens = 512\nbatch_tokens = 256\n"
+    )
+    assert main(["search", "--config", "search.toml", "--trials", "3", "--set", "d_model=16"]) == 0
+    with Store("nas.db") as store:
+        row = store.study("filed")
+        trials = store.trials(row)
+    assert len(trials) == 3
+    assert {trial.arch["d_model"] for trial in trials} == {16}
+    assert {trial.recipe.tokens for trial in trials} == {512}
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("[search]\ntrials = 'ten'", "wanted int"),
+        ("[search]\ntrial = 10", "trials"),
+        ("[serch]\n", "[search]"),
+        ("[search\n", "not TOML"),
+        ("[set]\ndepth = 1979-05-27", "wanted text"),
+    ],
+)
+def test_a_wrong_file_is_refused(
+    toml: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("search.toml").write_text(toml)
+    assert main(["search", "--config", "search.toml"]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["search.toml"]
+
+
+def test_text_that_changed_since_the_study_began_is_not_mixed_in(tmp_path: Path, text: str) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text(Path(text).read_text())
+    base = ["search", "--study", "s", "--store", str(tmp_path / "nas.db"), "--resume"]
+    tiny = ["depth=1", "d_model=16", "head_dim=8", "context=32", "train.tokens=512", "train.batch_tokens=256"]
+    flags = [part for setting in [*tiny, f"data.path={own}"] for part in ("--set", setting)]
+    assert main([*base, *FAST, *flags, "--trials", "3"]) == 0
+    own.write_text(own.read_text() + "something new " * 50)
+    assert main([*base, "--trials", "4"]) == 2

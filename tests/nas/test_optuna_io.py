@@ -1,0 +1,111 @@
+"""One contract over every sampler."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas import pareto
+from nas.config import SAMPLERS, StudyConfig, make_plan
+from nas.driver import run
+from nas.executors import Inline
+from nas.optuna_io import Proposer
+from nas.progress import Silent
+from nas.samplers import population_size
+from nas.store import Store
+from nas.study import open_search, prepare
+
+TRIVIAL = "nas.bench_search:trivial"
+
+
+def searched(folder: Path, sampler: str, trials: int, **config: object) -> tuple[list, int]:
+    """Trials of a search whose objective takes no training, and its cache hits."""
+    with Store(str(folder / "nas.db"), create=True) as store:
+        settings = StudyConfig(study="s", sampler=sampler, trials=trials, preset="quick", **config)  # type: ignore[arg-type]
+        search = open_search(store, prepare(settings), evaluate=TRIVIAL)
+        run(search, Inline(), Silent())
+        return store.trials(search.row), search.cache_hits
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_proposes_different_configurations_and_the_same_ones_for_the_same_seed(
+    sampler: str, tmp_path: Path
+) -> None:
+    runs = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        runs.append(searched(tmp_path / name, sampler, 40)[0])
+    first, second = runs
+    assert len(first) == 40
+    assert len({(trial.arch_hash, trial.recipe) for trial in first}) == 40
+    assert [(t.arch_hash, t.recipe) for t in first] == [(t.arch_hash, t.recipe) for t in second]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_small_space_is_searched_to_its_last_point(sampler: str, tmp_path: Path) -> None:
+    settings = {"depth": "2..3", "d_model": "32,64", "attention.ratio": "1", "ffn.shape": "conventional"}
+    settings |= {"ffn.ratio": "2,4", "streams.n": "1", "gates.placement": "none", "optim.lr": "0.001,0.003,0.009"}
+    trials, hits = searched(tmp_path, sampler, 24, settings=settings)
+    assert len(trials) == 24  # 2 x 2 x 2 architectures at 3 rates: every one, once
+    assert len({(trial.arch_hash, trial.recipe) for trial in trials}) == 24
+    assert hits > 0
+
+
+def test_a_refilled_study_goes_on_with_the_next_generation(tmp_path: Path) -> None:
+    trials, _ = searched(tmp_path, "nsgaii", 30)
+    with Store(str(tmp_path / "nas.db")) as store:
+        resumed = StudyConfig(study="s", trials=40, preset="quick", resume=True)
+        search = open_search(store, prepare(resumed), evaluate=TRIVIAL)
+        run(search, Inline(), Silent())
+        later = store.trials(search.row)[30:]
+    generations = [trial.sampler_attrs.get("NSGAIISampler:generation", -1) for trial in [*trials, *later]]
+    assert max(generations[:30]) >= 2
+    assert min(generations[30:]) >= max(generations[:30]) - 1  # not from 0 again
+
+
+def front_volume(sampler: str, seed: int, trials: int) -> float:
+    """Hypervolume on a discrete problem of six parameters whose two costs pull apart along one of them."""
+
+    def suggest(trial: Any) -> tuple[float, float]:
+        x = trial.suggest_int("x", 0, 20) / 20
+        waste = sum(trial.suggest_int(f"y{i}", 0, 9) for i in range(5)) / 45
+        return x + waste, (1 - x) ** 2 + waste
+
+    proposer = Proposer(sampler, seed, 20, 2, suggest)
+    points = []
+    for number in range(trials):
+        handle, _, _, costs = proposer.ask(number, 0)
+        proposer.tell(handle, costs)
+        points.append(costs)
+    return pareto.hypervolume(points, (2.0, 2.0))
+
+
+@pytest.mark.parametrize("sampler", ["nsgaii", "tpe"])
+def test_a_sampler_that_is_told_outcomes_beats_chance(sampler: str) -> None:
+    ahead = [front_volume(sampler, seed, 120) > front_volume("random", seed, 120) for seed in range(5)]
+    assert sum(ahead) >= 4
+
+
+def test_a_space_with_conditional_parameters_is_left_to_optuna() -> None:
+    def suggest(trial):
+        wide = trial.suggest_categorical("wide", [True, False])
+        return trial.suggest_int("width", 1, 64) if wide else trial.suggest_int("depth", 1, 8)
+
+    proposer = Proposer("tpe", 0, 8, 2, suggest)
+    for number in range(30):
+        handle, params, _, value = proposer.ask(number, 0)
+        assert set(params) in ({"wide", "width"}, {"wide", "depth"})
+        proposer.tell(handle, (float(value), 1.0))
+
+
+def test_short_searches_evolve_too() -> None:
+    assert population_size(16) == 8
+    assert population_size(40) == 10
+    assert population_size(400) == 100
+
+
+def test_the_baseline_teaches_the_sampler_when_it_is_inside_the_searched_space() -> None:
+    plan = make_plan(StudyConfig(preset="quick"))
+    arch, recipe = plan.baselines()[0]
+    params = plan.params(arch, recipe)
+    assert {"depth", "d_model", "ffn", "streams", "gates", "optim.lr"} <= params.keys()

@@ -1,0 +1,224 @@
+"""One contract, on SQLite and on PostgreSQL."""
+
+import random
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text as sql
+
+from nas import pareto
+from nas.errors import StoreError, StudyError
+from nas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, State, StudyRow
+from nas.store import Proposal, Store
+from nas.store.models import SCHEMA
+
+OBJECTIVES = ("bits_per_byte", "flops_per_token")
+
+
+def new_study(store: Store, name: str = "s") -> StudyRow:
+    return store.create_study(
+        name,
+        space=SpaceSpec("lm", {"depth": "2"}),
+        objectives=OBJECTIVES,
+        settings={"trials": 10},
+        reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
+        data_name="words",
+        data_hash="0" * 64,
+        artifacts="",
+    )
+
+
+def proposal(i: int) -> Proposal:
+    return Proposal({"depth": i}, {"depth": i}, f"arch{i}", f"config{i}", Recipe(1e-3), "sampler", {"generation": i})
+
+
+def result(number: int, loss: float = 1.0, flops: float = 1e6, token: int = 1) -> Result:
+    return Result(number, token, {"bits_per_byte": loss, "flops_per_token": flops}, parameters=5, train_seconds=1.0)
+
+
+def test_a_trial_comes_back_as_it_was_written(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 2)
+    leased = store.lease_new(study, driver, proposal(3), 10)
+    assert leased is not None
+    assert store.trial(study, 0) == leased
+    store.report(study, Report(0, 0, 5, 640, 1e9, 2.5, 0.1), leased.token)
+    assert store.finish(study, result(0, 2.0, 3e6))
+    trial = store.trial(study, 0)
+    assert (trial.state, trial.values, trial.parameters) == (
+        State.COMPLETE,
+        {"bits_per_byte": 2.0, "flops_per_token": 3e6},
+        5,
+    )
+    assert trial.sampler_attrs == {"generation": 3}
+    assert store.reports(study) == [Report(0, 0, 5, 640, 1e9, 2.5, 0.1)]
+
+
+def test_numbers_are_consecutive_and_stop_at_the_limit(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    leased = [store.lease_new(study, driver, proposal(i), 3) for i in range(5)]
+    assert [trial.number for trial in leased if trial] == [0, 1, 2]
+    assert leased[3:] == [None, None]
+
+
+def test_the_same_configuration_is_leased_once(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    assert store.lease_new(study, driver, proposal(1), 10)
+    assert store.lease_new(study, driver, proposal(1), 10) is None
+    again = store.lease_new(study, driver, proposal(2), 10)
+    assert again and again.number == 1  # the refused lease took no number
+
+
+def test_a_result_under_an_old_token_changes_nothing(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    first = store.lease_new(study, driver, proposal(1), 10)
+    assert first and store.release(study, 0, first.token)
+    second = store.lease_waiting(study, driver)
+    assert second and second.token == first.token + 1
+    assert not store.finish(study, result(0, 0.1, token=first.token))
+    assert not store.report(study, Report(0, 0, 1, 1, 1.0, 0.1, 1.0), first.token)
+    assert store.trial(study, 0).state == State.RUNNING
+    assert store.finish(study, result(0, 2.0, token=second.token))
+    assert not store.finish(study, result(0, 0.1, token=second.token))  # finished rows never change
+    assert store.trial(study, 0).values["bits_per_byte"] == 2.0
+
+
+def test_a_trial_that_keeps_losing_its_worker_is_set_aside(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    trial = store.lease_new(study, driver, proposal(1), 10)
+    while trial is not None:
+        store.release(study, 0, trial.token)
+        trial = store.lease_waiting(study, driver)
+    failed = store.trial(study, 0)
+    assert failed.state == State.FAILED
+    assert failed.failure and failed.failure.kind == FailureKind.WORKER_LOST
+
+
+def test_giving_a_trial_up_by_choice_never_counts_against_it(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    trial = store.lease_new(study, driver, proposal(1), 10)
+    for _ in range(5):
+        assert trial and store.release(study, 0, trial.token, fault=False)
+        trial = store.lease_waiting(study, driver)
+    assert trial and trial.attempts == 1
+
+
+def test_trials_of_a_driver_that_died_wait_again_and_those_of_a_living_one_do_not(store: Store) -> None:
+    study = new_study(store)
+    mine = store.start_driver(study, 1)
+    assert store.lease_new(study, mine, proposal(0), 10)
+    script = (
+        "import sys; from nas.store import Store, Proposal; from nas.records import Recipe\n"
+        "store = Store(sys.argv[1]); study = store.study('s'); driver = store.start_driver(study, 1)\n"
+        "store.lease_new(study, driver, Proposal({}, {}, 'a', 'b', Recipe(1.0), 'sampler', {}), 10)"
+    )
+    url = store.url.render_as_string(hide_password=False)
+    subprocess.run([sys.executable, "-c", script, url], check=True)  # ends without stopping its driver
+    assert store.reclaim(study) == [1]
+    assert [trial.state for trial in store.trials(study)] == [State.RUNNING, State.WAITING]
+
+
+def test_front_view_and_hypervolume_equal_those_computed_from_raw_rows(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    rng = random.Random(1)
+    measured: list[tuple[float, float]] = []
+    for i in range(40):
+        leased = store.lease_new(study, driver, proposal(i), 100)
+        assert leased
+        loss, flops = rng.choice([1.0, 2.0, 3.0, 4.0]), 10.0 ** rng.choice([3, 4, 5, 6])
+        if i % 7 == 3:
+            store.finish(study, Result(i, 1, failure=Failure(FailureKind.ERROR, "no", "trace")))
+            continue
+        store.finish(study, result(i, loss, flops))
+        measured.append(pareto.costs(OBJECTIVES, {"bits_per_byte": loss, "flops_per_token": flops}))  # type: ignore[arg-type]
+        volume = store.hypervolumes(study)[-1][2]
+        assert abs(volume - pareto.hypervolume(measured, (8.0, 9.0))) < 1e-9
+    got = [pareto.costs(OBJECTIVES, trial.values) for trial in store.front(study)]
+    assert got == [measured[i] for i in pareto.front(measured)]
+    with store._engine.connect() as connection:
+        rows = connection.execute(sql("SELECT DISTINCT trial FROM pareto_front WHERE study = 's'")).scalars()
+        assert sorted(rows) == sorted(trial.number for trial in store.front(study))
+
+
+def test_readers_are_told_only_what_changed(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    for i in range(3):
+        store.lease_new(study, driver, proposal(i), 10)
+    seen = max(trial.seq for trial in store.trials(study))
+    assert store.trials(study, after=seen) == []
+    store.finish(study, result(1))
+    assert [trial.number for trial in store.trials(study, after=seen)] == [1]
+
+
+def test_deleting_a_study_leaves_the_others(store: Store) -> None:
+    for name in ("a", "b"):
+        study = new_study(store, name)
+        store.lease_new(study, store.start_driver(study, 1), proposal(0), 10)
+    store.delete_study("a")
+    assert [row["name"] for row in store.studies()] == ["b"]
+    assert len(store.trials(store.study("b"))) == 1
+
+
+def test_an_unknown_study_names_those_there_are(store: Store) -> None:
+    new_study(store, "cifar10")
+    with pytest.raises(StudyError, match="it has: cifar10"):
+        store.study("cifr10")
+    with pytest.raises(StudyError, match="exists"):
+        new_study(store, "cifar10")
+
+
+def test_a_store_of_a_newer_version_is_refused(store: Store) -> None:
+    url = store.url.render_as_string(hide_password=False)
+    with store._engine.begin() as connection:
+        connection.execute(sql("UPDATE alembic_version SET version_num = '9999'"))
+    try:
+        with pytest.raises(StoreError, match="newer"):
+            Store(url)
+    finally:
+        with store._engine.begin() as connection:
+            connection.execute(sql(f"UPDATE alembic_version SET version_num = '{SCHEMA}'"))
+
+
+def test_the_newest_migration_is_the_schema_in_code_and_gives_the_same_tables(store: Store) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    import nas.store
+    from nas.store.models import Base
+
+    scripts = ScriptDirectory(str(Path(nas.store.__file__).parent / "migrations"))
+    assert scripts.get_current_head() == SCHEMA
+    with store._engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database" * 100)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store(str(path))
+
+
+def test_a_database_of_another_program_is_refused_and_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE notes (id INTEGER)")
+    with pytest.raises(StoreError, match="another program"):
+        Store(str(path), create=True)
+
+
+def test_passwords_are_never_shown() -> None:
+    with pytest.raises(StoreError) as error:
+        Store("postgresql://user:secret@127.0.0.1:1/none")
+    assert "secret" not in str(error.value)

@@ -1,0 +1,138 @@
+"""Training as a function of its job."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from nas.data import load_corpus
+from nas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
+from nas.train import learning_rate, make_optimizers, seeded_build
+from nas.worker import run
+from search_spaces.lm import LanguageModels
+
+SPACE = LanguageModels()
+SMALL = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "streams.n": 2, "gates.placement": "ffn"}
+
+
+def job(text: str, **changed: object) -> Job:
+    arch = SMALL | dict(changed.pop("arch", {}))  # type: ignore[call-overload]
+    recipe = Recipe(3e-3, tokens=4096, batch_tokens=256)
+    made = Job("s", 7, 1, SpaceSpec("lm"), arch, recipe, text, load_corpus(text).hash, 0)
+    return dataclasses.replace(made, **changed)  # type: ignore[arg-type]
+
+
+def trained(made: Job) -> tuple[list[Report], Result]:
+    *events, result = run(made)
+    assert isinstance(result, Result)
+    return [event for event in events if isinstance(event, Report)], result
+
+
+def test_the_same_job_gives_the_same_bits(text: str) -> None:
+    first, second = trained(job(text)), trained(job(text))
+    assert first[1].values == second[1].values
+    assert first[1].weights == second[1].weights
+    assert [report.loss for report in first[0]] == [report.loss for report in second[0]]
+
+
+def test_the_worlds_random_state_does_not_matter_and_is_left_alone(text: str) -> None:
+    torch.manual_seed(1)
+    first = trained(job(text))[1].values
+    state = torch.get_rng_state()
+    second = trained(job(text))[1].values
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_another_seed_gives_other_weights_and_the_same_batches(text: str) -> None:
+    recipe = Recipe(3e-3, tokens=4096, batch_tokens=256, seed=1)
+    assert trained(job(text))[1].values != trained(job(text, recipe=recipe))[1].values
+
+
+def test_rungs_are_geometric_and_training_pays(text: str) -> None:
+    reports, result = trained(job(text, recipe=Recipe(9e-3, tokens=65536, batch_tokens=512)))
+    assert [report.tokens for report in reports] == [8192, 16384, 32768, 65536]
+    assert [report.rung for report in reports] == [0, 1, 2, 3]
+    assert reports[-1].loss < 0.8 * reports[0].loss
+    assert result.values["bits_per_byte"] == reports[-1].loss
+    assert 0 < result.values["accuracy"] < 1
+
+
+def test_flops_count_gates_by_their_measured_rates(text: str) -> None:
+    _, result = trained(job(text))
+    arch = SPACE.from_json(SMALL)
+    rates = result.diagnostics["gate_rates"]
+    assert len(rates) == 2 and all(0 <= rate <= 1 for rate in rates)
+    assert result.values["flops_per_token"] == SPACE.cost(arch).flops_executed(rates)
+    assert result.parameters == SPACE.cost(arch).parameters_total
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        ({"recipe": Recipe(1e6, optimizer="sgd", tokens=8192, batch_tokens=256)}, FailureKind.DIVERGED),
+        ({"arch": {"streams.n": 5}}, FailureKind.BUILD_ERROR),
+        ({"data_hash": "0" * 64}, FailureKind.ERROR),
+        ({"evaluate": "nas.train:nothing"}, FailureKind.ERROR),
+    ],
+)
+def test_what_goes_wrong_becomes_a_typed_failure(changed: dict, kind: FailureKind, text: str) -> None:
+    _, result = trained(job(text, **changed))
+    assert result.failure and result.failure.kind == kind
+    assert result.failure.message and "Traceback" in result.failure.traceback
+    assert result.values == {}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_every_optimizer_trains_every_parameter_once(optimizer: str) -> None:
+    model = seeded_build(SPACE, SPACE.from_json(SMALL), 0)
+    groups = [group for opt in make_optimizers(model, Recipe(1e-3, optimizer)) for group in opt.param_groups]
+    seen = [parameter for group in groups for parameter in group["params"]]
+    assert len(seen) == len({id(parameter) for parameter in seen})
+    assert {id(parameter) for parameter in seen} == {id(parameter) for parameter in model.parameters()}
+
+
+def test_weight_decay_touches_no_norm_bias_or_static_connection_part() -> None:
+    model = seeded_build(SPACE, SPACE.from_json(SMALL | {"streams.mixing": "hc", "streams.n": 4}), 0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    (optimizer,) = make_optimizers(model, Recipe(1e-3))
+    spared = {names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    decayed = set(names.values()) - spared
+    assert all(not name.endswith((".bias", "norm.weight")) for name in decayed)
+    assert all(".connection." not in name or name.endswith("projection") for name in decayed)
+    assert {"embedding.weight"} | {name for name in decayed if ".branch.layer." in name} <= decayed
+
+
+def test_muon_gets_hidden_matrices_alone() -> None:
+    model = seeded_build(SPACE, SPACE.from_json(SMALL), 0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    _, muon = make_optimizers(model, Recipe(1e-3, "muon"))
+    hidden = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
+    assert hidden
+    assert all(".branch.layer." in name for name in hidden)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "inverse_sqrt"])
+def test_the_learning_rate_rises_to_its_peak_and_falls(schedule: str) -> None:
+    recipe = Recipe(1e-2, schedule=schedule)
+    rates = [learning_rate(recipe, step, 200) for step in range(200)]
+    peak = rates.index(max(rates))
+    assert math.isclose(max(rates), 1e-2)
+    assert peak in (9, 10)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.25 * max(rates)
+    assert all(rate > 0 for rate in rates)
+
+
+def test_one_step_of_training_has_a_learning_rate() -> None:
+    assert learning_rate(Recipe(1e-2), 0, 1) == 1e-2
+
+
+def test_the_text_is_read_once_a_worker(text: str, tmp_path: Path) -> None:
+    from nas.train import _corpus
+
+    first = _corpus(text, load_corpus(text).hash)
+    assert _corpus(text, first.hash) is first

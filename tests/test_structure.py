@@ -1,0 +1,81 @@
+"""The one structural rule: imports run one way, and each third-party library has its owners."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("kernels", "search_spaces", "nas", "dashboards")  # each imports only those before it
+OWNERS = {
+    "triton": ("kernels/",),
+    "sqlalchemy": ("nas/store/",),
+    "alembic": ("nas/store/",),
+    "optuna": ("nas/samplers.py", "nas/optuna_io.py"),
+    "ray": ("nas/executors.py", "nas/tune.py"),
+    "pyarrow": ("nas/data.py",),
+    "moocore": ("nas/pareto.py",),
+    "safetensors": ("nas/export.py", "nas/checkpoints.py", "nas/train.py"),
+    "scipy": ("nas/scaling.py", "nas/decompose.py"),
+    "rich": ("nas/progress.py", "nas/summary.py", "nas/export.py"),
+    "pandas": ("dashboards/",),
+    "plotly": ("dashboards/",),
+    "dash": ("dashboards/",),
+    "click": ("nas/cli.py", "nas/launch.py"),
+    "psutil": ("nas/store/",),
+}
+REMOTE = (
+    "nas/worker.py",
+    "nas/train.py",
+    "nas/data.py",
+    "nas/images.py",
+    "nas/tasks.py",
+    "nas/records.py",
+    "nas/measure.py",
+)
+DRIVER_ONLY = ("nas.store", "nas.study", "nas.samplers", "nas.optuna_io", "nas.driver", "nas.executors")
+FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+
+
+def imports(file: str) -> list[str]:
+    """Every module a file imports, inside functions too."""
+    names = []
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names += [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_run_from_right_to_left(file: str) -> None:
+    if file == "nas/cli.py":  # it alone may import any folder, inside its commands
+        return
+    place = FOLDERS.index(file.partition("/")[0])
+    for name in imports(file):
+        top = name.partition(".")[0]
+        assert top not in FOLDERS or FOLDERS.index(top) <= place, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_library_is_used_by_its_owners_alone(file: str) -> None:
+    if file.startswith("nas/bench_"):  # benchmarks may import any peer
+        return
+    for name in imports(file):
+        owners = OWNERS.get(name.partition(".")[0])
+        assert owners is None or file.startswith(owners), f"{file} imports {name}; its owners are {owners}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file in REMOTE])
+def test_what_runs_remotely_knows_nothing_of_the_study(file: str) -> None:
+    for name in imports(file):
+        assert not name.startswith(DRIVER_ONLY), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_import_packages_are_this_projects_own(name: str) -> None:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.origin is not None
+    assert Path(spec.origin).is_relative_to(ROOT)
