@@ -42,7 +42,7 @@ COLUMNS = {
 
 def trial_row(trial: Trial, last: Report | None, objectives: Sequence[str]) -> dict[str, Any]:
     """One trial as a flat dictionary: its measured values by name, and COLUMNS."""
-    measured = dict(trial.values)
+    measured: dict[str, Any] = dict(trial.values)
     if last is not None and trial.state != State.COMPLETE:
         measured |= dict.fromkeys((name for name in LOSSES if name in objectives), last.loss)
         forward = last.training_flops / (TRAINING * last.tokens) if last.tokens else None

@@ -30,7 +30,8 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
   const up = head.getAttribute("aria-sort") !== "ascending", key = row => row.cells[head.cellIndex].dataset.key;
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", up ? "ascending" : "descending");
-  const compare = (a, b) => a === "" ? 1 : b === "" ? -1 : (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b) * (up ? 1 : -1);
+  const order = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
+  const compare = (a, b) => a === "" ? 1 : b === "" ? -1 : order(a, b) * (up ? 1 : -1);
   body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
 });
 """

@@ -63,7 +63,11 @@ def test_the_front_of_a_past_moment_knows_nothing_of_later_trials(small):
 
 
 def test_a_maximised_objective_counts_upwards_on_the_front():
-    rows = [{"trial": n, "state": "COMPLETE", "accuracy": a, "parameters": p} for n, a, p in [(0, 0.9, 10), (1, 0.8, 9), (2, 0.7, 11)]]  # fmt: skip
+    points = [(0.9, 10), (0.8, 9), (0.7, 11)]
+    rows = [
+        {"trial": number, "state": "COMPLETE", "accuracy": accuracy, "parameters": parameters}
+        for number, (accuracy, parameters) in enumerate(points)
+    ]
     frame = frames.frame_of_rows(rows, ("accuracy", "parameters"))
     assert frame.loc[frame["on_front"], "trial"].tolist() == [0, 1]
 
