@@ -98,7 +98,7 @@ def test_hypervolume_grows_over_trials_seconds_and_compute(small):
 def test_choices_are_a_column_for_each_searched_parameter(writer):
     writer.complete(3.0, 1e6, params={"depth": 2, "shape": "a"})
     writer.complete(3.0, 2e6, params={"depth": 4})
-    choices = frames.choice_frame(writer.store.trials(writer.study))
+    choices = frames.choice_frame({trial.number: trial.params for trial in writer.store.trials(writer.study)})
     assert choices["depth"].tolist() == [2, 4]
     assert choices["shape"].tolist()[0] == "a" and pd.isna(choices["shape"][1])
 
