@@ -7,6 +7,8 @@ database passes `texts.pseudo`, as Plotly reads a little HTML in labels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +19,8 @@ from dashboards.texts import better, label, number, pseudo, short
 from nas.pareto import LOGARITHMIC
 from nas.records import State
 
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE, GREY = "#0072B2", "#B87F00", "#009E73", "#D55E00", "#C0659A", "#808080"
-HEIGHT = 460  # pixels
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, GREY = "#2380C4", "#B87F00", "#009E73", "#D55E00", "#C0659A", "#808080"
+HEIGHT, MESSAGE_HEIGHT = 460, 200  # pixels
 SVG_POINTS = 1_000  # above so many points a figure draws with WebGL
 HIGHLIGHTED = 8  # front curves drawn each in its own colour
 
@@ -44,7 +46,7 @@ CURVE_COLOURS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE)
 CURVE_DASHES = ("solid", "dash")
 
 
-def _figure(x: str = "", y: str = "", *, log: bool = False) -> go.Figure:
+def _figure(x: str = "", y: str = "") -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         template="none",
@@ -60,16 +62,28 @@ def _figure(x: str = "", y: str = "", *, log: bool = False) -> go.Figure:
     grid = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
     figure.update_xaxes(title_text=x, **grid)
     figure.update_yaxes(title_text=y, **grid)
-    if log:
-        figure.update_xaxes(type="log", tickformat="~s", minor={"ticks": "outside"})
+    return figure
+
+
+def _logarithmic(figure: go.Figure, values: pd.Series) -> None:
+    """A logarithmic x axis labelled 1, 2, 5, 10, or 1, 10, 100 when it is long."""
+    decades = float(np.log10(values.max() / values.min()))
+    dtick = {"dtick": "D2" if decades < 4 else 1} if decades > 1 else {"nticks": 8}
+    figure.update_xaxes(type="log", tickformat="~s", **dtick)
+
+
+def blank_figure(height: int = HEIGHT) -> go.Figure:
+    """A figure without axes."""
+    figure = _figure()
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    figure.update_layout(height=height, showlegend=False)
     return figure
 
 
 def message_figure(text: str) -> go.Figure:
     """A figure with nothing to show yet says so."""
-    figure = _figure()
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False)
+    figure = blank_figure(MESSAGE_HEIGHT)
     figure.add_annotation(
         text=pseudo(text), showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 16}
     )
@@ -80,14 +94,20 @@ def _scatter(points: int) -> type:
     return go.Scatter if points <= SVG_POINTS else go.Scattergl
 
 
-def _hovers(rows: pd.DataFrame, x: str, y: str) -> list[str]:
+def _hover(rows: pd.DataFrame, x: str, y: str) -> dict[str, Any]:
+    """What a mark says when pointed at; in a large cloud without the architecture, which would be most of the page."""
+    if len(rows) > SVG_POINTS:
+        return {
+            "hovertemplate": f"<b>trial %{{customdata}}</b><br>{label(y)}: %{{y}}<br>{label(x)}: %{{x}}<extra></extra>"
+        }
     columns = ("trial", "state", "origin", y, x, "architecture", "learning_rate")
-    return [
+    texts = [
         f"<b>trial {trial}</b> {pseudo(state).lower()}{' (baseline)' if origin == 'baseline' else ''}"
         f"<br>{label(y)}: {number(y, quality)}<br>{label(x)}: {number(x, cost)}"
         f"<br>{pseudo(architecture)}<br>learning rate {rate:.3g}"
         for trial, state, origin, quality, cost, architecture, rate in zip(*(rows[c] for c in columns), strict=True)
     ]
+    return {"hovertext": texts, "hoverinfo": "text"}
 
 
 def placed(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
@@ -106,7 +126,9 @@ def pareto_figure(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
     shown = placed(frame, x, y)
     if shown.empty:
         return message_figure("No trial has been measured yet." if not len(frame) else "No trial has a result to show.")
-    figure = _figure(label(x), f"{label(y)}, {better(y)}", log=x in LOGARITHMIC)
+    figure = _figure(label(x), f"{label(y)}, {better(y)}")
+    if x in LOGARITHMIC:
+        _logarithmic(figure, shown[x])
     scatter = _scatter(len(shown))
     front = front_frame(shown, (y, x)).sort_values(x)
     is_baseline = (shown["origin"] == "baseline") & (shown["state"] == State.COMPLETE)
@@ -149,8 +171,7 @@ def _points(
             "line": {"width": line_width, "color": mark.colour},
         },
         opacity=opacity,
-        hovertext=_hovers(rows, x, y),
-        hoverinfo="text",
+        **_hover(rows, x, y),
     )
 
 
@@ -158,7 +179,8 @@ def curve_figure(curves: pd.DataFrame, highlighted: Sequence[int] = (), loss: st
     """Loss at each rung over training FLOPs: every trial in grey, the first few `highlighted` in colour."""
     if curves.empty:
         return message_figure("No trial has reached its first rung yet.")
-    figure = _figure(label("training_flops"), label(loss), log=True)
+    figure = _figure(label("training_flops"), label(loss))
+    _logarithmic(figure, curves["training_flops"])
     bright = list(highlighted)[:HIGHLIGHTED]
     rest = curves[~curves["trial"].isin(bright)]
     if len(rest):
@@ -195,7 +217,7 @@ def _all_curves(curves: pd.DataFrame) -> go.Scatter:
     return _scatter(len(curves))(
         x=np.insert(curves["training_flops"].to_numpy(float), after, np.nan),
         y=np.insert(curves["loss"].to_numpy(float), after, np.nan),
-        name="other trials" if len(curves) else "",
+        name="other trials",
         mode="lines",
         line={"color": GREY, "width": 1},
         opacity=0.45,
@@ -215,19 +237,158 @@ def hypervolume_figure(frame: pd.DataFrame, over: str = "completed") -> go.Figur
     if frame.empty:
         return message_figure("No trial has completed yet.")
     figure = _figure(HYPERVOLUME_AXES[over], "hypervolume, higher is better")
+    volumes = frame["hypervolume"]
+    steps = frame[(volumes != volumes.shift()) | (frame.index == frame.index[-1])]  # between them the line is level
     figure.add_trace(
         go.Scatter(
-            x=frame[over],
-            y=frame["hypervolume"],
-            customdata=frame["trial"],
+            x=steps[over],
+            y=steps["hypervolume"],
+            customdata=steps["trial"],
             name="hypervolume",
-            mode="lines+markers" if len(frame) <= 100 else "lines",
+            mode="lines+markers" if len(steps) <= 100 else "lines",
             line={"color": BLUE, "width": 2.5, "shape": "hv"},
-            hovertext=[f"after trial {row.trial}: {row.hypervolume:.4f}" for row in frame.itertuples(index=False)],
-            hoverinfo="text",
+            hovertemplate="after trial %{customdata}: %{y:.4f}<extra></extra>",
             showlegend=False,
         )
     )
     if over == "training_flops":
         figure.update_xaxes(tickformat="~s")
+    elif over == "completed" and len(frame) <= 10:
+        figure.update_xaxes(dtick=1)
+    return figure
+
+
+def add_front(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, name: str, index: int) -> None:
+    """Another study's front as a staircase, to compare with; `index` picks its colour and dash."""
+    front = front_frame(placed(frame, x, y), (y, x)).sort_values(x)
+    if front.empty:
+        return
+    colour = CURVE_COLOURS[1:][index % (len(CURVE_COLOURS) - 1)]
+    figure.add_trace(
+        go.Scatter(
+            x=front[x],
+            y=front[y],
+            name=pseudo(name, 40),
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "shape": "hv", "dash": ("dash", "dot", "dashdot")[index % 3]},
+            hovertext=[f"{pseudo(name, 40)}, trial {trial}" for trial in front["trial"]],
+            hoverinfo="text+x+y",
+        )
+    )
+
+
+def add_budget(figure: go.Figure, budget: float) -> None:
+    """A vertical line at a budget of the cost on the x axis."""
+    figure.add_vline(x=budget, line={"color": GREY, "width": 3, "dash": "dot"})
+
+
+def bar_figure(
+    frame: pd.DataFrame, name: str, value: str, title: str, empty: str, whole: float | None = None
+) -> go.Figure:
+    """One horizontal bar for each row, the first on top, drawn against `whole` if given; `empty` is said for none."""
+    if frame.empty:
+        return message_figure(empty)
+    figure = _figure(title)
+    figure.add_trace(
+        go.Bar(
+            x=frame[value],
+            y=[pseudo(text, 60) for text in frame[name]],
+            orientation="h",
+            marker={"color": BLUE},
+            text=[f"{number:.3g}" for number in frame[value]],
+            textposition="outside",
+            cliponaxis=False,
+            hoverinfo="skip",
+        )
+    )
+    figure.update_xaxes(showticklabels=False, showgrid=False)  # every bar says its number
+    if whole is not None:
+        figure.update_xaxes(range=[min(0.0, float(frame[value].min())), whole])
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_layout(height=34 * len(frame) + 110, margin={"l": 120, "r": 70})
+    return figure
+
+
+def marginal_figure(frame: pd.DataFrame, parameter: str, objective: str) -> go.Figure:
+    """One objective for each value of one choice, a box each with its trials beside it. `frame` is space_frame's."""
+    if frame.empty:
+        return message_figure("No trial has completed yet.")
+    figure = _figure(pseudo(parameter), label(objective))
+    for value in sorted(frame[parameter].unique(), key=_natural):
+        rows = frame[frame[parameter] == value]
+        figure.add_trace(
+            go.Box(
+                y=rows[objective],
+                name=pseudo(value, 40),
+                boxpoints="all" if len(frame) <= SVG_POINTS else False,
+                marker={"color": BLUE, "size": 5},
+                customdata=rows["trial"],
+                hovertemplate="trial %{customdata}: %{y}<extra></extra>",
+                showlegend=False,
+            )
+        )
+    figure.update_xaxes(type="category")
+    if objective in LOGARITHMIC:
+        figure.update_yaxes(type="log", tickformat="~s")
+    return figure
+
+
+def tried_figure(frame: pd.DataFrame, parameter: str) -> go.Figure:
+    """Which value of one choice each trial got, over the trial's number. `frame` is space_frame's."""
+    if frame.empty:
+        return message_figure("No trial has completed yet.")
+    values = sorted(frame[parameter].unique(), key=_natural)
+    figure = _figure("trial", pseudo(parameter))
+    for front, mark in ((False, MARKS[State.COMPLETE]), (True, Mark("on the front", VERMILLION, "diamond", 10))):
+        rows = frame[frame["on_front"] == front]
+        figure.add_trace(
+            _scatter(len(frame))(
+                x=rows["trial"],
+                y=[pseudo(value, 40) for value in rows[parameter]],
+                customdata=rows["trial"],
+                name=mark.name,
+                mode="markers",
+                marker={"color": mark.colour, "symbol": mark.symbol, "size": mark.size},
+                hovertemplate="trial %{customdata}: %{y}<extra></extra>",
+            )
+        )
+    figure.update_yaxes(type="category", categoryarray=[pseudo(value, 40) for value in values])
+    return figure
+
+
+def _natural(value: object) -> tuple[bool, float, str]:
+    """Numbers by size, before texts by alphabet."""
+    size = float(value) if isinstance(value, Real) else None
+    return size is None, size or 0.0, str(value)
+
+
+def parallel_figure(frame: pd.DataFrame, parameters: Sequence[str], objectives: Sequence[str]) -> go.Figure:
+    """Every COMPLETE trial as a line across its choices and objectives; dragging along an axis keeps a part of it."""
+    if frame.empty:
+        return message_figure("No trial has completed yet.")
+    dimensions = []
+    for name in parameters:
+        values = sorted(frame[name].unique(), key=_natural)
+        places = {value: index for index, value in enumerate(values)}
+        dimensions.append(
+            {
+                "label": pseudo(name, 24),
+                "values": [places[value] for value in frame[name]],
+                "tickvals": list(range(len(values))),
+                "ticktext": [pseudo(value, 18) for value in values],
+            }
+        )
+    for name in objectives:
+        logarithmic = name in LOGARITHMIC
+        values = np.log10(frame[name].clip(lower=1e-12)) if logarithmic else frame[name]
+        dimensions.append({"label": ("log10 " if logarithmic else "") + pseudo(name, 24), "values": values})
+    figure = _figure()
+    figure.add_trace(
+        go.Parcoords(
+            dimensions=dimensions,
+            line={"color": frame[objectives[0]], "colorscale": "Cividis", "reversescale": True, "showscale": False},
+            labelangle=-15,
+        )
+    )
+    figure.update_layout(margin={"l": 70, "r": 60, "t": 90, "b": 30})
     return figure

@@ -77,6 +77,20 @@ def frame_of_rows(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) 
     return frame
 
 
+def merge(frame: pd.DataFrame, rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> pd.DataFrame:
+    """`frame` with the trials of `rows` added or replaced, in order of number.
+
+    A COMPLETE trial never changes, so the new front is among the old one and the new rows.
+    """
+    fresh = frame_of_rows(rows, objectives)
+    kept = frame[~frame["trial"].isin(fresh["trial"])]
+    out = pd.concat([kept, fresh]).sort_values("trial", ignore_index=True) if len(kept) else fresh
+    rivals = out[out["on_front"]]
+    out["on_front"] = False
+    out.loc[pareto_rows(rivals, objectives), "on_front"] = True
+    return out
+
+
 def _column(values: list[Any], kind: str | None) -> pd.Series:
     if kind is not None and kind.startswith("datetime"):
         return pd.to_datetime(pd.Series(values, dtype="object"), utc=True).astype(kind)
@@ -142,11 +156,72 @@ def hypervolume_frame(history: Sequence[tuple[int, datetime, float]], frame: pd.
     return out.drop(columns="finished")
 
 
-def choice_frame(trials: Sequence[Trial]) -> pd.DataFrame:
-    """What the sampler chose, a row a trial: `trial` and one column for each searched parameter."""
-    names = dict.fromkeys(name for trial in trials for name in trial.params)
-    columns: dict[str, Any] = {"trial": pd.Series([trial.number for trial in trials], dtype="int64")}
-    return pd.DataFrame(columns | {name: [trial.params.get(name) for trial in trials] for name in names})
+def choice_frame(params: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
+    """What the sampler chose, by trial number: a row a trial, `trial` and one column for each searched parameter."""
+    names = dict.fromkeys(name for chosen in params.values() for name in chosen)
+    columns: dict[str, Any] = {"trial": pd.Series(list(params), dtype="int64")}
+    return pd.DataFrame(columns | {name: [chosen.get(name) for chosen in params.values()] for name in names})
+
+
+def space_frame(frame: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
+    """The COMPLETE trials that the sampler may learn from, with their choices: `choice_frame` joined to `frame`.
+
+    A choice that every trial made alike is left out, and so is a trial without choices (a baseline outside the search).
+    """
+    varied = [name for name in choices if name != "trial" and choices[name].nunique() > 1]
+    taken = choices[["trial", *varied]].dropna()
+    columns = ["trial", *(name for name in frame if name != "trial" and name not in varied)]
+    return frame.loc[frame["state"] == State.COMPLETE, columns].merge(taken, on="trial")
+
+
+def importance_frame(frame: pd.DataFrame, parameters: Sequence[str], objective: str) -> pd.DataFrame:
+    """How much of the objective's variance each choice explains by itself, the most important first.
+
+    Columns: choice and share, the omega squared of a one-way analysis of variance over the choice's values: corrected
+    for the groups that chance alone would set apart, at least 0. Costs such as FLOPs count by their logarithm.
+    """
+    values = np.array([pareto.cost(objective, value) for value in frame[objective]])
+    shares = {}
+    for name in parameters:
+        groups = pd.Series(values).groupby(frame[name].to_numpy())
+        count, kinds = len(values), groups.ngroups
+        total = float(((values - values.mean()) ** 2).sum()) if count else 0.0
+        if not total or kinds < 2 or count <= kinds:
+            continue
+        between = float((groups.size() * (groups.mean() - values.mean()) ** 2).sum())
+        within = (total - between) / (count - kinds)
+        shares[name] = max(0.0, (between - (kinds - 1) * within) / (total + within))
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    return pd.DataFrame(
+        {"choice": [name for name, _ in ordered], "share": pd.Series([share for _, share in ordered], dtype="float64")}
+    )
+
+
+def rank_frame(curves: pd.DataFrame, complete: Iterable[int]) -> pd.DataFrame:
+    """How well a rung foretells the end: Spearman's correlation of the loss there with the loss at the last rung.
+
+    Columns: rung, trials, correlation. Over the `complete` trials; a rung that fewer than three share is left out.
+    """
+    done = curves[curves["trial"].isin(list(complete))]
+    table = done.pivot(index="trial", columns="rung", values="loss")
+    rows = []
+    for rung in table.columns[:-1]:
+        pair = table[[rung, table.columns[-1]]].dropna().rank()
+        if len(pair) >= 3 and pair.nunique().min() > 1:
+            rows.append((int(rung), len(pair), float(pair.corr().iloc[0, 1])))
+    return pd.DataFrame(rows, columns=["rung", "trials", "correlation"])
+
+
+def pace(frame: pd.DataFrame, asked: int) -> tuple[float | None, float | None]:
+    """(finished trials an hour, seconds until `asked` trials are finished at that rate), None while unknown."""
+    done = frame[frame["finished"].notna()]
+    if done.empty:
+        return None, None
+    span = (done["finished"].max() - frame["started"].min()).total_seconds()
+    if not span:
+        return None, None
+    rate = 3600 * len(done) / span
+    return rate, 3600 * max(0, asked - len(done)) / rate
 
 
 def state_counts(frame: pd.DataFrame) -> dict[str, int]:

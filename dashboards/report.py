@@ -174,11 +174,11 @@ def _table(study: StudyRow, frame: pd.DataFrame) -> str:
     """Every trial, front first, then by number. Each cell carries the key its column sorts by."""
     columns = ["trial", "state", *dict.fromkeys([*study.objectives, "parameters"]), "learning_rate", "architecture"]
     columns += ["train_seconds", "message"]
-    titles = {"learning_rate": "learning rate", "train_seconds": "training (s)", "message": "failure"}
+    titles = {"train_seconds": "training (s)", "message": "failure"}
     left = {"state", "architecture", "message"}
     head = "".join(
-        f'<th scope="col"{"" if name in left else " class=n"}>'
-        f'<button type="button">{escape(titles.get(name, label(name)))}</button></th>'
+        f'<th scope="col"{"" if name in left else " class=n"} title="{escape(label(name))}">'
+        f'<button type="button">{escape(titles.get(name, name.replace("_", " ")))}</button></th>'
         for name in columns
     )
     ordered = frame.sort_values(["on_front", "trial"], ascending=[False, True])
@@ -221,4 +221,6 @@ def _number(name: str, value: float) -> str:
         return "–"
     if name == "learning_rate":
         return f"{value:.3g}"
-    return f"{value:.1f}" if name == "train_seconds" else number(name, value)
+    if name == "train_seconds":
+        return f"{value:.1f}" if value else "–"
+    return number(name, value)

@@ -551,8 +551,8 @@ class Store:
         counts = self.states(study)
         return sum(counts[str(state)] for state in FINISHED)
 
-    def reports(self, study: StudyRow, number: int | None = None) -> list[Report]:
-        """The learning curves, by trial and rung."""
+    def reports(self, study: StudyRow, number: int | None = None, *, after: int = 0) -> list[Report]:
+        """The learning curves, by trial and rung: all, trial `number`'s, or those of trials changed since `after`."""
         query = (
             select(
                 TrialTable.number,
@@ -564,7 +564,7 @@ class Store:
                 ReportTable.seconds,
             )
             .join(TrialTable, TrialTable.id == ReportTable.trial_id)
-            .where(TrialTable.study_id == study.id)
+            .where(TrialTable.study_id == study.id, TrialTable.seq > after)
             .order_by(TrialTable.number, ReportTable.rung)
         )
         if number is not None:
@@ -580,12 +580,12 @@ class Store:
         trials = self._trials(TrialTable.id.in_(on_front))
         return sorted(trials, key=lambda trial: pareto.costs(study.objectives, trial.values))
 
-    def hypervolumes(self, study: StudyRow) -> list[tuple[int, datetime, float]]:
-        """(trial number, when it finished, the hypervolume after it), in order of finishing."""
+    def hypervolumes(self, study: StudyRow, *, after: int = 0) -> list[tuple[int, datetime, float]]:
+        """(trial number, when it finished, the hypervolume after it), in order of finishing; since sequence `after`."""
         query = (
             select(TrialTable.number, TrialTable.finished, FrontHistoryTable.hypervolume)
             .join(TrialTable, TrialTable.id == FrontHistoryTable.trial_id)
-            .where(FrontHistoryTable.study_id == study.id)
+            .where(FrontHistoryTable.study_id == study.id, TrialTable.seq > after)
             .order_by(TrialTable.finished, TrialTable.number)
         )
         with self._engine.connect() as connection:

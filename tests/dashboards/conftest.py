@@ -1,8 +1,10 @@
 """Studies for the dashboards' tests, written through the store's own API."""
 
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,16 +108,32 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Writer]:
                 writer.fail()
             else:
                 flops = 10 ** drawn.uniform(5, 8)
-                writer.complete(12 - flops**0.1 + drawn.random(), flops, rungs=1)
+                writer.complete(12 - flops**0.1 + drawn.random(), flops, rungs=index % 3 == 0)
         yield writer
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """The browser's path; tests that need it are skipped, saying so, where there is none."""
-    import shutil
+@pytest.fixture
+def hostile() -> str:
+    return HOSTILE
 
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+
+@pytest.fixture
+def write_in() -> Callable[[Store, str], Writer]:
+    """Makes another study and its writer."""
+    return lambda store, name: Writer(store, make_study(store, name))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; tests that need it are skipped, saying so, where there is none."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
         pytest.skip("no Chromium here: this test opens pages in a real browser (apt-get install chromium)")
-    return found
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=flags)
+        yield launched
+        launched.close()

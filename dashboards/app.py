@@ -1,0 +1,508 @@
+"""The live web app: serves the pages, and wires frames, figures and pages to what the reader does.
+
+Each open page asks every two seconds whether its study changed; only then are its figures drawn again, from what
+`live.Watch` holds. Nothing is written to the store.
+"""
+
+import io
+import logging
+import socket
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import numpy as np
+import pandas as pd
+from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from dashboards import figures, frames, pages
+from dashboards.live import LiveStudy, Watch
+from dashboards.picture import architecture_figure, gate_names
+from dashboards.texts import label, number, short
+from nas import records
+from nas.artifacts import find_weights
+from nas.errors import StudyError, UserError
+from nas.pareto import LOGARITHMIC
+from nas.store import Store
+
+TICK = 2_000  # milliseconds
+ALL_CURVES = 200  # trials whose curves a live page draws
+
+
+def serve(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> None:
+    """Serves the app until interrupted. Raises UserError when the port is taken or the store cannot be opened."""
+    server = make_app_server(store_url, host, port)
+    print(f"dashboard of {store_url}: http://{host}:{server.port}/   (Ctrl-C ends it)", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        server.shutdown()
+    finally:
+        server.server_close()
+
+
+def make_app_server(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> BaseWSGIServer:
+    """A server ready for `serve_forever`; port 0 takes a free one, `server.port` says which. Raises UserError."""
+    app = make_app(Watch(store_url))
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or "a port is between 0 and 65535"
+        raise UserError(f"--port {port} on {host}: {reason}; name another port") from error
+    listening.listen()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request would bury the address
+    server = make_server(host, port, app.server, threaded=True, fd=listening.fileno())
+    listening.close()  # the server holds its own copy
+    return server
+
+
+def make_app(watch: Watch) -> Dash:
+    """The app over one store."""
+    app = Dash(
+        "dashboards",
+        assets_folder=str(Path(__file__).parent / "assets"),
+        title="hypernas",
+        update_title="",
+        suppress_callback_exceptions=True,
+        serve_locally=True,
+    )
+    app.layout = _layout()
+    _wire_shell(app, watch)
+    _wire_front(app, watch)
+    _wire_trial(app, watch)
+    _wire_space(app, watch)
+    _wire_cluster(app, watch)
+    return app
+
+
+def _layout() -> html.Div:
+    return html.Div(
+        [
+            dcc.Location(id="url", refresh=False),
+            dcc.Interval(id="tick", interval=TICK),
+            dcc.Store(id="study"),  # the shown study's name
+            dcc.Store(id="seq"),  # grows when it changes
+            html.Header(
+                [
+                    html.Nav(html.Ul(id="nav"), **{"aria-label": "Pages"}),
+                    html.Div(
+                        [
+                            html.Label("Study", htmlFor="studies"),
+                            dcc.Dropdown([], None, id="studies", clearable=False, placeholder="no study yet"),
+                        ],
+                        className="field",
+                    ),
+                ],
+                className="page bar",
+            ),
+            dcc.Download(id="download"),
+            html.Main(id="page"),
+        ]
+    )
+
+
+def _query(search: str | None, name: str) -> str | None:
+    found = parse_qs((search or "").removeprefix("?")).get(name)
+    return found[0] if found else None
+
+
+# ---- the frame around every page -------------------------------------------------------------------------------
+
+
+def _wire_shell(app: Dash, watch: Watch) -> None:
+    @app.callback(
+        Output("studies", "options"),
+        Output("studies", "value"),
+        Output("study", "data"),
+        Output("seq", "data"),
+        Input("tick", "n_intervals"),
+        Input("url", "search"),
+        State("studies", "options"),
+        State("study", "data"),
+        State("seq", "data"),
+    )
+    def look(_: int, search: str, known: list, shown: dict | None, seq: int | None) -> tuple:
+        """Asks the store what changed; what did not is not sent."""
+        store, names = watch.store(), watch.names()
+        wanted = _query(search, "study") or (names[0] if names else None)
+        study = watch.study(wanted) if wanted else None
+        options = [{"label": pages.plain(name, 60), "value": name} for name in names]
+        state = {
+            "name": study.row.name if study else None,
+            "id": study.row.id if study else None,
+            "exists": store is not None,
+            "wanted": _query(search, "study"),
+        }
+        current = study.seq if study else -1
+        return (
+            no_update if options == known else options,
+            no_update if not study else study.row.name,
+            no_update if state == shown else state,
+            no_update if current == seq and state == shown else current,
+        )
+
+    @app.callback(
+        Output("page", "children"), Output("nav", "children"), Input("url", "pathname"), Input("study", "data")
+    )
+    def page(pathname: str, shown: dict | None) -> tuple[Any, list]:
+        shown = shown or {}
+        path = pathname if pathname in pages.PAGES else "/"
+        links = [
+            html.Li(
+                dcc.Link(title, href=pages.link(to, shown.get("name"))),
+                **{"aria-current": "page"} if to == path else {},
+            )
+            for to, title in pages.PAGES.items()
+        ]
+        study = watch.study(shown["name"]) if shown.get("name") else None
+        if study is None:
+            return pages.waiting(watch.url, bool(shown.get("exists")), shown.get("wanted")), links
+        if path == "/":
+            return pages.front_page(study, [name for name in watch.names() if name != study.row.name]), links
+        if path == "/trial":
+            return pages.trial_page(), links
+        return (pages.space_page(study) if path == "/space" else pages.cluster_page(study)), links
+
+    @app.callback(
+        Output("url", "search", allow_duplicate=True),
+        Input("studies", "value"),
+        State("study", "data"),
+        prevent_initial_call=True,
+    )
+    def switch(name: str, shown: dict | None) -> Any:
+        if name is None or (shown and shown["name"] == name):
+            return no_update
+        return "?" + urlencode({"study": name})
+
+
+# ---- Front -----------------------------------------------------------------------------------------------------
+
+
+def _wire_front(app: Dash, watch: Watch) -> None:
+    @app.callback(
+        Output("front", "figure"),
+        Output("front-facts", "children"),
+        Output("front-best", "children"),
+        Output("front-moment", "max"),
+        Output("front-moment", "value"),
+        Input("seq", "data"),
+        Input("front-x", "value"),
+        Input("front-y", "value"),
+        Input("front-states", "value"),
+        Input("front-compare", "value"),
+        Input("front-moment", "value"),
+        Input("front-budget", "value"),
+        State("front-moment", "max"),
+        State("study", "data"),
+    )
+    def front(
+        _: int, x: str, y: str, states: list, compare: list, moment: int, share: float, most: int, shown: dict
+    ) -> tuple:
+        study = watch.study(shown["name"])
+        if study is None:
+            return (no_update,) * 5
+        finished = study.frame["finished"].dropna().sort_values()
+        # A slider that stands at its end follows the search.
+        now = moment >= most or moment > len(finished)
+        moment = len(finished) if now else moment
+        frame = study.frame if now else _until(study.frame, finished, moment)
+        frame = frame[frame["state"].isin(states)]
+        figure = figures.pareto_figure(frame, x, y)
+        for index, name in enumerate(compare or []):
+            other = watch.study(name)
+            if other is not None:
+                figures.add_front(figure, other.frame, x, y, name, index)
+        volumes = study.hypervolumes()
+        said = _within_budget(figure, frame, x, y, share)
+        volume = float(volumes["hypervolume"].iloc[-1]) if len(volumes) else None
+        return figure, pages.study_facts(study, volume), said, max(1, len(finished)), moment
+
+    @app.callback(
+        Output("front-budget", "value"),
+        Input("front", "relayoutData"),
+        State("front-x", "value"),
+        State("front-y", "value"),
+        State("front-states", "value"),
+        State("study", "data"),
+        prevent_initial_call=True,
+    )
+    def drag(changed: dict | None, x: str, y: str, states: list, shown: dict) -> Any:
+        """The dotted line was dragged: the slider follows."""
+        budget = (changed or {}).get("shapes[0].x0")
+        study = watch.study(shown["name"])
+        if budget is None or study is None:
+            return no_update
+        low, high = _cost_range(study.frame[study.frame["state"].isin(states)], x, y)
+        return float(np.clip((_scale(x, float(budget)) - low) / ((high - low) or 1.0), 0.0, 1.0))
+
+    @app.callback(
+        Output("front-curves", "figure"),
+        Output("front-table", "children"),
+        Input("seq", "data"),
+        Input("front", "selectedData"),
+        Input("front-states", "value"),
+        State("study", "data"),
+    )
+    def details(_: int, selected: dict | None, states: list, shown: dict) -> tuple:
+        study = watch.study(shown["name"])
+        if study is None:
+            return no_update, no_update
+        frame = study.frame[study.frame["state"].isin(states)]
+        note = "Select a region of the front to see its trials alone."
+        if selected and selected.get("points"):
+            chosen = {point["customdata"] for point in selected["points"] if "customdata" in point}
+            frame = frame[frame["trial"].isin(chosen)]
+            note = f"The {len(frame)} selected trials; double-click the front to see all."
+        best = frame[frame["on_front"]]["trial"].tolist()
+        drawn = [*best, *frame.loc[~frame["on_front"], "trial"].tolist()[-ALL_CURVES:]]
+        loss = next((name for name in study.row.objectives if name in frames.LOSSES), "loss")
+        curves = figures.curve_figure(study.curves(sorted(drawn)), best, loss)
+        return curves, pages.trials_table(study, frame, note)
+
+    @app.callback(
+        Output("front-volume", "figure"),
+        Input("seq", "data"),
+        Input("front-over", "value"),
+        State("study", "data"),
+    )
+    def volume(_: int, over: str, shown: dict) -> Any:
+        study = watch.study(shown["name"])
+        return no_update if study is None else figures.hypervolume_figure(study.hypervolumes(), over)
+
+    @app.callback(
+        Output("url", "pathname"),
+        Output("url", "search"),
+        Input("front", "clickData"),
+        State("study", "data"),
+        prevent_initial_call=True,
+    )
+    def open_trial(clicked: dict | None, shown: dict) -> tuple:
+        point = (clicked or {}).get("points", [{}])[0]
+        if "customdata" not in point:
+            return no_update, no_update
+        return "/trial", "?" + urlencode({"study": shown["name"], "trial": point["customdata"]})
+
+
+def _until(frame: pd.DataFrame, finished: pd.Series, count: int) -> pd.DataFrame:
+    """The trials that had finished when `count` of them had."""
+    return frame[frame["finished"] <= finished.iloc[count - 1]] if count else frame.iloc[:0]
+
+
+def _scale(name: str, value: float) -> float:
+    return float(np.log10(value)) if name in LOGARITHMIC else value
+
+
+def _cost_range(frame: pd.DataFrame, x: str, y: str) -> tuple[float, float]:
+    costs = figures.placed(frame, x, y)[x]
+    return (_scale(x, costs.min()), _scale(x, costs.max())) if len(costs) else (0.0, 1.0)
+
+
+def _within_budget(figure: Any, frame: pd.DataFrame, x: str, y: str, share: float) -> str:
+    """Draws the budget's line and says which trial is best within it."""
+    shown = figures.placed(frame, x, y)
+    if shown.empty:
+        return ""
+    low, high = _cost_range(frame, x, y)
+    at = low + share * (high - low)
+    budget = 10**at if x in LOGARITHMIC else at
+    figures.add_budget(figure, budget)
+    within = frames.front_frame(shown[shown[x] <= budget * (1 + 1e-9)], (y, x))
+    if within.empty:
+        return f"No completed trial within {short(budget)} {label(x)}."
+    best = within.iloc[0]
+    return f"Best within {short(budget)} {label(x)}: trial {best['trial']}, {label(y)} {number(y, best[y])}."
+
+
+# ---- Trial -----------------------------------------------------------------------------------------------------
+
+
+def _wire_trial(app: Dash, watch: Watch) -> None:
+    @app.callback(
+        Output("trial-content", "children"),
+        Input("seq", "data"),
+        Input("url", "search"),
+        State("study", "data"),
+        State("trial-content", "children"),
+    )
+    def trial(_: int, search: str, shown: dict, present: Any) -> Any:
+        study, store = watch.study(shown["name"]), watch.store()
+        if study is None or store is None:
+            return no_update
+        found = _find_trial(store, study, _query(search, "trial"))
+        if found is None:
+            return pages.no_trial(study, _query(search, "trial"))
+        if present and ctx.triggered_id == "seq" and found.state in records.FINISHED:
+            return no_update  # a finished trial never changes
+        reports = store.reports(study.row, found.number)
+        pictures = {"Architecture": architecture_figure(found.arch, found.diagnostics.get("gate_rates", ()))}
+        loss = next((name for name in study.row.objectives if name in frames.LOSSES), "loss")
+        pictures["Learning curve"] = figures.curve_figure(frames.curve_frame(reports), [found.number], loss)
+        rates = gate_rate_frame(found)
+        if len(rates):
+            pictures["Share of tokens each gate lets through"] = figures.bar_figure(
+                rates, "gate", "rate", "share", "", 1.0
+            )
+        exportable = found.state == records.State.COMPLETE and _is_kept(store, study, found.number)
+        parts = cost_frame(study, found)
+        return pages.trial_content(study.row, found, reports, parts, pictures, watch.url, exportable)
+
+    @app.callback(
+        Output("download", "data"),
+        Output("export-status", "children"),
+        Input("export-button", "n_clicks"),
+        State("url", "search"),
+        State("study", "data"),
+        prevent_initial_call=True,
+        running=[(Output("export-button", "disabled"), True, False)],
+    )
+    def download(clicks: int | None, search: str, shown: dict) -> tuple:
+        store, wanted = watch.store(), _query(search, "trial")
+        if not clicks or store is None or wanted is None:
+            return no_update, no_update
+        try:
+            data = export_zip(store, shown["name"], int(wanted))
+        except UserError as error:
+            return no_update, str(error)
+        return dcc.send_bytes(data, f"trial-{int(wanted)}.zip"), "Downloaded, and checked to compute the same."
+
+
+def _find_trial(store: Store, study: LiveStudy, wanted: str | None) -> records.Trial | None:
+    try:
+        return store.trial(study.row, int(wanted or ""))
+    except (StudyError, ValueError):
+        return None
+
+
+def _is_kept(store: Store, study: LiveStudy, number: int) -> bool:
+    """Whether an export needs no training, and runs no code but ours."""
+    from search_spaces import SPACES
+
+    return study.row.space.name in SPACES and find_weights(store, study.row, number) is not None
+
+
+def export_zip(store: Store, study: str, trial: int) -> bytes:
+    """`nas export` of a trial as a zip archive. Raises UserError."""
+    from nas.export import export_trial  # brings torch: only taking a model home needs it
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / f"trial-{trial}"
+        export_trial(store, store.study(study), trial=trial, pick=None, out=str(folder), formats="py")
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(folder.rglob("*")):
+                archive.write(path, path.relative_to(scratch))
+    return packed.getvalue()
+
+
+def cost_frame(study: LiveStudy, trial: records.Trial) -> pd.DataFrame | None:
+    """Parameters and FLOPs by part; None for a space of the user's own, whose code a page does not run."""
+    from search_spaces import SPACES, load_space
+    from search_spaces.base import SpaceError
+
+    if study.row.space.name not in SPACES:
+        return None
+    try:
+        space = load_space(study.row.space.name, study.row.space.settings)
+        cost = space.cost(space.from_json(trial.arch))
+    except SpaceError:
+        return None  # an architecture that cannot be built has no cost; its failure says why
+    rows = [(part, cost.parameters.get(part, 0), flops) for part, flops in cost.flops.items()]
+    rows.append(("total", cost.parameters_total, cost.flops_total))
+    return pd.DataFrame(rows, columns=["part", "parameters", "flops"])
+
+
+def gate_rate_frame(trial: records.Trial) -> pd.DataFrame:
+    """The measured rate of every gate, in model order. Columns: gate, rate."""
+    rates = trial.diagnostics.get("gate_rates", [])
+    names = [f"layer {layer + 1} {part}" for layer, part in gate_names(trial.arch)]
+    if len(names) != len(rates):
+        names = [f"gate {index + 1}" for index in range(len(rates))]
+    return pd.DataFrame({"gate": names, "rate": pd.Series(list(rates), dtype="float64")})
+
+
+# ---- Space and Cluster -----------------------------------------------------------------------------------------
+
+
+def _wire_space(app: Dash, watch: Watch) -> None:
+    @app.callback(
+        Output("space-importance", "figure"),
+        Output("space-marginal", "figure"),
+        Output("space-tried", "figure"),
+        Output("space-parallel", "figure"),
+        Output("space-choice", "options"),
+        Output("space-choice", "value"),
+        Input("seq", "data"),
+        Input("space-objective", "value"),
+        Input("space-choice", "value"),
+        State("study", "data"),
+    )
+    def space(_: int, objective: str, choice: str | None, shown: dict) -> tuple:
+        study = watch.study(shown["name"])
+        if study is None:
+            return (no_update,) * 6
+        choices = study.choices()
+        frame = frames.space_frame(study.frame, choices)
+        names = [name for name in choices if name in frame and name != "trial"]
+        ranking = frames.importance_frame(frame, names, objective)
+        choice = choice if choice in names else next(iter([*ranking["choice"], *names]), None)
+        empty = "Importance needs more completed trials than a choice has values."
+        nothing = frame.iloc[:0]
+        return (
+            figures.bar_figure(ranking, "choice", "share", f"share of the variance of {label(objective)}", empty, 1.0),
+            figures.marginal_figure(frame if choice else nothing, choice or "", objective),
+            figures.tried_figure(frame if choice else nothing, choice or ""),
+            figures.parallel_figure(frame if choice else nothing, names, study.row.objectives),
+            [{"label": pages.plain(name, 60), "value": name} for name in names],
+            choice,
+        )
+
+
+def _wire_cluster(app: Dash, watch: Watch) -> None:
+    @app.callback(
+        Output("cluster-facts", "children"),
+        Output("cluster-running", "children"),
+        Output("cluster-workers", "children"),
+        Input("tick", "n_intervals"),
+        Input("study", "data"),
+    )
+    def cluster(_: int, shown: dict) -> tuple:
+        study, store = watch.study(shown["name"]), watch.store()
+        if study is None or store is None:
+            return (no_update,) * 3
+        workers = sum(store.live_drivers(study.row).values())
+        now = pd.Timestamp.now("UTC")
+        return (
+            pages.cluster_facts(study, workers, study.utilisation()),
+            pages.running_table(study, now),
+            pages.workers_table(study),
+        )
+
+    @app.callback(
+        Output("cluster-failures", "figure"),
+        Output("cluster-ranks", "figure"),
+        Input("seq", "data"),
+        State("study", "data"),
+    )
+    def history(_: int, shown: dict) -> tuple:
+        study = watch.study(shown["name"])
+        if study is None:
+            return no_update, no_update
+        counts = frames.failure_counts(study.frame)
+        causes = pd.DataFrame({"cause": [kind.replace("_", " ") for kind in counts], "trials": list(counts.values())})
+        complete = study.frame.loc[study.frame["state"] == records.State.COMPLETE, "trial"]
+        ranks = frames.rank_frame(study.curves(complete), complete)
+        ranks["rung"] = [
+            f"rung {rung} ({trials} trials)" for rung, trials in zip(ranks["rung"], ranks["trials"], strict=True)
+        ]
+        return (
+            figures.bar_figure(causes, "cause", "trials", "failed trials", "No trial has failed."),
+            figures.bar_figure(
+                ranks, "rung", "correlation", "rank correlation", "Too few trials with several rungs yet.", 1.0
+            ),
+        )

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+from plotly.io.json import to_json_plotly
+
+from dashboards import figures, frames
+
+OBJECTIVES = ("bits_per_byte", "flops_per_token")
+X, Y = "flops_per_token", "bits_per_byte"
+
+
+def load(writer):
+    reports = writer.store.reports(writer.study)
+    frame = frames.trial_frame(writer.store.trials(writer.study), reports, OBJECTIVES)
+    history = frames.hypervolume_frame(writer.store.hypervolumes(writer.study), frame)
+    return frame, frames.curve_frame(reports), history
+
+
+def every_figure(writer):
+    frame, curves, history = load(writer)
+    front = frame.loc[frame["on_front"], "trial"].tolist()
+    return [
+        figures.pareto_figure(frame, X, Y),
+        figures.curve_figure(curves, front, Y),
+        *(figures.hypervolume_figure(history, over) for over in figures.HYPERVOLUME_AXES),
+    ]
+
+
+def trace(figure, name):
+    return next(trace for trace in figure.data if trace.name == name)
+
+
+def says(figure):
+    return figure.layout.annotations[0].text
+
+
+def test_every_figure_of_an_empty_study_says_that_it_waits(writer):
+    assert [says(figure).startswith("No trial") for figure in every_figure(writer)] == [True] * 5
+
+
+def test_every_figure_of_a_study_with_failures_only_says_that_nothing_was_measured(writer):
+    writer.fail()
+    assert [says(figure).startswith("No trial") for figure in every_figure(writer)] == [True] * 5
+
+
+def test_every_figure_of_one_trial_is_drawn(writer):
+    writer.complete(3.0, 1e6, rungs=2)
+    for figure in every_figure(writer):
+        assert figure.data and not figure.layout.annotations
+        json.loads(to_json_plotly(figure))
+
+
+def test_every_figure_of_two_thousand_trials_is_drawn_and_the_cloud_is_webgl(large):
+    drawn = every_figure(large)
+    assert trace(drawn[0], "complete").type == "scattergl"
+    assert len(trace(drawn[0], "complete").x) == 1800
+    assert len(drawn[1].data) <= figures.HIGHLIGHTED + 1
+    for figure in drawn:
+        json.loads(to_json_plotly(figure))
+
+
+def test_every_state_has_its_own_mark_and_the_front_is_a_staircase_of_completed_trials(small):
+    figure = figures.pareto_figure(load(small)[0], X, Y)
+    assert figure.layout.xaxis.type == "log"
+    assert list(trace(figure, "complete").customdata) == [1, 2]
+    assert list(trace(figure, "baseline").customdata) == [0]
+    assert list(trace(figure, "running, at its last report").customdata) == [4]
+    assert (list(trace(figure, "front").x), trace(figure, "front").line.shape) == ([1e6, 4e6], "hv")
+    assert list(trace(figure, "on the front").customdata) == [0, 2]
+    symbols = [data.marker.symbol for data in figure.data if data.mode == "markers"]
+    assert len(set(symbols)) >= 3  # told apart without colour
+
+
+def test_zero_flops_have_no_place_on_a_logarithmic_axis(writer):
+    writer.complete(3.0, 0.0)
+    assert says(figures.pareto_figure(load(writer)[0], X, Y)) == "No trial has a result to show."
+
+
+def test_front_trials_have_their_own_curves_and_the_rest_are_one_trace_with_gaps(small):
+    _, curves, _ = load(small)
+    figure = figures.curve_figure(curves, [0, 2], Y)
+    assert [data.name for data in figure.data] == ["other trials", "trial 0", "trial 2"]
+    assert list(trace(figure, "trial 2").y) == [4.5, 3.5, 2.5]
+    others = trace(figure, "other trials").y
+    assert [others[0], others[2]] == [3.5, 1.0] and others[1] != others[1]
+
+
+@pytest.mark.parametrize("over", figures.HYPERVOLUME_AXES)
+def test_the_hypervolume_is_drawn_over_trials_time_and_compute(small, over):
+    history = load(small)[2]
+    figure = figures.hypervolume_figure(history, over)
+    steps = history[history["trial"] != 1]  # trial 1 is dominated: the line stays level there
+    assert list(figure.data[0].x) == steps[over].tolist()
+    assert list(figure.data[0].y) == steps["hypervolume"].tolist()
+
+
+def test_hostile_text_is_no_markup_in_any_hover(writer, hostile):
+    writer.complete(3.0, 1e6, arch={"family": hostile})
+    hover = every_figure(writer)[0].data[0].hovertext[0]
+    assert "<script" not in hover and "<img" not in hover and "&lt;script&gt;" in hover
+    assert "\u202e" not in hover

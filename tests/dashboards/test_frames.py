@@ -1,0 +1,117 @@
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dashboards import frames
+from nas.records import State
+
+OBJECTIVES = ("bits_per_byte", "flops_per_token")
+
+
+def load(writer):
+    reports = writer.store.reports(writer.study)
+    trials = writer.store.trials(writer.study)
+    return trials, reports, frames.trial_frame(trials, reports, OBJECTIVES)
+
+
+def test_a_trial_frame_has_a_row_a_trial_with_its_values_and_state(small):
+    _, _, frame = load(small)
+    assert frame["trial"].tolist() == [0, 1, 2, 3, 4]
+    assert frame["state"].tolist() == ["COMPLETE", "COMPLETE", "COMPLETE", "FAILED", "RUNNING"]
+    assert frame["bits_per_byte"].tolist()[:3] == [3.0, 3.5, 2.5]
+    assert frame["flops_per_token"].tolist()[:3] == [1e6, 2e6, 4e6]
+    assert frame["accuracy"].tolist()[:3] == [0.5] * 3
+    assert frame.loc[3, "failure"] == "out_of_memory" and frame.loc[3, "message"] == "no memory"
+    assert frame["origin"].tolist() == ["baseline"] + ["sampler"] * 4
+
+
+def test_a_running_trial_shows_the_loss_and_flops_of_its_last_report(small):
+    _, _, frame = load(small)
+    running = frame.loc[4]
+    assert (running["bits_per_byte"], running["rung"]) == (1.0, 0)
+    assert running["flops_per_token"] == pytest.approx(1e5)
+
+
+def test_the_front_is_made_of_completed_trials_alone(small):
+    _, _, frame = load(small)
+    assert frame.loc[frame["on_front"], "trial"].tolist() == [0, 2]  # 4 is better and cheaper, but not done
+
+
+def test_stopped_trials_never_stand_on_the_front(small):
+    trials, reports, _ = load(small)
+    stopped = replace(trials[4], state=State.STOPPED, values={"bits_per_byte": 0.1, "flops_per_token": 10.0})
+    frame = frames.trial_frame([*trials[:4], stopped], reports, OBJECTIVES)
+    assert frame.loc[4, "bits_per_byte"] == 1.0  # its last report, whatever its values say
+    assert frame.loc[frame["on_front"], "trial"].tolist() == [0, 2]
+
+
+def test_the_front_frame_agrees_with_the_stores_front_best_loss_first(large):
+    _, _, frame = load(large)
+    expected = [trial.number for trial in large.store.front(large.study)]
+    assert frames.front_frame(frame, OBJECTIVES)["trial"].tolist() == expected
+    assert set(frame.loc[frame["on_front"], "trial"]) == set(expected)
+
+
+def test_the_front_of_a_past_moment_knows_nothing_of_later_trials(small):
+    _, _, frame = load(small)
+    moment = frame.loc[1, "finished"]
+    assert frames.front_frame(frame, OBJECTIVES, until=moment)["trial"].tolist() == [0]
+    assert frames.front_frame(frame, OBJECTIVES, until=moment - timedelta(days=1)).empty
+
+
+def test_a_maximised_objective_counts_upwards_on_the_front():
+    points = [(0.9, 10), (0.8, 9), (0.7, 11)]
+    rows = [
+        {"trial": number, "state": "COMPLETE", "accuracy": accuracy, "parameters": parameters}
+        for number, (accuracy, parameters) in enumerate(points)
+    ]
+    frame = frames.frame_of_rows(rows, ("accuracy", "parameters"))
+    assert frame.loc[frame["on_front"], "trial"].tolist() == [0, 1]
+
+
+def test_a_curve_frame_lists_every_report(small):
+    _, reports, _ = load(small)
+    curves = frames.curve_frame(reports)
+    assert curves.groupby("trial")["loss"].apply(list).to_dict() == {
+        0: [4.0, 3.0],
+        1: [3.5],
+        2: [4.5, 3.5, 2.5],
+        4: [1.0],
+    }
+    assert curves["tokens"].tolist()[:2] == [1000, 2000]
+
+
+def test_hypervolume_grows_over_trials_seconds_and_compute(small):
+    _, _, frame = load(small)
+    history = frames.hypervolume_frame(small.store.hypervolumes(small.study), frame)
+    assert history["trial"].tolist() == [0, 1, 2]
+    assert history["completed"].tolist() == [1, 2, 3]
+    # (8 - 3)(9 - 6) = 15; trial 1 is dominated; trial 2 adds (3 - 2.5)(9 - log10 4e6)
+    assert history["hypervolume"].tolist() == pytest.approx([15.0, 15.0, 15.0 + 0.5 * (9 - np.log10(4e6))])
+    assert history["training_flops"].tolist() == pytest.approx([3e10, 9e10, 21e10])
+    assert history["seconds"].is_monotonic_increasing and history["seconds"].iloc[0] >= 0
+
+
+def test_choices_are_a_column_for_each_searched_parameter(writer):
+    writer.complete(3.0, 1e6, params={"depth": 2, "shape": "a"})
+    writer.complete(3.0, 2e6, params={"depth": 4})
+    choices = frames.choice_frame({trial.number: trial.params for trial in writer.store.trials(writer.study)})
+    assert choices["depth"].tolist() == [2, 4]
+    assert choices["shape"].tolist()[0] == "a" and pd.isna(choices["shape"][1])
+
+
+def test_an_empty_study_gives_empty_frames_with_their_columns(writer):
+    _, reports, frame = load(writer)
+    assert frame.empty and {"trial", "state", *OBJECTIVES, "on_front"} <= set(frame.columns)
+    assert frames.curve_frame(reports).empty
+    assert frames.hypervolume_frame([], frame).empty
+    assert frames.state_counts(frame)["COMPLETE"] == 0 and frames.failure_counts(frame) == {}
+
+
+def test_states_and_failures_are_counted(small):
+    _, _, frame = load(small)
+    assert frames.state_counts(frame) == {"WAITING": 0, "RUNNING": 1, "COMPLETE": 3, "STOPPED": 0, "FAILED": 1}
+    assert frames.failure_counts(frame) == {"out_of_memory": 1}
