@@ -28,7 +28,7 @@ search: install
 	$(BIN)/nas status --study first --store $(RUNS)/nas.db
 	$(BIN)/nas report --study first --store $(RUNS)/nas.db --out $(RUNS)/report.html
 	$(BIN)/nas export --study first --store $(RUNS)/nas.db --pick knee --out $(RUNS)/winner
-	@echo "== report: $(RUNS)/report.html   exported model: $(RUNS)/winner   front: $(BIN)/nas front --study first --store $(RUNS)/nas.db"
+	@echo "== report: $(RUNS)/report.html   exported model: $(RUNS)/winner   look around: make dashboard"
 
 test: install
 	@echo "== running the tests"
@@ -44,6 +44,9 @@ lint: install
 
 bench: install
 	$(BIN)/nas bench search --part overhead
+
+dashboard: install
+	$(BIN)/nas dashboard --store $(RUNS)/nas.db
 
 clean:
 	rm -rf $(VENV) $(RUNS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

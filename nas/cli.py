@@ -314,6 +314,17 @@ def report(study: str, store: str, out: str) -> None:
     click.echo(f"report written to {path}")
 
 
+@cli.command()
+@click.option("--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8050, show_default=True, help="0 takes a free one.")
+def dashboard(store: str, host: str, port: int) -> None:
+    """Serve the studies of a store as a web app, live while searches run. It writes nothing to the store."""
+    from dashboards.app import serve
+
+    serve(store, host, port)
+
+
 # ---- keeping house -------------------------------------------------------------------------------------------
 
 

@@ -29,9 +29,10 @@ class Task:
     of which one is `nats` nats.
 
     `load(path)` gives the data, with a `name` and a `hash`; `settings(data)` the keys of the space that it decides;
-    `scaling(data)` how inputs were normalised, for who uses an exported model; `worst(data)` what a model scores that learned nothing. A batch is of `samples`, each of `units(arch)`;
-    `batch(data, arch, seed, step, samples)` is a pure function, and `validation(data, arch, recipe, samples)` yields
-    the batches that every trial is scored on. Both raise DataError when there is too little data.
+    `scaling(data)` how inputs were normalised, for who uses an exported model; `worst(data)` what a model scores that
+    learned nothing. A batch is of `samples`, each of `units(arch)`; `batch(data, arch, seed, step, samples)` is a pure
+    function, and `validation(data, arch, recipe, samples)` yields the batches that every trial is scored on. Both
+    raise DataError when there is too little data.
     """
 
     unit: str
