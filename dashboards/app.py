@@ -210,7 +210,8 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         finished = study.frame["finished"].dropna().sort_values()
         # A slider that stands at its end follows the search.
         now = moment >= most or moment > len(finished)
-        moment = len(finished) if now else moment
+        most = max(1, len(finished))
+        moment = most if now else moment
         frame = study.frame if now else _until(study.frame, finished, moment)
         frame = frame[frame["state"].isin(states)]
         figure = figures.pareto_figure(frame, x, y)
@@ -221,7 +222,7 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         volumes = study.hypervolumes()
         said = _within_budget(figure, frame, x, y, share)
         volume = float(volumes["hypervolume"].iloc[-1]) if len(volumes) else None
-        return figure, pages.study_facts(study, volume), said, max(1, len(finished)), moment
+        return figure, pages.study_facts(study, volume), said, most, moment
 
     @app.callback(
         Output("front-budget", "value"),
@@ -256,9 +257,9 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         frame = study.frame[study.frame["state"].isin(states)]
         note = "Select a region of the front to see its trials alone."
         if selected and selected.get("points"):
-            chosen = {point["customdata"] for point in selected["points"] if "customdata" in point}
+            chosen = {point.get("customdata") for point in selected["points"]}
             frame = frame[frame["trial"].isin(chosen)]
-            note = f"The {len(frame)} selected trials; double-click the front to see all."
+            note = f"{len(frame)} selected; a double click on the front lists all again."
         best = frame[frame["on_front"]]["trial"].tolist()
         drawn = [*best, *frame.loc[~frame["on_front"], "trial"].tolist()[-ALL_CURVES:]]
         loss = next((name for name in study.row.objectives if name in frames.LOSSES), "loss")
@@ -284,7 +285,7 @@ def _wire_front(app: Dash, watch: Watch) -> None:
     )
     def open_trial(clicked: dict | None, shown: dict) -> tuple:
         point = (clicked or {}).get("points", [{}])[0]
-        if "customdata" not in point:
+        if point.get("customdata") is None:
             return no_update, no_update
         return "/trial", "?" + urlencode({"study": shown["name"], "trial": point["customdata"]})
 
@@ -446,15 +447,12 @@ def _wire_space(app: Dash, watch: Watch) -> None:
         study = watch.study(shown["name"])
         if study is None:
             return (no_update,) * 6
-        choices = study.choices()
-        frame = frames.space_frame(study.frame, choices)
-        names = [name for name in choices if name in frame and name != "trial"]
+        frame, names = frames.space_frame(study.frame, study.choices())
         ranking = frames.importance_frame(frame, names, objective)
         choice = choice if choice in names else next(iter([*ranking["choice"], *names]), None)
-        empty = "Importance needs more completed trials than a choice has values."
         nothing = frame.iloc[:0]
         return (
-            figures.bar_figure(ranking, "choice", "share", f"share of the variance of {label(objective)}", empty, 1.0),
+            figures.importance_figure(ranking, objective),
             figures.marginal_figure(frame if choice else nothing, choice or "", objective),
             figures.tried_figure(frame if choice else nothing, choice or ""),
             figures.parallel_figure(frame if choice else nothing, names, study.row.objectives),

@@ -121,7 +121,8 @@ def placed(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 def pareto_figure(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
     """Quality `y` over cost `x`: every trial with its state, the front as a staircase, the baselines as diamonds.
 
-    A trial's number is in `customdata`. The staircase is what is reachable: at a budget x, the best y so far.
+    A trial's number is in `customdata`, as a list: Dash does not decode an array when a point is clicked. The
+    staircase is what is reachable: at a budget x, the best y so far.
     """
     shown = placed(frame, x, y)
     if shown.empty:
@@ -161,7 +162,7 @@ def _points(
     return scatter(
         x=rows[x],
         y=rows[y],
-        customdata=rows["trial"],
+        customdata=rows["trial"].tolist(),
         name=mark.name,
         mode="markers",
         marker={
@@ -192,7 +193,7 @@ def curve_figure(curves: pd.DataFrame, highlighted: Sequence[int] = (), loss: st
                 go.Scatter(
                     x=rows["training_flops"],
                     y=rows["loss"],
-                    customdata=rows["trial"],
+                    customdata=rows["trial"].tolist(),
                     name=f"trial {trial}",
                     mode="lines+markers",
                     line={
@@ -243,7 +244,7 @@ def hypervolume_figure(frame: pd.DataFrame, over: str = "completed") -> go.Figur
         go.Scatter(
             x=steps[over],
             y=steps["hypervolume"],
-            customdata=steps["trial"],
+            customdata=steps["trial"].tolist(),
             name="hypervolume",
             mode="lines+markers" if len(steps) <= 100 else "lines",
             line={"color": BLUE, "width": 2.5, "shape": "hv"},
@@ -309,6 +310,13 @@ def bar_figure(
     return figure
 
 
+def importance_figure(frame: pd.DataFrame, objective: str) -> go.Figure:
+    """What each choice explains of an objective by itself. `frame` is importance_frame's."""
+    title = f"share of the variance of {label(objective)}"
+    empty = "Importance needs more completed trials than a choice has values."
+    return bar_figure(frame, "choice", "share", title, empty, whole=1.0)
+
+
 def marginal_figure(frame: pd.DataFrame, parameter: str, objective: str) -> go.Figure:
     """One objective for each value of one choice, a box each with its trials beside it. `frame` is space_frame's."""
     if frame.empty:
@@ -322,7 +330,7 @@ def marginal_figure(frame: pd.DataFrame, parameter: str, objective: str) -> go.F
                 name=pseudo(value, 40),
                 boxpoints="all" if len(frame) <= SVG_POINTS else False,
                 marker={"color": BLUE, "size": 5},
-                customdata=rows["trial"],
+                customdata=rows["trial"].tolist(),
                 hovertemplate="trial %{customdata}: %{y}<extra></extra>",
                 showlegend=False,
             )
@@ -345,7 +353,7 @@ def tried_figure(frame: pd.DataFrame, parameter: str) -> go.Figure:
             _scatter(len(frame))(
                 x=rows["trial"],
                 y=[pseudo(value, 40) for value in rows[parameter]],
-                customdata=rows["trial"],
+                customdata=rows["trial"].tolist(),
                 name=mark.name,
                 mode="markers",
                 marker={"color": mark.colour, "symbol": mark.symbol, "size": mark.size},

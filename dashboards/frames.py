@@ -163,15 +163,15 @@ def choice_frame(params: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(columns | {name: [chosen.get(name) for chosen in params.values()] for name in names})
 
 
-def space_frame(frame: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
-    """The COMPLETE trials that the sampler may learn from, with their choices: `choice_frame` joined to `frame`.
+def space_frame(frame: pd.DataFrame, choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The COMPLETE trials that the sampler may learn from, `choice_frame` joined to `frame`, and the choices' names.
 
     A choice that every trial made alike is left out, and so is a trial without choices (a baseline outside the search).
     """
     varied = [name for name in choices if name != "trial" and choices[name].nunique() > 1]
     taken = choices[["trial", *varied]].dropna()
     columns = ["trial", *(name for name in frame if name != "trial" and name not in varied)]
-    return frame.loc[frame["state"] == State.COMPLETE, columns].merge(taken, on="trial")
+    return frame.loc[frame["state"] == State.COMPLETE, columns].merge(taken, on="trial"), varied
 
 
 def importance_frame(frame: pd.DataFrame, parameters: Sequence[str], objective: str) -> pd.DataFrame:

@@ -99,3 +99,34 @@ def test_hostile_text_is_no_markup_in_any_hover(writer, hostile):
     hover = every_figure(writer)[0].data[0].hovertext[0]
     assert "<script" not in hover and "<img" not in hover and "&lt;script&gt;" in hover
     assert "\u202e" not in hover
+
+
+def test_the_space_figures_of_nothing_say_so_and_of_trials_are_drawn(writer):
+    def all_figures():
+        trials = writer.store.trials(writer.study)
+        choices = frames.choice_frame({trial.number: trial.params for trial in trials})
+        frame, names = frames.space_frame(load(writer)[0], choices)
+        return [
+            figures.importance_figure(frames.importance_frame(frame, names, Y), Y),
+            figures.marginal_figure(frame, "depth", Y),
+            figures.tried_figure(frame, "depth"),
+            figures.parallel_figure(frame, names, OBJECTIVES),
+        ]
+
+    assert [says(figure).split()[0] for figure in all_figures()] == ["Importance", "No", "No", "No"]
+    for index in range(6):
+        writer.complete(3.0 - index % 3, 1e6, params={"depth": (2, 10, 4)[index % 3], "shape": "ab"[index % 2]})
+    importance, marginal, tried, parallel = all_figures()
+    assert list(importance.data[0].y) == ["depth", "shape"] and importance.data[0].x[0] == pytest.approx(1.0)
+    assert [box.name for box in marginal.data] == ["2", "4", "10"]  # numbers by size
+    assert tried.layout.yaxis.categoryarray == ("2", "4", "10")
+    assert [axis.label for axis in parallel.data[0].dimensions] == ["depth", "shape", Y, f"log10 {X}"]
+
+
+def test_another_studys_front_and_a_budget_are_lines_over_the_same_axes(small):
+    frame = load(small)[0]
+    figure = figures.pareto_figure(frame, X, Y)
+    figures.add_front(figure, frame, X, Y, "<b>other</b>", 0)
+    figures.add_budget(figure, 2e6)
+    assert figure.data[-1].name == "&lt;b&gt;other&lt;/b&gt;" and list(figure.data[-1].y) == [3.0, 2.5]
+    assert figure.layout.shapes[0].x0 == 2e6

@@ -115,3 +115,63 @@ def test_states_and_failures_are_counted(small):
     _, _, frame = load(small)
     assert frames.state_counts(frame) == {"WAITING": 0, "RUNNING": 1, "COMPLETE": 3, "STOPPED": 0, "FAILED": 1}
     assert frames.failure_counts(frame) == {"out_of_memory": 1}
+
+
+def test_merged_rows_replace_their_trials_and_the_front_follows(small):
+    trials, _, frame = load(small)
+    done = replace(trials[4], state=State.COMPLETE, values={"bits_per_byte": 1.0, "flops_per_token": 1e5})
+    row = frames.trial_row(done, None, OBJECTIVES)
+    merged = frames.merge(frame, [row], OBJECTIVES)
+    assert merged["trial"].tolist() == [0, 1, 2, 3, 4]
+    assert merged.loc[merged["on_front"], "trial"].tolist() == [4]
+
+
+def test_choices_that_never_varied_and_trials_outside_the_space_are_left_out(writer):
+    writer.complete(3.0, 1e6, origin="baseline")
+    writer.complete(2.5, 1e6, params={"depth": 2, "shape": "a"})
+    writer.complete(2.0, 2e6, params={"depth": 4, "shape": "a"})
+    writer.fail(params={"depth": 6, "shape": "a"})
+    trials, _, frame = load(writer)
+    space, names = frames.space_frame(frame, frames.choice_frame({trial.number: trial.params for trial in trials}))
+    assert space["trial"].tolist() == [1, 2] and space["depth"].tolist() == [2, 4] and names == ["depth"]
+
+
+def test_importance_is_the_share_of_variance_a_choice_explains():
+    # y = 10 a + b: by hand, SS(a) = 800, SS(b) = 8, total 808, so omega squared of a is
+    # (800 - 8 / 6) / (808 + 8 / 6); b explains less than chance would.
+    pairs = [(a, b) for a in (0, 1) for b in (0, 1)] * 2
+    frame = pd.DataFrame({"a": [a for a, _ in pairs], "b": [b for _, b in pairs]})
+    frame["loss"] = 20.0 * frame["a"] + 2.0 * frame["b"]
+    shares = frames.importance_frame(frame, ["b", "a"], "loss").set_index("choice")["share"]
+    assert shares["a"] == pytest.approx((800 - 8 / 6) / (808 + 8 / 6))
+    assert shares["b"] == 0.0
+    assert list(shares.index) == ["a", "b"]
+
+
+def test_importance_of_too_few_trials_is_left_unsaid():
+    frame = pd.DataFrame({"a": [0, 1], "loss": [1.0, 2.0]})
+    assert frames.importance_frame(frame, ["a"], "loss").empty
+
+
+def test_rank_correlation_says_how_well_a_rung_foretells_the_end():
+    finals = {0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}
+    early = {0: 8.0, 1: 7.0, 2: 6.0, 3: 5.0}
+    middle = {0: 3.0, 1: 4.0, 2: 6.0, 3: 5.0}
+    rows = [
+        {"trial": trial, "rung": rung, "loss": losses[trial]}
+        for rung, losses in enumerate((early, middle, finals))
+        for trial in finals
+    ]
+    ranks = frames.rank_frame(pd.DataFrame(rows), finals)
+    assert ranks["correlation"].tolist() == pytest.approx([-1.0, 0.8])
+    assert ranks["trials"].tolist() == [4, 4]
+    assert frames.rank_frame(pd.DataFrame(rows), [0, 1]).empty  # two trials say nothing
+    assert frames.rank_frame(frames.curve_frame([]), []).empty
+
+
+def test_the_pace_is_finished_trials_over_the_time_since_the_first_start():
+    start = pd.Timestamp("2026-01-01", tz="UTC")
+    rows = [{"trial": n, "started": start, "finished": start + timedelta(minutes=30 * (n + 1))} for n in range(2)]
+    frame = frames.frame_of_rows([*rows, {"trial": 2, "started": start}], OBJECTIVES)
+    assert frames.pace(frame, asked=6) == (2.0, 7200.0)
+    assert frames.pace(frames.frame_of_rows([], OBJECTIVES), 6) == (None, None)

@@ -1,0 +1,62 @@
+"""A study's figures as PNG and SVG files for a paper, and the frame behind each as CSV."""
+
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+
+from dashboards import figures, frames
+from dashboards.texts import axes
+from nas.errors import UserError
+from nas.store import Store
+
+WIDTH, HEIGHT, SCALE = 900, 540, 2  # pixels, and PNG pixels to each
+
+
+def write_figures(store: Store, study: str, folder: str) -> list[Path]:
+    """Writes front, curves and hypervolume into `folder`: a .png, an .svg and a .csv each.
+
+    The folder is made when its parent is there. Returns the files. Raises StudyError when there is no such study,
+    UserError when the folder cannot be written or no Chrome or Chromium is there to draw the pictures.
+    """
+    drawn = study_figures(store, study)
+    target = Path(folder)
+    try:
+        target.mkdir(exist_ok=True)
+        for name, (frame, _) in drawn.items():
+            frame.to_csv(target / f"{name}.csv", index=False)
+    except OSError as error:
+        raise UserError(f"--figures {folder} cannot be written: {error.strerror}") from error
+    pictures = [(figure, target / f"{name}.{kind}") for name, (_, figure) in drawn.items() for kind in ("png", "svg")]
+    _write_pictures([figure for figure, _ in pictures], [path for _, path in pictures])
+    return sorted([*(target / f"{name}.csv" for name in drawn), *(path for _, path in pictures)])
+
+
+def study_figures(store: Store, study: str) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
+    """Every figure with its frame, by file name."""
+    row = store.study(study)
+    reports = store.reports(row)
+    trials = frames.trial_frame(store.trials(row), reports, row.objectives)
+    curves = frames.curve_frame(reports)
+    history = frames.hypervolume_frame(store.hypervolumes(row), trials)
+    x, y = axes(row.objectives)
+    front = trials.loc[trials["on_front"], "trial"].tolist()
+    loss = next((name for name in row.objectives if name in frames.LOSSES), "loss")
+    return {
+        "front": (trials, figures.pareto_figure(trials, x, y)),
+        "curves": (curves, figures.curve_figure(curves, front, loss)),
+        "hypervolume": (history, figures.hypervolume_figure(history)),
+    }
+
+
+def _write_pictures(drawn: list[go.Figure], paths: list[Path]) -> None:
+    for figure in drawn:
+        figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=WIDTH, height=HEIGHT)
+    try:
+        plotly.io.write_images(drawn, paths, scale=SCALE)
+    except RuntimeError as error:  # Plotly's word for: no kaleido, or no browser for it
+        raise UserError(
+            "--figures: pictures need kaleido and Chrome or Chromium (pip install kaleido, apt-get install chromium); "
+            "the CSV files are written"
+        ) from error

@@ -1,0 +1,273 @@
+"""The live pages in a real browser, and the server behind them."""
+
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from dashboards.app import make_app_server
+from nas.errors import UserError
+from nas.store import Store
+
+WAIT = 30_000  # milliseconds: the machine may be busy
+
+
+@pytest.fixture
+def serve():
+    """Starts a server on a free port in a thread; returns its address."""
+    servers = []
+
+    def start(store_url: object) -> str:
+        server = make_app_server(str(store_url), port=0)
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def page(browser):
+    """A tab that fails the test when the page logs an error or opens a dialog."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
+    tab = context.new_page()
+    tab.set_default_timeout(WAIT)
+    problems = []
+    tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("dialog", lambda dialog: (problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    yield tab
+    context.close()
+    assert problems == []
+
+
+def says(page, text: str) -> None:
+    page.get_by_text(text).first.wait_for()
+
+
+def complete_marks(page) -> int:
+    return page.evaluate(
+        "(document.querySelector('#front .js-plotly-plot')?.calcdata ?? [])"
+        ".filter(points => ['complete', 'baseline'].includes(points[0].trace.name)).flat().length"
+    )
+
+
+def wait_for_marks(page, count: int) -> None:
+    deadline = time.monotonic() + WAIT / 1000
+    while complete_marks(page) != count:
+        assert time.monotonic() < deadline, f"wanted {count} completed trials, the front shows {complete_marks(page)}"
+        page.wait_for_timeout(200)
+
+
+# ---- the server ------------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port}"):
+            make_app_server(str(tmp_path / "nas.db"), port=port)
+
+
+def test_a_port_that_is_none_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"--port 70000 .*between 0 and 65535"):
+        make_app_server(str(tmp_path / "nas.db"), port=70_000)
+
+
+def test_a_store_that_cannot_be_opened_is_an_error_before_anything_is_served(tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist"):
+        make_app_server(str(tmp_path / "no" / "nas.db"), port=0)
+
+
+# ---- pages without much to show ----------------------------------------------------------------------------------
+
+PATHS = ("/", "/trial", "/space", "/cluster")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", PATHS)
+def test_every_page_waits_for_a_store_that_is_not_there(serve, page, tmp_path: Path, path: str, write_in):
+    page.goto(serve(tmp_path / "nas.db") + path)
+    says(page, "Waiting for the store")
+    assert list(tmp_path.iterdir()) == []
+    if path != "/":
+        return
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        says(page, "No study yet")
+        writer = write_in(store, "late")
+        says(page, "No trial has been measured yet")
+        writer.complete(3.0, 1e6)
+        wait_for_marks(page, 1)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["empty", "one", "failed", "running"])
+def test_every_page_of_a_scarce_study_looks_intended(serve, page, writer, path: str, kind: str):
+    if kind == "one":
+        writer.complete(3.0, 1e6, rungs=2, params={"depth": 4})
+    elif kind == "failed":
+        writer.fail("exploded")
+    elif kind == "running":
+        writer.lease()
+    page.goto(f"{serve(writer.store.url.database)}{path}?study=first&trial=0")
+    wanted = {
+        "/": {"one": "Best within", "failed": "1 failed", "running": "1 running", "empty": "none yet"},
+        "/trial": dict.fromkeys(("one", "running"), "Trial 0 of") | {"failed": "exploded", "empty": "No trial 0 yet"},
+        "/space": dict.fromkeys(("one", "failed", "running", "empty"), "Importance needs more"),
+        "/cluster": {"failed": "out of memory"} | dict.fromkeys(("one", "running", "empty"), "No trial has failed"),
+    }
+    says(page, wanted[path][kind])
+    page.wait_for_timeout(500)  # every figure has come, or logged its error
+
+
+@pytest.mark.browser
+def test_hostile_texts_are_shown_as_text_on_every_page(serve, page, store, write_in, hostile):
+    name = hostile[:180]
+    writer = write_in(store, name)
+    writer.complete(3.0, 1e6, rungs=1, arch={"family": hostile}, params={hostile: hostile})
+    writer.complete(2.0, 2e6, rungs=1, arch={"family": hostile}, params={hostile: "other"})
+    writer.fail(hostile + "x" * 1_000_000, arch={"family": hostile})
+    base = serve(store.url.database)
+    for path in ("/?", "/trial?trial=0&", "/trial?trial=2&", "/space?", "/cluster?", "/trial?trial=<script>&"):
+        page.goto(base + path)
+        says(page, "No trial <script> yet" if "script" in path else "alert(1)")
+        page.wait_for_timeout(800)
+        assert page.locator("img, main script").count() == 0
+
+
+# ---- a reader at work ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_the_front_updates_without_a_reload_while_trials_finish(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    page.evaluate("window.same = true")
+    small.complete(2.0, 5e6, rungs=2)
+    wait_for_marks(page, 4)
+    says(page, "4 complete")
+    assert page.evaluate("window.same")
+
+
+@pytest.mark.browser
+def test_clicking_a_point_opens_its_trial_and_the_way_back_leads_to_the_front(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    point = page.locator("#front .scatterlayer .trace .point").first.bounding_box()
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    page.locator("#front .hoverlayer .hovertext").first.wait_for()
+    page.mouse.down()
+    page.mouse.up()
+    says(page, "Trial 1 of")  # the first mark of the dominated trials
+    assert "trial=1" in page.url
+    page.get_by_role("link", name="Next trial").click()
+    says(page, "Trial 2 of")
+    page.go_back()
+    page.go_back()
+    wait_for_marks(page, 3)
+
+
+@pytest.mark.browser
+def test_states_slider_objectives_and_budget_change_the_front(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    page.get_by_label("complete", exact=True).uncheck()
+    wait_for_marks(page, 0)
+    page.get_by_label("complete", exact=True).check()
+    wait_for_marks(page, 3)
+    says(page, "trial 2, validation loss")
+    page.locator("#front-budget [role=slider]").focus()
+    page.keyboard.press("Home")
+    says(page, "No completed trial within 100k")
+    page.locator("#front-moment [role=slider]").focus()
+    page.keyboard.press("Home")
+    wait_for_marks(page, 0)
+    page.keyboard.press("ArrowRight")
+    wait_for_marks(page, 1)
+    page.keyboard.press("End")
+    wait_for_marks(page, 3)
+    page.locator("#front-y").click()
+    page.get_by_role("option", name="validation accuracy").click()
+    says(page, "validation accuracy, higher is better")
+
+
+@pytest.mark.browser
+def test_dragging_the_dotted_line_asks_for_the_best_within_that_budget(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    says(page, "Best within 4M")
+    line = page.locator("#front .shapelayer path").first.bounding_box()
+    page.mouse.move(line["x"] + line["width"] / 2, line["y"] + line["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(line["x"] - 100, line["y"] + line["height"] / 2, steps=5)
+    page.mouse.up()
+    says(page, "trial 0, validation loss")  # trial 2 is too expensive now
+
+
+@pytest.mark.browser
+def test_switching_the_study_shows_the_other_and_comparing_shows_both(serve, page, small, write_in):
+    other = write_in(small.store, "second")
+    other.complete(1.0, 1e6)
+    page.goto(serve(small.store.url.database) + "?study=first")
+    wait_for_marks(page, 3)
+    page.locator("#front-compare").click()
+    page.get_by_role("option", name="second", exact=True).click()
+    page.wait_for_function(
+        "document.querySelector('#front .js-plotly-plot').data.some(trace => trace.name === 'second')"
+    )
+    page.keyboard.press("Escape")
+    page.locator("#studies").click()
+    page.get_by_role("option", name="second", exact=True).click()
+    wait_for_marks(page, 1)
+    assert "study=second" in page.url
+
+
+@pytest.mark.browser
+def test_selecting_a_region_lists_its_trials_alone(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    page.locator("#front .modebar-btn[data-title='Box Select']").click(force=True)
+    box = page.locator("#front .xy .nsewdrag, #front .nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=5)
+    page.mouse.up()
+    says(page, "1 selected")
+    assert page.locator("#front-table tbody tr td:first-child").all_inner_texts() == ["2"]
+
+
+@pytest.mark.browser
+def test_a_real_search_is_watched_and_its_winner_downloaded(serve, page, tmp_path: Path):
+    path = tmp_path / "nas.db"
+    page.goto(serve(path))
+    says(page, "Waiting for the store")
+    settings = ["depth=1", "d_model=32,64", "context=32", "streams.n=1", "gates.placement=none", "train.tokens=4096"]
+    command = [sys.executable, "-c", "import sys; from nas.cli import main; sys.exit(main())"]
+    command += ["search", "--study", "real", "--store", str(path), "--engine", "inline", "--trials", "4"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as search:
+        output, _ = search.communicate(timeout=200)
+    assert search.returncode == 0, output
+    wait_for_marks(page, 4)
+    with Store(str(path)) as store:
+        best = store.front(store.study("real"))[0].number
+    page.get_by_role("link", name=str(best), exact=True).first.click()
+    says(page, f"Trial {best} of")
+    with page.expect_download(timeout=120_000) as waiting:
+        page.get_by_role("button", name="Download the export").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+    assert {"model.py", "config.json", "model.safetensors", "README.md"} <= names
+    says(page, "Downloaded, and checked")

@@ -1,0 +1,30 @@
+import pandas as pd
+import pytest
+
+from dashboards.paper import study_figures, write_figures
+from nas.errors import UserError
+
+NAMES = ["curves", "front", "hypervolume"]
+
+
+def test_every_figure_has_the_frame_behind_it(small):
+    drawn = study_figures(small.store, "first")
+    assert sorted(drawn) == NAMES
+    assert drawn["front"][0]["trial"].tolist() == [0, 1, 2, 3, 4]
+    assert drawn["hypervolume"][0]["completed"].tolist() == [1, 2, 3]
+
+
+def test_a_folder_that_cannot_be_made_is_named(small, tmp_path):
+    for folder in (tmp_path / "no" / "figures", tmp_path / "file"):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=str(folder)):
+            write_figures(small.store, "first", str(folder))
+
+
+@pytest.mark.browser
+def test_figures_are_written_as_png_svg_and_csv(small, tmp_path, browser):
+    files = write_figures(small.store, "first", str(tmp_path / "figures"))
+    assert [path.name for path in files] == sorted(f"{name}.{kind}" for name in NAMES for kind in ("csv", "png", "svg"))
+    assert (tmp_path / "figures" / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert "validation loss" in (tmp_path / "figures" / "front.svg").read_text()
+    assert pd.read_csv(tmp_path / "figures" / "front.csv")["bits_per_byte"].tolist()[:3] == [3.0, 3.5, 2.5]
