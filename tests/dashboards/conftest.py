@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dashboards.screenshots import BROWSERS, launch_browser
 from nas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, StudyRow
 from nas.store import Proposal, Store
 
@@ -124,16 +125,20 @@ def write_in() -> Callable[[Store, str], Writer]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; tests that need it are skipped, saying so, where there is none."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
+def browser_path() -> str:
+    """Where Chromium is; tests that need it are skipped, saying so, where there is none."""
+    found = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if found is None:
         pytest.skip("no Chromium here: this test opens pages in a real browser (apt-get install chromium)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser(browser_path: str) -> Iterator[Any]:
+    """Headless Chromium."""
     from playwright.sync_api import sync_playwright
 
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=flags)
+        launched = launch_browser(playwright)
         yield launched
         launched.close()

@@ -1,11 +1,16 @@
+import random
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from plotly.io.json import to_json_plotly
 
-from dashboards import frames
-from dashboards.live import Watch
+from dashboards import figures, frames
+from dashboards.live import LiveStudy, Watch
 from nas.errors import StoreError
+from nas.records import Recipe, Report, State, Trial
 from nas.store import Store
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
@@ -85,3 +90,70 @@ def test_a_store_that_can_never_be_opened_is_an_error(tmp_path: Path):
     for url in (str(tmp_path / "no" / "nas.db"), "mysql://x/y", str(tmp_path / "text.db")):
         with pytest.raises(StoreError):
             Watch(url)
+
+
+def many_trials(count: int) -> tuple[list[Trial], list[Report], list[tuple[int, datetime, float]]]:
+    """Trials with ten reports each, every fifth failed."""
+    start, drawn = datetime(2026, 1, 1, tzinfo=UTC), random.Random(0)
+    trials, reports = [], []
+    for number in range(count):
+        flops = 10 ** drawn.uniform(5, 8)
+        loss = 6 - flops**0.07 + drawn.random()
+        failed = number % 5 == 4
+        finished = start + timedelta(seconds=number + 5)
+        values = {} if failed else {"bits_per_byte": loss, "flops_per_token": flops}
+        trials.append(
+            Trial(
+                number=number, state=State.FAILED if failed else State.COMPLETE, params={"depth": number % 4},
+                arch={"depth": 1}, arch_hash=str(number), recipe=Recipe(3e-3), origin="sampler", sampler_attrs={},
+                token=1, attempts=1, values=values, parameters=1000, driver=1, worker="w", created=start,
+                started=start, finished=finished, train_seconds=4.0, evaluate_seconds=1.0, provenance={},
+                diagnostics={}, failure=None, seq=number + 1,
+            )
+        )  # fmt: skip
+        reports += [
+            Report(number, rung, rung, 1000 << rung, 3 * flops * (1000 << rung), loss, 1.0) for rung in range(10)
+        ]
+    history = [(trial.number, trial.finished, float(trial.number)) for trial in trials if trial.values]
+    return trials, reports, history
+
+
+class Frozen:
+    """A store that holds 10,000 trials, of which a look sees those up to `shown`."""
+
+    def __init__(self, count: int) -> None:
+        self.shown = count
+        self._trials, self._reports, self._history = many_trials(count)
+
+    def trials(self, row, *, after=0):
+        return [trial for trial in self._trials[: self.shown] if trial.seq > after]
+
+    def reports(self, row, *, after=0):
+        return self._reports[10 * after : 10 * self.shown]
+
+    def hypervolumes(self, row, *, after=0):
+        return [entry for entry in self._history if after <= entry[0] < self.shown]
+
+
+def test_ten_thousand_trials_are_drawn_and_a_tick_costs_under_150_ms_of_the_server(writer):
+    store, count = Frozen(10_000), 10_000
+    live = LiveStudy(writer.study)
+    store.shown = count - 25
+    live.refresh(store)
+    spent = []
+    for shown in range(count - 20, count + 1, 5):
+        store.shown = shown
+        begin = time.process_time()
+        live.refresh(store)
+        front = figures.pareto_figure(live.frame, "flops_per_token", "bits_per_byte")
+        volume = figures.hypervolume_figure(live.hypervolumes())
+        to_json_plotly(front), to_json_plotly(volume)
+        spent.append(time.process_time() - begin)
+    assert len(live.frame) == count
+    assert next(trace for trace in front.data if trace.name == "complete").type == "scattergl"
+    assert min(spent) < 0.150, spent
+    curves = live.curves(range(count))
+    assert len(curves) == 10 * count and figures.curve_figure(curves, [0]).data[0].type == "scattergl"
+    frame, names = frames.space_frame(live.frame, live.choices())
+    assert figures.parallel_figure(frame, names, OBJECTIVES).data and figures.tried_figure(frame, "depth").data
+    assert figures.marginal_figure(frame, "depth", "bits_per_byte").data

@@ -22,7 +22,7 @@ def test_a_folder_that_cannot_be_made_is_named(small, tmp_path):
 
 
 @pytest.mark.browser
-def test_figures_are_written_as_png_svg_and_csv(small, tmp_path, browser):
+def test_figures_are_written_as_png_svg_and_csv(small, tmp_path, browser_path):
     files = write_figures(small.store, "first", str(tmp_path / "figures"))
     assert [path.name for path in files] == sorted(f"{name}.{kind}" for name in NAMES for kind in ("csv", "png", "svg"))
     assert (tmp_path / "figures" / "front.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,86 @@
+"""Pictures of every page for the documentation: python -m dashboards.screenshots --store URL --study NAME --out FOLDER.
+
+Needs playwright (in the `dev` extra) and Chromium.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from dashboards import pages
+from dashboards.app import make_app_server
+from nas.errors import UserError
+from nas.store import Store
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+         "--disable-quic", "--disable-component-update", "--enable-unsafe-swiftshader")  # fmt: skip
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+
+
+def launch_browser(playwright: Any) -> Any:
+    """Headless Chromium. Raises UserError when there is none."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        raise UserError(f"no browser here: wanted one of {', '.join(BROWSERS)} (apt-get install chromium)")
+    return playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+
+
+def take(store_url: str, study: str, out: Path) -> list[Path]:
+    """Writes one picture a page, the front in dark and on a phone too. Raises StoreError, StudyError and UserError."""
+    from playwright.sync_api import sync_playwright
+
+    with Store(store_url) as store:
+        row = store.study(study)
+        front = store.front(row)
+    trial = front[len(front) // 2].number if front else None
+    out.mkdir(parents=True, exist_ok=True)
+    server = make_app_server(store_url, port=0)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    shots = [
+        ("front", pages.link("/", study), DESKTOP, "light"),
+        ("front-dark", pages.link("/", study), DESKTOP, "dark"),
+        ("front-phone", pages.link("/", study), PHONE, "light"),
+        ("trial", pages.link("/trial", study, trial), DESKTOP, "light"),
+        ("space", pages.link("/space", study), DESKTOP, "light"),
+        ("cluster", pages.link("/cluster", study), DESKTOP, "light"),
+    ]
+    try:
+        with sync_playwright() as playwright:
+            browser = launch_browser(playwright)
+            for name, address, size, scheme in shots:
+                tab = browser.new_page(viewport=size, color_scheme=scheme)
+                tab.goto(f"http://127.0.0.1:{server.port}{address}")
+                tab.locator(".main-svg").first.wait_for()
+                tab.wait_for_load_state("networkidle")
+                tab.screenshot(path=out / f"{name}.png", full_page=name in ("trial", "space"))
+                tab.close()
+            browser.close()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    return [out / f"{name}.png" for name, *_ in shots]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dashboards.screenshots", description=__doc__)
+    parser.add_argument("--store", default="nas.db", metavar="URL")
+    parser.add_argument("--study", required=True, metavar="NAME")
+    parser.add_argument("--out", default="docs/images", metavar="FOLDER")
+    given = parser.parse_args(argv)
+    try:
+        written = take(given.store, given.study, Path(given.out))
+    except UserError as error:
+        print(f"screenshots: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(str(path) for path in written))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
