@@ -123,7 +123,9 @@ def test_a_finished_study_can_be_extended_and_repeats_nothing(tmp_path: Path, te
     store = tmp_path / "nas.db"
     assert search(store, text, "--engine", "inline", "--trials", "4", "--preset", "quick") == 0
     first = assert_sound(store, 4)
-    assert main(["search", "--study", "s", "--store", str(store), "--resume", "--trials", "7"]) == 0
+    assert (
+        main(["search", "--study", "s", "--store", str(store), "--resume", "--trials", "7", "--engine", "inline"]) == 0
+    )
     assert assert_sound(store, 7)[:4] == first
 
 
