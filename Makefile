@@ -16,7 +16,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	@test -n "$(PYTHON)" || { echo "wanted Python 3.11, 3.12 or 3.13 on the PATH"; exit 1; }
 	@echo "== creating $(VENV) with $(PYTHON)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "== installing hypernas and what it needs ($(if $(CONSTRAINTS),CPU build of torch,CUDA build of torch))"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
 	@touch $@

@@ -13,6 +13,7 @@ import click
 
 from nas.errors import UserError
 
+MAX_COUNT = 2**31 - 1  # what every database holds in an integer
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 STORE_HELP = "Where studies are kept: a SQLite file, sqlite:///FILE or postgresql://USER@HOST/NAME."
 
@@ -86,7 +87,7 @@ def _print_json(data: Any) -> None:
 @click.option("--workers", type=int, metavar="N", help="Trials at once.  [default: one a core, or one a GPU]")
 @click.option("--gpus-per-trial", type=float, metavar="F", help="GPUs a trial takes; a fraction shares one.")
 @click.option("--engine", metavar="NAME", help="ray (warm worker processes) or inline (this one).  [default: ray]")
-@click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster (auto, HOST:PORT, ray://HOST:PORT).")
+@click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
 @click.option("--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, random or qmc.  [default: nsgaii]")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
 @click.option("--kernels", metavar="NAME", help="auto or reference.  [default: auto]")
@@ -181,7 +182,7 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
 @cli.command()
 @study_option()
 @store_option
-@click.option("--trial", type=int, required=True, metavar="N", help="Number of the trial.")
+@click.option("--trial", type=click.IntRange(0, MAX_COUNT), required=True, metavar="N", help="Number of the trial.")
 @json_option
 def show(study: str, store: str, trial: int, as_json: bool) -> None:
     """One trial: architecture, parameters and FLOPs by part, curve, timings, provenance."""
@@ -233,6 +234,9 @@ def describe(space: str, settings: dict[str, str], as_json: bool, keys: bool) ->
     from search_spaces import load_space
 
     loaded = load_space(space)
+    if keys and as_json:
+        _print_json([{"key": key.name, "baseline": key.default, "meaning": key.help} for key in loaded.keys.values()])
+        return
     if keys:
         print_table(keys_table(loaded))
         return
@@ -276,7 +280,7 @@ def gallery(as_json: bool) -> None:
 @cli.command()
 @study_option()
 @store_option
-@click.option("--trial", type=int, metavar="N", help="Number of the trial.")
+@click.option("--trial", type=click.IntRange(0, MAX_COUNT), metavar="N", help="Number of the trial.")
 @click.option("--pick", metavar="RULE", help="knee, best, cheapest or max-flops=X, of the front.")
 @click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
 @click.option("--formats", default="py", show_default=True, metavar="LIST", help="py")

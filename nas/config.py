@@ -6,6 +6,7 @@ Flags win over the file, the file over the preset. Everything that can be wrong 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +115,15 @@ class StudyConfig:
             if value not in known:
                 raise UserError(f"{flag} {value!r} is unknown; wanted one of {', '.join(known)}")
         for flag, count, least in (("--trials", self.trials, 0), ("--workers", self.workers, 0)):
-            if count < least:
-                raise UserError(f"{flag} {count}: wanted at least 1")
+            if not least <= count < 2**31:
+                raise UserError(f"{flag} {count}: wanted at least 1 and fewer than 2,147,483,648")
         for flag, seconds in (("--time", self.time), ("--trial-timeout", self.trial_timeout)):
-            if seconds is not None and not seconds > 0:
+            if seconds is not None and not 0 < seconds < inf:
                 raise UserError(f"{flag} {seconds:g}: wanted a number of seconds above 0")
-        if self.gpus_per_trial < 0:
+        if not 0 <= self.gpus_per_trial < inf:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: wanted 0 or more")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: wanted 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed}: wanted 0 or more, in 63 bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +344,8 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 
 # ---- what a resumed study may change --------------------------------------------------------------------------
 
+# What belongs to one run on one machine, not to the study.
+HERE_AND_NOW = frozenset(("store", "resume", "time", "workers", "gpus_per_trial", "engine", "address"))
 CHANGEABLE = frozenset(
     ("study", "store", "trials", "time", "workers", "gpus_per_trial", "engine", "address", "trial_timeout", "resume")
 )
@@ -351,7 +354,7 @@ CHANGEABLE = frozenset(
 def to_json(config: StudyConfig) -> dict[str, Any]:
     """What the store keeps; the store's own address (it may hold a password) stays out."""
     data = asdict(config) | {"settings": dict(config.settings), "objectives": list(config.objectives)}
-    return {name: value for name, value in data.items() if name not in ("store", "resume")}
+    return {name: value for name, value in data.items() if name not in HERE_AND_NOW}
 
 
 def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:

@@ -95,7 +95,8 @@ class Inline:
 
 def timed_out(job: Job, seconds: float) -> Result:
     message = f"killed after --trial-timeout {seconds:g} seconds"
-    return Result(job.trial, job.token, failure=Failure(FailureKind.TIMEOUT, message))
+    failure = Failure(FailureKind.TIMEOUT, message)
+    return Result(job.trial, job.token, train_seconds=seconds, failure=failure)
 
 
 # A worker trains on one thread. Without these, glibc gives every large block back to the system and takes page
@@ -114,11 +115,16 @@ OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their 
 
 def _check_answers(address: str) -> None:
     """Raises UserError when nobody listens at HOST:PORT: Ray itself would wait for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if address == "auto":
         return
+    if address.startswith("ray://"):
+        raise UserError(
+            f"--address {address}: Ray Client cannot stream a trial's reports; start the search on a machine of the "
+            "cluster with --address auto, or give the head's own HOST:PORT"
+        )
     if not colon or not port.isdigit():
-        raise UserError(f"--address {address!r}: wanted auto, HOST:PORT or ray://HOST:PORT")
+        raise UserError(f"--address {address!r}: wanted auto or HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
     except OSError as error:

@@ -36,6 +36,7 @@ from search_spaces.base import Space
 FORMATS = ("py",)
 PICKS = "knee, best, cheapest or max-flops=X"
 CONFIG_VERSION = 1
+FILES = ("model.py", "model.safetensors", "config.json", "README.md")
 CHECK_SECONDS = 300
 
 FOOTER = '''
@@ -102,7 +103,7 @@ def choose(store: Store, study: StudyRow, trial: int | None, pick: str | None) -
     front = store.front(study)
     if not front:
         raise StudyError(f"study {study.name!r} has no completed trial yet")
-    flops = next((name for name in study.objectives if name.startswith("flops")), study.objectives[-1])
+    flops = next((name for name in front[0].values if name.startswith("flops")), study.objectives[-1])
     if rule == "best":
         return front[0]
     if rule == "cheapest":
@@ -137,18 +138,18 @@ def export_trial(
     for name in formats.split(","):
         if name.strip() not in FORMATS:
             raise UserError(f"--formats {name.strip()!r}: wanted some of {', '.join(FORMATS)}")
-    folder = Path(out)
+    folder = Path(out).resolve()
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_export(folder))):
         raise UserError(f"--out {out}: exists and is not an earlier export; name another folder")
-    if not folder.resolve().parent.is_dir():
-        raise UserError(f"--out {out}: the folder {folder.resolve().parent} does not exist")
+    if not folder.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {folder.parent} does not exist")
     chosen = choose(store, study, trial, pick)
     deterministic()
     space = load_space(study.space.name, study.space.settings)
     model = space.build(space.from_json(chosen.arch))
     model.load_state_dict(load_tensors(trained_weights(store, study, chosen)))
     model.eval()
-    with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix=f".{folder.name}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         partial = Path(temporary) / "export"
         files = write_folder(partial, study, chosen, space, model)
         difference = check_folder(partial, model, example_inputs(space, chosen))
@@ -157,14 +158,21 @@ def export_trial(
         partial.rename(folder)
     return {
         "trial": chosen.number,
-        "folder": str(folder),
+        "folder": out,
         "files": files,
         "checked": f"largest difference {difference:g}",
     }
 
 
 def _is_export(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "model.py").is_file()
+    """Whether the folder holds an export of ours and nothing else: only then may it be replaced."""
+    if {path.name for path in folder.iterdir()} - {*FILES, "__pycache__"}:
+        return False
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"hypernas", "trial"} <= config.keys()
 
 
 def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
@@ -223,7 +231,7 @@ def write_folder(folder: Path, study: StudyRow, trial: Trial, space: Space, mode
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "README.md").write_text(model_card(title, study, trial, config))
-    return ["model.py", "model.safetensors", "config.json", "README.md"]
+    return list(FILES)
 
 
 def _sha256(path: Path) -> str:
@@ -288,7 +296,7 @@ def check_folder(folder: Path, model: torch.nn.Module, inputs: torch.Tensor) -> 
     with tempfile.TemporaryDirectory() as scratch:
         given, got = Path(scratch) / "inputs.safetensors", Path(scratch) / "logits.safetensors"
         save_file({"inputs": inputs}, given)
-        command = [sys.executable, "-I", "-c", CHECK, str(given), str(got)]
+        command = [sys.executable, "-I", "-B", "-c", CHECK, str(given), str(got)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
         if done.returncode:
             raise RuntimeError(f"the exported folder does not load:\n{done.stderr}")

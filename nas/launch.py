@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
+from shlex import quote
 from typing import Any
 
 import click
@@ -26,9 +28,16 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
         config = resumed(stored, given)
     prepared = prepare(config)  # whatever is wrong is found before anything is written
-    with Store(config.store, create=True) as store:
+    workers = config.workers or default_workers(config)
+    executor = make_executor(
+        config.engine,
+        workers,
+        address=config.address,
+        gpus_per_trial=config.gpus_per_trial,
+        timeout=config.trial_timeout,
+    )
+    with closing(executor), Store(config.store, create=True) as store:
         search = open_search(store, prepared, evaluate)
-        workers = config.workers or default_workers(config)
         finished = store.finished(search.row)
         unit = TASKS[search.plan.space.task].unit
         click.echo(
@@ -36,18 +45,8 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             f"trials of {search.plan.recipe.tokens:,} {unit}s, {workers} workers, results in {store.shown}",
             err=True,
         )
-        executor = make_executor(
-            config.engine,
-            workers,
-            address=config.address,
-            gpus_per_trial=config.gpus_per_trial,
-            timeout=config.trial_timeout,
-        )
-        try:
-            with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:
-                outcome = run(search, executor, view, seconds=config.time)
-        finally:
-            executor.close()
+        with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:
+            outcome = run(search, executor, view, seconds=config.time)
         return _conclude(store, search, outcome)
 
 
@@ -64,7 +63,7 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
         click.echo("the space holds nothing new: every further proposal was trained before", err=True)
         return 0
     why = "interrupted" if outcome.interrupted else "out of time" if outcome.timed_out else "not finished"
-    again = f"nas search --study {search.row.name} --store {store.shown} --resume"
+    again = f"nas search --study {quote(search.row.name)} --store {quote(store.shown)} --resume"
     click.echo(f"{why}; nothing is lost. Continue with: {again}", err=True)
     return 1
 

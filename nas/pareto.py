@@ -24,6 +24,11 @@ def costs(objectives: Sequence[str], values: Mapping[str, float]) -> tuple[float
     return tuple(cost(name, values[name]) for name in objectives)
 
 
+def quality(objectives: Sequence[str]) -> str:
+    """The objective that says how good a model is, rather than what it costs; the first where there are several."""
+    return next((name for name in objectives if name not in LOGARITHMIC), objectives[0])
+
+
 def dominates(a: Point, b: Point) -> bool:
     """Whether `a` is nowhere worse than `b` and somewhere better."""
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))

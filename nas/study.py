@@ -188,7 +188,7 @@ def artifacts_folder(store: Store, study: str) -> str:
     """Where the study keeps weights: beside a SQLite file, in the working directory otherwise."""
     path = store.url.database if store.url.get_backend_name() == "sqlite" else None
     base = Path(path) if path and path != ":memory:" else Path("nas")
-    return str((base.parent / f"{base.stem}-artifacts" / digest({"study": study})).resolve())
+    return str((base.parent / f"{base.stem}-artifacts" / digest({"store": store.shown, "study": study})).resolve())
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,8 @@ def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:eva
     if config.resume and any(study["name"] == config.study for study in store.studies()):
         row = store.study(config.study)
         _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
-        settings = dict(row.settings) | to_json(config) | {"trials": plan.trials}
+        # The same data may lie elsewhere by now.
+        settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
         store.update_settings(row, settings)
         return Search(store, replace(row, settings=settings), config, plan)
     largest = plan.space.cost(plan.space.largest())

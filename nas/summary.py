@@ -86,38 +86,44 @@ def status_of(store: Store, study: StudyRow) -> dict[str, Any]:
     }
 
 
-def _span_seconds(trials: Sequence[Trial]) -> float | None:
-    starts = [trial.started for trial in trials if trial.started]
-    ends = [trial.finished for trial in trials if trial.finished]
-    return (max(ends) - min(starts)).total_seconds() if starts and ends else None
+def _sessions(trials: Sequence[Trial]) -> list[list[tuple[Trial, float, float]]]:
+    """Finished trials with their start and end in seconds, by driver: between two drivers nobody works."""
+    sessions: dict[int | None, list[tuple[Trial, float, float]]] = {}
+    for trial in trials:
+        if trial.started and trial.finished:
+            entry = (trial, trial.started.timestamp(), trial.finished.timestamp())
+            sessions.setdefault(trial.driver, []).append(entry)
+    return list(sessions.values())
+
+
+def _span_seconds(trials: Sequence[Trial]) -> float:
+    """Time from the first start to the last end, summed over drivers."""
+    return sum(max(end for *_, end in s) - min(start for _, start, _ in s) for s in _sessions(trials))
 
 
 def utilisation(trials: Sequence[Trial]) -> float | None:
-    """The share of the workers' time spent training and evaluating, between the first and the last dispatch.
+    """The share of the workers' time spent training and evaluating, between a driver's first and last dispatch.
 
-    Work is counted inside that window alone: of a trial that ends after the last dispatch, the part before it.
+    Work is counted inside that window alone: of a trial that ends after the last dispatch, the part before it. A
+    driver had as many workers as trials ran at once.
     """
-    done = [trial for trial in trials if trial.started and trial.finished and trial.train_seconds is not None]
-    if len(done) < 2:
-        return None
-    first, last = min(t.started for t in done), max(t.started for t in done)  # type: ignore[type-var]
-    workers = len({trial.worker for trial in done if trial.worker})
-    window = (last - first).total_seconds()  # type: ignore[operator]
-    if not window or not workers:
-        return None
-    busy = 0.0
-    for trial in done:
-        wall = (trial.finished - trial.started).total_seconds()  # type: ignore[operator]
-        inside = (min(trial.finished, last) - trial.started).total_seconds()  # type: ignore[type-var, operator]
-        worked = (trial.train_seconds or 0.0) + (trial.evaluate_seconds or 0.0)
-        busy += min(worked, wall) * (inside / wall if wall else 0.0)
-    return busy / (workers * window)
+    busy = available = 0.0
+    for session in _sessions(trials):
+        starts = [start for _, start, _ in session]
+        last = max(starts)
+        workers = max(sum(s <= moment < end for _, s, end in session) for moment in starts)
+        available += workers * (last - min(starts))
+        for trial, start, end in session:
+            worked = min((trial.train_seconds or 0.0) + (trial.evaluate_seconds or 0.0), end - start)
+            busy += worked * (min(end, last) - start) / (end - start) if end > start else 0.0
+    return busy / available if available else None
 
 
 def verdict(store: Store, study: StudyRow) -> str:
     """Whether a found architecture beats the best baseline at equal or fewer FLOPs, and by how much."""
     complete = store.trials(study, states=(State.COMPLETE,))
-    loss, flops = study.objectives[0], next((name for name in study.objectives if name.startswith("flops")), None)
+    loss = pareto.quality(study.objectives)
+    flops = next((name for trial in complete for name in trial.values if name.startswith("flops")), None)
     baselines = [trial for trial in complete if trial.origin == "baseline"]
     if flops is None or not baselines:
         return "no completed baseline to compare with"

@@ -1,6 +1,7 @@
 """Runs one job to its end and turns whatever goes wrong into a typed failure. Knows nothing of the study or store."""
 
 import importlib
+import time
 import traceback
 from collections.abc import Iterator
 
@@ -12,13 +13,15 @@ Event = Progress | Report | Result
 
 def run(job: Job) -> Iterator[Event]:
     """Everything the job's evaluation yields; always ends with a Result, failed or not."""
+    start = time.perf_counter()
     try:
         module, _, function = job.evaluate.partition(":")
         yield from getattr(importlib.import_module(module), function)(job)
     except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's failure, never the search's
         kind = failure_kind(error)
         message = f"{type(error).__name__}: {error}"
-        yield Result(job.trial, job.token, failure=Failure(kind, message, traceback.format_exc()))
+        failure = Failure(kind, message, traceback.format_exc())
+        yield Result(job.trial, job.token, train_seconds=time.perf_counter() - start, failure=failure)
 
 
 def failure_kind(error: BaseException) -> FailureKind:

@@ -92,4 +92,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     with Store(request.getfixturevalue("postgres"), create=True) as opened:
         yield opened
         for study in opened.studies():
+            for driver in opened.live_drivers(opened.study(study["name"])):
+                opened.stop_driver(driver)
             opened.delete_study(study["name"])

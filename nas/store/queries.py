@@ -86,13 +86,13 @@ def _parse_url(url: str) -> URL:
     """`nas.db`, `sqlite:///nas.db` or `postgresql://...`; a plain path is a SQLite file. Raises StoreError."""
     try:
         parsed = make_url(url if "://" in url else f"sqlite:///{url}")
-    except ArgumentError as error:
-        raise StoreError(
-            f"--store {url!r}: wanted a file name, sqlite:///FILE or postgresql://USER@HOST/NAME"
-        ) from error
+    except (ArgumentError, ValueError) as error:
+        raise StoreError("--store: wanted a file name, sqlite:///FILE or postgresql://USER@HOST/NAME") from error
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise StoreError("--store names no file: a study in memory would be gone with the search; wanted FILE.db")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise StoreError(f"--store: {parsed.drivername!r} is not supported; wanted sqlite:/// or postgresql://")
     return parsed
 
@@ -273,7 +273,10 @@ class Store:
         ]
 
     def delete_study(self, name: str) -> None:
+        """Raises StudyError while a search runs on it."""
         study = self.study(name)
+        if self.live_drivers(study):
+            raise StudyError(f"study {name!r} is being searched right now: stop the search first")
         self._write(lambda connection: connection.execute(delete(StudyTable).where(StudyTable.id == study.id)))
 
     def update_settings(self, study: StudyRow, settings: Mapping[str, Any]) -> None:
@@ -314,9 +317,11 @@ class Store:
 
     def reclaim(self, study: StudyRow) -> list[int]:
         """Hands the RUNNING trials of dead drivers back to WAITING; returns their numbers."""
+        # In this order: a driver that registers in between is live, and its leases are not in the list.
+        running = self.trials(study, states=(State.RUNNING,))
         live = set(self.live_drivers(study))
-        running = [trial for trial in self.trials(study, states=(State.RUNNING,)) if trial.driver not in live]
-        return [trial.number for trial in running if self.release(study, trial.number, trial.token)]
+        dead = [trial for trial in running if trial.driver not in live]
+        return [t.number for t in dead if self.release(study, t.number, t.token, fault=False)]
 
     # ---- trials: the life of one ------------------------------------------------------------------------------
 
@@ -477,7 +482,7 @@ class Store:
     def release(self, study: StudyRow, number: int, token: int, *, fault: bool = True) -> bool:
         """Hands a RUNNING trial back to WAITING; a trial that lost its worker too often becomes FAILED.
 
-        `fault` is False when we gave it up ourselves (an interrupted search): that never counts.
+        `fault` is False when the search was interrupted or its driver died: that never counts against a trial.
         """
 
         def work(connection: Connection) -> bool:
@@ -573,12 +578,16 @@ class Store:
             return [Report(*row) for row in connection.execute(query)]
 
     def front(self, study: StudyRow) -> list[Trial]:
-        """The non-dominated COMPLETE trials, best first objective first."""
+        """The non-dominated COMPLETE trials, best quality first."""
         on_front = select(FrontHistoryTable.trial_id).where(
             FrontHistoryTable.study_id == study.id, FrontHistoryTable.dominated_by.is_(None)
         )
         trials = self._trials(TrialTable.id.in_(on_front))
-        return sorted(trials, key=lambda trial: pareto.costs(study.objectives, trial.values))
+        quality = pareto.quality(study.objectives)
+        return sorted(
+            trials,
+            key=lambda t: (pareto.cost(quality, t.values[quality]), pareto.costs(study.objectives, t.values)),
+        )
 
     def hypervolumes(self, study: StudyRow, *, after: int = 0) -> list[tuple[int, datetime, float]]:
         """(trial number, when it finished, the hypervolume after it), in order of finishing; since sequence `after`."""
@@ -638,7 +647,10 @@ def _trial_id(study: StudyRow, number: int) -> Any:
 
 def _next_seq(connection: Connection, study: StudyRow) -> int:
     query = update(StudyTable).where(StudyTable.id == study.id).values(seq=StudyTable.seq + 1)
-    return int(connection.execute(query.returning(StudyTable.seq)).scalar_one())
+    seq = connection.execute(query.returning(StudyTable.seq)).scalar()
+    if seq is None:
+        raise StudyError(f"study {study.name!r} was deleted while it was being searched")
+    return int(seq)
 
 
 def _touch(connection: Connection, study: StudyRow, number: int, token: int, values: Mapping[str, Any]) -> int | None:

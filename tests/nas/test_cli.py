@@ -184,6 +184,12 @@ BAD = {
     "timeout": ([*SEARCH, "--trial-timeout", "-1"], "above 0"),
     "store folder": (["search", "--study", "new", "--store", "/no/such/folder/nas.db", *FAST], "/no/such/folder"),
     "store kind": (["search", "--study", "new", "--store", "mysql://host/x", *FAST], "mysql"),
+    "store of nothing": (["search", "--study", "new", "--store", "", *FAST], "names no file"),
+    "store port": (["search", "--study", "new", "--store", "postgresql://u@h:abc/db", *FAST], "--store"),
+    "store driver": (["search", "--study", "new", "--store", "postgresql+psycopg2://u@h/db", *FAST], "psycopg2"),
+    "too many trials": ([*SEARCH, "--trials", "99999999999999999999"], "at least 1"),
+    "no number of GPUs": (["search", "--study", "new", "--gpus-per-trial", "nan"], "0 or more"),
+    "ray client": (["search", "--study", "new", "--preset", "quick", "--address", "ray://127.0.0.1:1"], "Ray Client"),
     "config missing": ([*SEARCH, "--config", "none.toml"], "none.toml"),
     "describe factors": (["describe", "--set", "streams.n=4", "--set", "streams.factors=2x3"], "2x3"),
     "describe head": (["describe", "--set", "head_dim=10"], "head_dim"),
@@ -252,6 +258,7 @@ def test_an_address_nobody_listens_on_is_refused(tmp_path: Path, text: str) -> N
     done = subprocess.run([sys.executable, "-m", "nas", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "no Ray cluster answers" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_database_nobody_serves_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,8 +139,10 @@ def test_an_export_replaces_an_older_one_and_nothing_else(study: str, exported: 
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("mine")
-    assert main([*command[:-1], str(precious)]) == 2
-    assert (precious / "thesis.txt").read_text() == "mine"
+    for name, text in (("config.json", "{}"), ("model.py", "print()")):  # a project that happens to look like one
+        assert main([*command[:-1], str(precious)]) == 2
+        assert (precious / "thesis.txt").read_text() == "mine"
+        (precious / name).write_text(text)
 
 
 def test_a_folder_whose_weights_are_not_the_models_is_never_reported_as_exported(

@@ -101,6 +101,27 @@ def test_a_trial_that_keeps_losing_its_worker_is_set_aside(store: Store) -> None
     assert failed.failure and failed.failure.kind == FailureKind.WORKER_LOST
 
 
+def test_a_driver_that_dies_again_and_again_costs_its_trial_nothing(store: Store) -> None:
+    study = new_study(store)
+    gone = store.start_driver(study, 1)
+    store.lease_new(study, gone, proposal(0), 10)
+    for _ in range(5):
+        store.stop_driver(gone)
+        assert store.reclaim(study) == [0]
+        gone = store.start_driver(study, 1)
+        assert store.lease_waiting(study, gone)
+    assert store.trial(study, 0).state == State.RUNNING
+
+
+def test_a_study_being_searched_cannot_be_deleted(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    with pytest.raises(StudyError, match="right now"):
+        store.delete_study("s")
+    store.stop_driver(driver)
+    store.delete_study("s")
+
+
 def test_giving_a_trial_up_by_choice_never_counts_against_it(store: Store) -> None:
     study = new_study(store)
     driver = store.start_driver(study, 1)
@@ -163,7 +184,9 @@ def test_readers_are_told_only_what_changed(store: Store) -> None:
 def test_deleting_a_study_leaves_the_others(store: Store) -> None:
     for name in ("a", "b"):
         study = new_study(store, name)
-        store.lease_new(study, store.start_driver(study, 1), proposal(0), 10)
+        driver = store.start_driver(study, 1)
+        store.lease_new(study, driver, proposal(0), 10)
+        store.stop_driver(driver)
     store.delete_study("a")
     assert [row["name"] for row in store.studies()] == ["b"]
     assert len(store.trials(store.study("b"))) == 1
