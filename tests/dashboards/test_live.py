@@ -79,6 +79,7 @@ def test_a_missing_file_is_waited_for_and_never_created(tmp_path: Path, write_in
 def test_a_deleted_study_is_gone_and_its_successor_of_the_same_name_is_new(small, write_in):
     looking = watch(small)
     assert len(looking.study("first").frame) == 5
+    small.store.stop_driver(small.driver)
     small.store.delete_study("first")
     assert looking.study("first") is None
     write_in(small.store, "first").complete(3.0, 1e6)
