@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from dashboards.frames import front_frame
-from dashboards.texts import better, label, number, pseudo, short
+from dashboards.texts import better, label, number, pseudo, setting, short
 from nas.pareto import LOGARITHMIC
 from nas.records import State
 
@@ -327,7 +327,7 @@ def marginal_figure(frame: pd.DataFrame, parameter: str, objective: str) -> go.F
         figure.add_trace(
             go.Box(
                 y=rows[objective],
-                name=pseudo(value, 40),
+                name=pseudo(setting(value), 40),
                 boxpoints="all" if len(frame) <= SVG_POINTS else False,
                 marker={"color": BLUE, "size": 5},
                 customdata=rows["trial"].tolist(),
@@ -352,7 +352,7 @@ def tried_figure(frame: pd.DataFrame, parameter: str) -> go.Figure:
         figure.add_trace(
             _scatter(len(frame))(
                 x=rows["trial"],
-                y=[pseudo(value, 40) for value in rows[parameter]],
+                y=[pseudo(setting(value), 40) for value in rows[parameter]],
                 customdata=rows["trial"].tolist(),
                 name=mark.name,
                 mode="markers",
@@ -360,7 +360,7 @@ def tried_figure(frame: pd.DataFrame, parameter: str) -> go.Figure:
                 hovertemplate="trial %{customdata}: %{y}<extra></extra>",
             )
         )
-    figure.update_yaxes(type="category", categoryarray=[pseudo(value, 40) for value in values])
+    figure.update_yaxes(type="category", categoryarray=[pseudo(setting(value), 40) for value in values])
     return figure
 
 
@@ -383,7 +383,7 @@ def parallel_figure(frame: pd.DataFrame, parameters: Sequence[str], objectives: 
                 "label": pseudo(name, 24),
                 "values": [places[value] for value in frame[name]],
                 "tickvals": list(range(len(values))),
-                "ticktext": [pseudo(value, 18) for value in values],
+                "ticktext": [pseudo(setting(value), 40) for value in values],
             }
         )
     for name in objectives:
@@ -396,6 +396,7 @@ def parallel_figure(frame: pd.DataFrame, parameters: Sequence[str], objectives: 
             dimensions=dimensions,
             line={"color": frame[objectives[0]], "colorscale": "Cividis", "reversescale": True, "showscale": False},
             labelangle=-15,
+            tickfont={"size": 11},
         )
     )
     figure.update_layout(margin={"l": 70, "r": 60, "t": 90, "b": 30})

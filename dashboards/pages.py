@@ -13,7 +13,7 @@ from dash import dcc, html
 
 from dashboards import figures, frames
 from dashboards.live import LiveStudy
-from dashboards.texts import axes, duration, label, number, plain, short
+from dashboards.texts import axes, duration, label, number, plain, setting, short
 from nas.pareto import LOGARITHMIC
 from nas.records import Report, State, StudyRow, Trial
 
@@ -259,7 +259,10 @@ def trial_content(
     }
     for title, values in settings.items():
         if values:
-            content += [html.H2(title), table(["name", "value"], [[name, value] for name, value in values.items()])]
+            content += [
+                html.H2(title),
+                table(["name", "value"], [[name, setting(value)] for name, value in values.items()]),
+            ]
     return content + _taking_home(study, trial, store, exportable)
 
 

@@ -33,6 +33,11 @@ def pseudo(text: object, limit: int = CLIP) -> str:
     return escape(plain(text, limit), quote=False).replace("\n", " ")
 
 
+def setting(value: object) -> object:
+    """A chosen value as people write it: a number in at most six digits, anything else as it is."""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
 def label(name: str) -> str:
     """A measured value with its unit, for an axis or a column."""
     return LABELS.get(name, name.replace("_", " "))

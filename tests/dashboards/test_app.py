@@ -69,6 +69,17 @@ def wait_for_marks(page, count: int) -> None:
         page.wait_for_timeout(200)
 
 
+def settled(page, selector: str) -> dict[str, float]:
+    """Where an element is, once it has stopped moving: pages grow while their figures come in."""
+    before = None
+    while True:
+        box = page.locator(selector).first.bounding_box()
+        if box and box == before:
+            return box
+        before = box
+        page.wait_for_timeout(400)
+
+
 # ---- the server ------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +177,7 @@ def test_the_front_updates_without_a_reload_while_trials_finish(serve, page, sma
 def test_clicking_a_point_opens_its_trial_and_the_way_back_leads_to_the_front(serve, page, small):
     page.goto(serve(small.store.url.database))
     wait_for_marks(page, 3)
-    point = page.locator("#front .scatterlayer .trace .point").first.bounding_box()
+    point = settled(page, "#front .scatterlayer .trace .point")
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     page.locator("#front .hoverlayer .hovertext").first.wait_for()
     page.mouse.down()
@@ -208,7 +219,7 @@ def test_states_slider_objectives_and_budget_change_the_front(serve, page, small
 def test_dragging_the_dotted_line_asks_for_the_best_within_that_budget(serve, page, small):
     page.goto(serve(small.store.url.database))
     says(page, "Best within 4M")
-    line = page.locator("#front .shapelayer path").first.bounding_box()
+    line = settled(page, "#front .shapelayer path")
     page.mouse.move(line["x"] + line["width"] / 2, line["y"] + line["height"] / 2)
     page.mouse.down()
     page.mouse.move(line["x"] - 100, line["y"] + line["height"] / 2, steps=5)
@@ -239,7 +250,7 @@ def test_selecting_a_region_lists_its_trials_alone(serve, page, small):
     page.goto(serve(small.store.url.database))
     wait_for_marks(page, 3)
     page.locator("#front .modebar-btn[data-title='Box Select']").click(force=True)
-    box = page.locator("#front .xy .nsewdrag, #front .nsewdrag").first.bounding_box()
+    box = settled(page, "#front .nsewdrag")
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 5)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=5)

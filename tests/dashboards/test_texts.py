@@ -1,6 +1,6 @@
 import pytest
 
-from dashboards.texts import axes, duration, number, plain, pseudo, short
+from dashboards.texts import axes, duration, number, plain, pseudo, setting, short
 
 
 def test_direction_marks_and_control_characters_are_spelt_out():
@@ -43,3 +43,13 @@ def test_durations_read_like_a_clock():
 )
 def test_the_axes_are_a_cost_and_a_quality(objectives, wanted):
     assert axes(objectives) == wanted
+
+
+def test_a_setting_is_shown_without_the_noise_of_binary_fractions():
+    assert [setting(value) for value in (0.009000000000000001, 1 / 3, 4, "2x2", True)] == [
+        "0.009",
+        "0.333333",
+        4,
+        "2x2",
+        True,
+    ]
