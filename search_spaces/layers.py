@@ -243,27 +243,25 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(self.gate(x)) * self.linear(x))
 
 
-class GELUNet(nn.Module):
-    """W_out gelu(W_in x)."""
+class TwoMatrixNet(nn.Module):
+    """The weights of W_out f(W_in x), for a pointwise f."""
 
     def __init__(self, d_model: int, d_hidden: int) -> None:
         super().__init__()
         self.d_model, self.d_hidden = d_model, d_hidden
         self.linear = nn.Linear(d_model, d_hidden, bias=False)
         self.out = nn.Linear(d_hidden, d_model, bias=False)
+
+
+class GELUNet(TwoMatrixNet):
+    """W_out gelu(W_in x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.linear(x)))
 
 
-class ReLUNet(nn.Module):
+class ReLUNet(TwoMatrixNet):
     """W_out relu(W_in x)."""
-
-    def __init__(self, d_model: int, d_hidden: int) -> None:
-        super().__init__()
-        self.d_model, self.d_hidden = d_model, d_hidden
-        self.linear = nn.Linear(d_model, d_hidden, bias=False)
-        self.out = nn.Linear(d_hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.relu(self.linear(x)))
