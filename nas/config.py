@@ -114,8 +114,8 @@ class StudyConfig:
         ):
             if value not in known:
                 raise UserError(f"{flag} {value!r} is unknown; wanted one of {', '.join(known)}")
-        for flag, count, least in (("--trials", self.trials, 0), ("--workers", self.workers, 0)):
-            if not least <= count < 2**31:
+        for flag, count in (("--trials", self.trials), ("--workers", self.workers)):
+            if not 0 <= count < 2**31:
                 raise UserError(f"{flag} {count}: wanted at least 1 and fewer than 2,147,483,648")
         for flag, seconds in (("--time", self.time), ("--trial-timeout", self.trial_timeout)):
             if seconds is not None and not 0 < seconds < inf:
@@ -346,9 +346,7 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 
 # What belongs to one run on one machine, not to the study.
 HERE_AND_NOW = frozenset(("store", "resume", "time", "workers", "gpus_per_trial", "engine", "address"))
-CHANGEABLE = frozenset(
-    ("study", "store", "trials", "time", "workers", "gpus_per_trial", "engine", "address", "trial_timeout", "resume")
-)
+CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
 
 
 def to_json(config: StudyConfig) -> dict[str, Any]:
