@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kernels.cosine_gate import cosine_gate
 from search_spaces.base import SpaceError
 
 
@@ -81,13 +82,12 @@ class CosineGate(nn.Module):
             return branch * self.decide(features).unsqueeze(-1)
         predicted = self.predict(features)
         logit = self.logit(predicted.detach())
-        gate = straight_through(logit / self.temperature + self.noise(logit)).unsqueeze(-1)
-        y = gate * branch
-        cir = 1.0 - nn.functional.cosine_similarity(h, branch, dim=-1).detach()
+        gate = straight_through(logit / self.temperature + self.noise(logit))
+        y, cir, distance = cosine_gate(h, branch.to(h.dtype), gate)
         self.terms = (
-            (predicted - cir).square().mean(),
+            (predicted - cir.detach()).square().mean(),
             straight_through(logit).mean(),  # without noise and at temperature 1: the rate inference will see
-            direction_distance(h + y, h + branch).mean(),
+            distance.mean(),
         )
         return y
 
@@ -103,11 +103,6 @@ def straight_through(logit: Tensor) -> Tensor:
     """1 where logit > 0, else 0, with the gradient of sigmoid(logit)."""
     soft = logit.sigmoid()
     return (logit > 0).to(soft.dtype) + (soft - soft.detach())
-
-
-def direction_distance(a: Tensor, b: Tensor) -> Tensor:
-    """||a / ||a|| - b / ||b|| ||^2 over the last axis, in 0 to 4: (..., D), (..., D) -> (...)."""
-    return 2.0 - 2.0 * nn.functional.cosine_similarity(a, b, dim=-1)
 
 
 def gate_cost(d_model: int, hidden: tuple[int, ...] = CosineGate.hidden) -> tuple[int, int, int]:
