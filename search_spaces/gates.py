@@ -99,10 +99,45 @@ class CosineGate(nn.Module):
         return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype).logit(eps=1e-6)
 
 
+class SteadyGate(CosineGate):
+    """A gate with the paper's other consistency term, E ||f(x) - f(x + eps)||^2.
+
+    f is the gated block, f(x) = x + g(x) F(x). f(x + eps) - f(x) has three parts: eps; g (F(x + eps) - F(x)), the
+    smoothness of F, which every net has or lacks without gates; and (g(x + eps) - g(x)) F, the only one a gate causes,
+    and the only one that does not vanish with eps: a decision near its threshold flips. The term is that third part,
+    as the distance between the directions of h + g(x) F and h + g(x + eps) F, with the decisions that inference will
+    take; so F is not run a second time.
+    """
+
+    perturbation: ClassVar[float] = 0.1  # standard deviation of eps, in units of the features' root mean square
+
+    def forward(self, h: Tensor, branch: Tensor, features: Tensor | None = None) -> Tensor:
+        y = super().forward(h, branch, features)
+        if self.training and self.terms is not None:
+            self.terms = (*self.terms[:2], self.unsteadiness(h, branch, h if features is None else features).mean())
+        return y
+
+    def unsteadiness(self, h: Tensor, branch: Tensor, features: Tensor) -> Tensor:
+        """How far the gated output turns where a small change of the features flips the decision: (...)."""
+        size = features.detach().square().mean(-1, keepdim=True).sqrt()
+        deviation = math.pi / math.sqrt(3)  # of the noise
+        moved = features + self.perturbation / deviation * size * self.noise(features)
+        before, after = (straight_through(self.logit(self.predict(x).detach())) for x in (features, moved))
+        return direction_distance(h + before.unsqueeze(-1) * branch, h + after.unsqueeze(-1) * branch)
+
+
+GATES = {"distance": CosineGate, "perturbation": SteadyGate}  # by `gates.consistency`
+
+
 def straight_through(logit: Tensor) -> Tensor:
     """1 where logit > 0, else 0, with the gradient of sigmoid(logit)."""
     soft = logit.sigmoid()
     return (logit > 0).to(soft.dtype) + (soft - soft.detach())
+
+
+def direction_distance(a: Tensor, b: Tensor) -> Tensor:
+    """||a / ||a|| - b / ||b|| ||^2 over the last axis, in 0 to 4: (..., D), (..., D) -> (...)."""
+    return 2.0 - 2.0 * nn.functional.cosine_similarity(a, b, dim=-1)
 
 
 def gate_cost(d_model: int, hidden: tuple[int, ...] = CosineGate.hidden) -> tuple[int, int, int]:

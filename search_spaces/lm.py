@@ -92,7 +92,7 @@ def build(arch: Arch) -> LanguageModel:
         norm=transformer.make_norm(arch),
         head=layers.TiedHead() if arch.tied_head else layers.Head(arch.d_model, arch.vocab),
     )
-    layers.initialise(model, branches=2 * arch.depth)
+    layers.initialise(model, branches=transformer.residual_writes(arch))
     return model
 
 

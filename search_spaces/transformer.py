@@ -27,7 +27,7 @@ from search_spaces.connections import (
     factorisations,
     make_connection,
 )
-from search_spaces.gates import CosineGate, gate_cost, gated_layers
+from search_spaces.gates import GATES, gate_cost, gated_layers
 from search_spaces.grid import Flat, Joint, Options, Solve, Values
 from search_spaces.layers import FREE, LayerCost
 
@@ -57,6 +57,7 @@ class Gates:
     placement: str
     layers: str | None
     rate: float | None  # target share of executed tokens (or images)
+    consistency: str | None  # what its loss asks of a gate's decisions
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,9 @@ def by_name(*keys: Key) -> dict[str, Key]:
     return {key.name: key for key in keys}
 
 
+CONSISTENCY = make_key("gates.consistency", "distance", ("distance",),
+                       "gated output close to the whole one (distance), or steady under small changes (perturbation)",
+                       options=tuple(GATES))  # fmt: skip
 STACK_KEYS = by_name(
     make_key("head_dim", 16, (16,), "width of an attention head; even", low=2, high=1024),
     make_key("ffn.shape", "conventional", ("conventional", "hourglass"), "wide or narrow hidden layer",
@@ -129,6 +133,7 @@ STACK_KEYS = by_name(
              options=("none", "ffn", "attention", "both")),
     make_key("gates.layers", "all", ("all", "upper"), "which layers: all, alternate, upper or a mask like 0110"),
     make_key("gates.rate", 0.5, (0.5, 0.75), "target share of executed tokens", low=0.01, high=1.0),
+    CONSISTENCY,
     make_key("norm.kind", "rmsnorm", ("rmsnorm",), "normalisation", options=tuple(layers.NORMS)),
     make_key("norm.position", "pre", ("pre",), "before each branch, or after its addition to the stream",
              options=("pre", "post")),
@@ -186,17 +191,18 @@ def gate_options(values: Values) -> Options:
         if placement == "none":
             out["none"] = {"gates.placement": "none"}
             continue
-        for chosen, rate in product(values("gates.layers"), values("gates.rate")):
+        for chosen, rate, form in product(values("gates.layers"), values("gates.rate"), values("gates.consistency")):
             option = {"gates.placement": placement, "gates.layers": chosen, "gates.rate": rate}
-            out[f"{placement} {chosen} {rate:g}"] = option
+            label = f"{placement} {chosen} {rate:g}" + (f" {form}" if form != "distance" else "")
+            out[label] = option | {"gates.consistency": form}
     return out
 
 
-GATES = Joint(
+GATE_CHOICES = Joint(
     "gates",
-    ("gates.placement", "gates.layers", "gates.rate"),
+    ("gates.placement", "gates.layers", "gates.rate", "gates.consistency"),
     gate_options,
-    ({"gates.placement": "none"}, {"gates.layers": "all", "gates.rate": 0.5}),
+    ({"gates.placement": "none"}, {"gates.layers": "all", "gates.rate": 0.5, "gates.consistency": "distance"}),
 )
 JOINTS = (
     Joint(
@@ -214,7 +220,7 @@ JOINTS = (
         _stream_options,
         ({"streams.n": 1, "streams.mixing": "none"},),
     ),
-    GATES,
+    GATE_CHOICES,
 )
 INTERACTING = (("d_model", "attention.ratio", "head_dim"), ("depth", "gates"), ("norm.position", "streams"))
 
@@ -233,8 +239,8 @@ def without_unused(flat: Flat) -> dict[str, Any]:
 
 
 def without_idle_gates(flat: Flat) -> dict[str, Any]:
-    idle = ("gates.layers", "gates.rate") if flat["gates.placement"] == "none" else ()
-    return {name: value for name, value in flat.items() if name not in idle}
+    idle = flat["gates.placement"] == "none"
+    return {name: value for name, value in flat.items() if not (idle and name in GATE_CHOICES.keys[1:])}
 
 
 def stack_arch(kind: type[AnyStack], flat: Flat) -> AnyStack:
@@ -293,7 +299,10 @@ def canonical_gates(flat: Flat, gated: Iterable[bool]) -> dict[str, Any]:
     """Names of layers written as the mask they stand for; a mask without a gate is no gate."""
     mask = "".join(str(int(on)) for on in gated)
     if flat["gates.placement"] != "none" and "1" in mask:
-        return {**flat, "gates.layers": mask}
+        # Its usual value goes unnamed: hashes are older than the key.
+        usual = flat["gates.consistency"] == CONSISTENCY.default
+        named = {name: value for name, value in flat.items() if not (usual and name == CONSISTENCY.name)}
+        return named | {"gates.layers": mask}
     return without_idle_gates({**flat, "gates.placement": "none"})
 
 
@@ -390,7 +399,7 @@ def make_stack(arch: Stack, attention: type[layers.Attention], tokens: int) -> l
         for branch, on, flops in zip(branches, gated, (costs.query, costs.token), strict=True):
             connection = _make_connection(arch, len(sublayers))
             if on:
-                gate = CosineGate(arch.d_model, arch.gates.rate or 1.0, float(flops))
+                gate = GATES[arch.gates.consistency or "distance"](arch.d_model, arch.gates.rate or 1.0, float(flops))
                 sublayers.append(layers.GatedSublayer(connection, branch, gate))
             else:
                 sublayers.append(layers.Sublayer(connection, branch))
@@ -402,6 +411,16 @@ def _make_connection(arch: Stack, index: int) -> Connection:
     if arch.norm.position == "post" and index:
         return PostNormResidual(make_norm(arch))
     return make_connection(arch.streams.n, arch.streams.mixing, arch.streams.factors or "", arch.d_model, index)
+
+
+def residual_writes(arch: Stack) -> int:
+    """By whose square root `initialise` divides the weights that write to the residual stream.
+
+    Hyper-connections sum n streams before the head, and their paper scales those weights by sqrt(n) more so that the
+    sum keeps the standard deviation of a plain net's output (2409.19606, section 4): which way, only its reason says.
+    """
+    streams = arch.streams.n if arch.streams.mixing in ("hc_static", "hc") else 1
+    return 2 * arch.depth * streams
 
 
 def make_positions(arch: Stack, tokens: int) -> nn.Module:

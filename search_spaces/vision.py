@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from search_spaces import layers, transformer
 from search_spaces.base import Cost, arch_from, arch_to_json
-from search_spaces.gates import CosineGate, gate_cost, gated_layers
+from search_spaces.gates import CosineGate, SteadyGate, gate_cost, gated_layers
 from search_spaces.grid import Family, Flat, GridSpace, Solve
 from search_spaces.layers import FREE, LayerCost
-from search_spaces.transformer import GATES, STACK_KEYS, Gates, by_name, make_key
+from search_spaces.transformer import CONSISTENCY, GATE_CHOICES, STACK_KEYS, Gates, by_name, make_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ RESNET_KEYS = {
                  options=("none", "blocks")),
         make_key("gates.layers", "all", ("all", "upper"), "which blocks: all, alternate, upper or a mask like 011011"),
         make_key("gates.rate", 0.5, (0.5, 0.75), "target share of executed images", low=0.01, high=1.0),
+        CONSISTENCY,
     ),
     **IMAGE_KEYS,
 }  # fmt: skip
@@ -98,6 +99,15 @@ class BlockGate(CosineGate):
     """A cosine gate of a residual block, with the controller of the authors' notebook: pooled input, 64, 32, 1."""
 
     hidden: ClassVar[tuple[int, ...]] = (64, 32)
+
+
+class SteadyBlockGate(SteadyGate):
+    """The same controller, with the paper's other consistency term."""
+
+    hidden: ClassVar[tuple[int, ...]] = BlockGate.hidden
+
+
+BLOCK_GATES = {"distance": BlockGate, "perturbation": SteadyBlockGate}  # by `gates.consistency`
 
 
 class SameShape(nn.Module):
@@ -270,7 +280,8 @@ def build_resnet(arch: ResNetArch) -> ResNet:
         branch = TwoConvolutions(shape.inputs, shape.outputs, shape.stride)
         shortcut = Projection(shape.inputs, shape.outputs, shape.stride) if shape.projects else SameShape()
         if shape.gated:
-            gate = BlockGate(shape.inputs, arch.gates.rate or 1.0, float(next(flops)))
+            kind = BLOCK_GATES[arch.gates.consistency or "distance"]
+            gate = kind(shape.inputs, arch.gates.rate or 1.0, float(next(flops)))
             blocks.append(GatedBlock(shortcut, branch, gate))
         else:
             blocks.append(Block(shortcut, branch))
@@ -288,7 +299,7 @@ RESNET = Family(
     cost=resnet_cost,
     build=build_resnet,
     canonical=canonical_resnet,
-    joints=(GATES,),
+    joints=(GATE_CHOICES,),
     interacting=(("depth", "stages", "gates"),),
     solves={"width": Solve(1, make_resnet_arch), "depth": Solve(1, make_resnet_arch)},
 )
@@ -401,7 +412,7 @@ def build_vit(arch: ViTArch) -> VisionTransformer:
         stack=transformer.make_stack(arch, layers.BidirectionalAttention, arch.tokens),
         norm=transformer.make_norm(arch),
     )
-    layers.initialise(model, branches=2 * arch.depth)
+    layers.initialise(model, branches=transformer.residual_writes(arch))
     return model
 
 

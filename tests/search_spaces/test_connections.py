@@ -157,6 +157,23 @@ def test_first_coefficients_are_the_published_ones(mixing, factors, dtype, toler
         torch.testing.assert_close(matrix.diagonal(), want[:1].expand(4), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("mixing, factors", [("kromhc", "2x2"), ("kromhc", "4"), ("mhc", None), ("mhc_lite", None)])
+def test_every_stream_is_first_read_and_written_with_the_published_weights(mixing, factors, dtype, tolerance):
+    connection = make_connection(4, mixing, factors, 6, layer_index=6).to(dtype)  # layer 6: stream 2 is the special one
+    one_stream_each = torch.eye(4, dtype=dtype)[None, :, :, None].expand(1, 4, 4, 6)  # token t lives in stream t alone
+    walsh = isinstance(connection, WalshKroneckerHyperConnection)
+    into = connection.signs / 2 if walsh else torch.eye(4, dtype=dtype)
+    h, coefficients = connection.read(into @ one_stream_each)
+    y = torch.ones(1, 4, 6, dtype=dtype)
+    written = into @ connection.write(torch.zeros(1, 4, 4, 6, dtype=dtype), y, coefficients)
+    sigmoid = torch.tensor([-1.0, -1.0, 1.0, -1.0], dtype=dtype).sigmoid()
+    torch.testing.assert_close(h[0, :, 0], sigmoid, rtol=tolerance, atol=0)
+    torch.testing.assert_close(written[0, 0, :, 0], 2 * sigmoid, rtol=tolerance, atol=0)
+    assert [round(value, 6) for value in h[0, :, 0].tolist()] == [0.268941, 0.268941, 0.731059, 0.268941]
+    assert [round(value, 6) for value in written[0, 0, :, 0].tolist()] == [0.537883, 0.537883, 1.462117, 0.537883]
+
+
 @pytest.mark.parametrize("n, mixing", [(1, "hc"), (2, "hc"), (4, "hc"), (8, "hc"), (4, "hc_static"), (3, "hc_static")])
 def test_hyper_connections_start_as_the_plain_residual_in_every_stream(n, mixing):
     torch.manual_seed(0)
@@ -223,6 +240,24 @@ def test_spectrum_of_factors_of_two_is_the_walsh_closed_form(factors):
         product = [value * factor for value in product for factor in (1.0, eigenvalue)]
     got = torch.linalg.eigvalsh(connection.matrices(X)[0, 0])
     torch.testing.assert_close(got, torch.tensor(sorted(product), dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_walsh_matrices_have_the_closed_form_spectrum_of_their_own_logits(n, dtype, tolerance):
+    factors = n.bit_length() - 1
+    connection = randomised(WalshKroneckerHyperConnection(n, 6, 0), dtype, scale=1.0)
+    with torch.no_grad():
+        connection.projection.zero_()  # logits are the bias alone, the same for every token
+    logits = connection.bias[2 * n :].detach().double().view(factors, 2)
+    want = torch.ones(1, dtype=torch.float64)
+    for p in logits.softmax(-1)[:, 0]:  # eigenvalues of [[p, 1 - p], [1 - p, p]]: 1 and 2p - 1
+        want = torch.cat([want, want * (2 * p - 1)])
+    matrix = connection.matrices(states(connection, dtype, tokens=1))[0, 0]
+    torch.testing.assert_close(matrix, matrix.mT, rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        torch.linalg.eigvalsh(matrix.double()), want.sort().values, rtol=0, atol=tolerance * math.sqrt(n)
+    )
 
 
 @pytest.mark.parametrize("dtype, one, product", [(torch.float32, 1e-6, 1e-5), (torch.float64, 1e-14, 1e-13)])

@@ -24,6 +24,7 @@ LAYERS = {
     "streams.n": "1,2,3,4,8",
     "streams.mixing": "none,hc_static,hc,mhc,mhc_lite,kromhc",
     "gates.layers": "all,alternate,upper",
+    "gates.consistency": "distance,perturbation",
 }
 POST = {"norm.position": "pre,post", "streams.n": "1", "streams.mixing": "none"}
 SMALL_IMAGES = {"image.height": "12", "image.width": "9", "image.channels": "1,3", "image.classes": "5"}
@@ -42,7 +43,12 @@ CASES = {
 GATED = {
     "lm": {"gates.placement": "ffn,attention,both"},
     "lm post-norm": {"gates.placement": "ffn,attention,both"},
-    "vision": {"gates.placement": "blocks", "gates.layers": "all,alternate,upper", "depth": "2"},
+    "vision": {
+        "gates.placement": "blocks",
+        "gates.layers": "all,alternate,upper",
+        "depth": "2",
+        "gates.consistency": "distance,perturbation",
+    },
     "vision vit": {"gates.placement": "ffn,attention,both"},
 }
 

@@ -15,6 +15,7 @@ from search_spaces.gates import (
     PENALTY_RAMP,
     PENALTY_WEIGHT,
     CosineGate,
+    SteadyGate,
     execution_rates,
     gate_cost,
     gate_loss,
@@ -28,10 +29,10 @@ from search_spaces.gates import (
 C = 12
 
 
-def make_gate(seed=0, rate=0.5, cost=100.0, spread=2.0):
+def make_gate(seed=0, rate=0.5, cost=100.0, spread=2.0, kind=CosineGate):
     """A float64 gate whose predictions spread over tokens and whose threshold lies among them."""
     torch.manual_seed(seed)
-    gate = CosineGate(C, rate, cost).double()
+    gate = kind(C, rate, cost).double()
     with torch.no_grad():
         gate.controller[2].weight.normal_(0.0, spread)
         gate.bias.fill_(-1.0 / gate.bias_gain)
@@ -173,9 +174,9 @@ def test_the_temperature_falls_over_training():
     assert seen == pytest.approx([0.3, (0.3 * 0.05) ** 0.5, 0.05])
 
 
-def terms_and_gradients(pick, seed=1):
+def terms_and_gradients(pick, seed=1, kind=CosineGate):
     """Gradients of one recorded term with respect to h, the controller, s and b."""
-    gate, h = make_gate(), tokens(4, 50, seed=seed).requires_grad_()
+    gate, h = make_gate(kind=kind), tokens(4, 50, seed=seed).requires_grad_()
     gate(h, h.sin())
     wanted = {"h": h, "controller": gate.controller[0].weight, "scale": gate.scale, "bias": gate.bias}
     found = torch.autograd.grad(gate.terms[pick], list(wanted.values()), allow_unused=True)
@@ -211,6 +212,40 @@ def test_consistency_is_zero_where_nothing_is_skipped_and_positive_where_somethi
         gate.bias.fill_(10.0)
     gate(h, h.flip(-1))
     assert gate.terms[2].abs() < 1e-12
+
+
+def test_a_steady_gate_differs_in_its_consistency_term_alone():
+    usual, steady, h = make_gate(), make_gate(kind=SteadyGate), tokens(4, 50)
+    start_step(usual, 0, 0, 0.5)
+    start_step(steady, 0, 0, 0.5)
+    assert torch.equal(usual(h, h.sin()), steady(h, h.sin()))
+    assert torch.equal(torch.stack(usual.terms[:2]), torch.stack(steady.terms[:2]))
+    assert usual.terms[2] != steady.terms[2]
+    assert torch.equal(usual.eval().decide(h), steady.eval().decide(h))
+
+
+def test_steadiness_moves_the_threshold_and_leaves_the_controller_to_cir():
+    assert terms_and_gradients(2, kind=SteadyGate) == {"h", "scale", "bias"}
+
+
+def test_a_steady_gate_pays_for_the_tokens_whose_decision_a_small_change_flips():
+    gate, h = make_gate(kind=SteadyGate), tokens(4000)
+    start_step(gate, 0, 0, 1.0)
+    margin = gate.logit(gate.predict(h)).detach().abs()
+    moved = gate.unsteadiness(h, h.flip(-1), h).detach() > 1e-9
+    near = margin < margin.median()
+    assert moved[near].double().mean() > 0.02 and not moved[~near].any()
+    with torch.no_grad():
+        gate.bias.fill_(10.0)  # every decision is far from its threshold
+    assert gate.unsteadiness(h, h.flip(-1), h).abs().max() < 1e-12
+
+
+def test_a_steady_gate_in_evaluation_keeps_the_terms_of_its_last_training_forward():
+    gate, h = make_gate(kind=SteadyGate), tokens(4, 50)
+    gate(h, h)
+    terms = gate.terms
+    gate.eval()(h, h)
+    assert gate.terms is terms
 
 
 def test_differentiable_pieces_agree_with_finite_differences():
