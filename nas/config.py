@@ -17,7 +17,7 @@ from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest,
 
 ENGINES = ("ray", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
-KERNELS = ("auto", "reference")
+KERNELS = ("auto", "reference", "triton", "cpu")
 OBJECTIVES = {
     "text": ("bits_per_byte", "accuracy", "flops_per_token", "parameters"),
     "images": ("loss", "accuracy", "flops_per_image", "parameters"),

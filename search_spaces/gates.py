@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kernels.cosine_gate import cosine_gate
 from search_spaces.base import SpaceError
 
 
@@ -81,13 +82,12 @@ class CosineGate(nn.Module):
             return branch * self.decide(features).unsqueeze(-1)
         predicted = self.predict(features)
         logit = self.logit(predicted.detach())
-        gate = straight_through(logit / self.temperature + self.noise(logit)).unsqueeze(-1)
-        y = gate * branch
-        cir = 1.0 - nn.functional.cosine_similarity(h, branch, dim=-1).detach()
+        gate = straight_through(logit / self.temperature + self.noise(logit))
+        y, cir, distance = cosine_gate(h, branch.to(h.dtype), gate)
         self.terms = (
-            (predicted - cir).square().mean(),
+            (predicted - cir.detach()).square().mean(),
             straight_through(logit).mean(),  # without noise and at temperature 1: the rate inference will see
-            direction_distance(h + y, h + branch).mean(),
+            distance.mean(),
         )
         return y
 

@@ -19,6 +19,8 @@ from search_spaces.base import Choices, Key, SpaceError, arch_from, arch_to_json
 from search_spaces.connections import (
     MIXINGS,
     STREAMS,
+    Connection,
+    PostNormResidual,
     canonical_streams,
     check_streams,
     connection_cost,
@@ -339,7 +341,7 @@ def stack_cost(arch: Stack, tokens: int) -> tuple[dict[str, LayerCost], tuple[in
         *connection_cost(arch.streams.n, arch.streams.mixing, arch.streams.factors or "", arch.d_model)
     )
     gates = sum(map(sum, arch.gated))
-    # Pre: one before attention, those of the feed-forward branch, one before the head. Post: one after each branch.
+    # Pre: one before attention, those of the feed-forward branch, one before the head. Post: one after each sum.
     norms = arch.depth * (1 + inner_norms(arch)) + 1
     if arch.norm.position == "post":
         norms = arch.depth * (2 + inner_norms(arch))
@@ -368,43 +370,47 @@ def stack_cost(arch: Stack, tokens: int) -> tuple[dict[str, LayerCost], tuple[in
 # ---- modules -------------------------------------------------------------------------------------------------
 
 
-def _make_norm(arch: Stack) -> nn.Module:
+def make_norm(arch: Stack) -> nn.Module:
+    """Before a branch, after a sum, or before the head: the norm that the architecture asks for."""
     return layers.NORMS[arch.norm.kind](arch.d_model)
 
 
 def _make_ffn(arch: Stack) -> nn.Module:
     net = layers.ACTIVATIONS[arch.ffn.activation]
     if arch.ffn.shape == "conventional":
-        norm = _make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
+        norm = make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
         return layers.PreNormFFN(norm, net(arch.d_model, arch.d_hidden))
-    nets = [layers.PreNorm(_make_norm(arch), net(arch.d_model, arch.d_hidden)) for _ in range(arch.ffn.sub_mlps or 1)]
+    nets = [layers.PreNorm(make_norm(arch), net(arch.d_model, arch.d_hidden)) for _ in range(arch.ffn.sub_mlps or 1)]
     return layers.Hourglass(nets)
 
 
 def _make_attention(arch: Stack, kind: type[layers.Attention], tokens: int) -> nn.Module:
     rotary = layers.Rotary(arch.head_dim, tokens) if arch.position == "rope" else layers.NoRotation()
-    norm = _make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
+    norm = make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
     return layers.PreNormAttention(norm, kind(arch.d_model, arch.attention_width, arch.head_dim, rotary))
 
 
-def make_sublayers(arch: Stack, attention: type[layers.Attention], tokens: int) -> list[nn.Module]:
+def make_stack(arch: Stack, attention: type[layers.Attention], tokens: int) -> layers.ResidualStack:
     """Attention and feed-forward sublayers in turn, for sequences of at most `tokens`."""
     costs = branch_costs(arch, tokens)
     sublayers: list[nn.Module] = []
     for gated in arch.gated:
         branches = (_make_attention(arch, attention, tokens), _make_ffn(arch))
         for branch, on, flops in zip(branches, gated, (costs.query, costs.token), strict=True):
-            connection = make_connection(
-                arch.streams.n, arch.streams.mixing, arch.streams.factors or "", arch.d_model, len(sublayers)
-            )
-            sublayer: nn.Module = layers.Sublayer(connection, branch)
+            connection = _make_connection(arch, len(sublayers))
             if on:
                 gate = GATES[arch.gates.consistency or "distance"](arch.d_model, arch.gates.rate or 1.0, float(flops))
-                sublayer = layers.GatedSublayer(connection, branch, gate)
-            if arch.norm.position == "post":
-                sublayer = layers.PostNormSublayer(sublayer, _make_norm(arch))
-            sublayers.append(sublayer)
-    return sublayers
+                sublayers.append(layers.GatedSublayer(connection, branch, gate))
+            else:
+                sublayers.append(layers.Sublayer(connection, branch))
+    return layers.ResidualStack(sublayers)
+
+
+def _make_connection(arch: Stack, index: int) -> Connection:
+    """The connection of sublayer number `index`; that of a post-norm net normalises what the sublayer before wrote."""
+    if arch.norm.position == "post" and index:
+        return PostNormResidual(make_norm(arch))
+    return make_connection(arch.streams.n, arch.streams.mixing, arch.streams.factors or "", arch.d_model, index)
 
 
 def residual_writes(arch: Stack) -> int:
@@ -415,11 +421,6 @@ def residual_writes(arch: Stack) -> int:
     """
     streams = arch.streams.n if arch.streams.mixing in ("hc_static", "hc") else 1
     return 2 * arch.depth * streams
-
-
-def make_final_norm(arch: Stack) -> nn.Module:
-    """Before the head; after post-norm sublayers there is nothing left to normalise."""
-    return _make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
 
 
 def make_positions(arch: Stack, tokens: int) -> nn.Module:

@@ -378,7 +378,7 @@ class Patches(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, sublayers on residual streams, a norm, the mean over patches, logits (2010.11929)."""
+    """Patches, the residual stack, a norm, the mean over patches, logits (2010.11929)."""
 
     def __init__(
         self,
@@ -386,23 +386,20 @@ class VisionTransformer(nn.Module):
         classes: int,
         patches: nn.Module,
         positions: nn.Module,
-        sublayers: list[nn.Module],
+        stack: nn.Module,
         norm: nn.Module,
     ) -> None:
         super().__init__()
         self.d_model, self.classes = d_model, classes
         self.patches, self.positions = patches, positions
-        self.sublayers = nn.ModuleList(sublayers)
+        self.stack = stack
         self.norm = norm
         self.head = nn.Linear(d_model, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> logits (B, classes)."""
-        connection = self.sublayers[0].connection  # expand and reduce are the same in all
-        streams = connection.expand(self.positions(self.patches(images)))
-        for sublayer in self.sublayers:
-            streams = sublayer(streams)
-        return self.head(self.norm(connection.reduce(streams)).mean(1))
+        x = self.stack(self.positions(self.patches(images)))
+        return self.head(self.norm(x).mean(1))
 
 
 def build_vit(arch: ViTArch) -> VisionTransformer:
@@ -412,8 +409,8 @@ def build_vit(arch: ViTArch) -> VisionTransformer:
         classes=arch.image.classes,
         patches=Patches(arch.image.channels, arch.d_model, arch.patch),
         positions=transformer.make_positions(arch, arch.tokens),
-        sublayers=transformer.make_sublayers(arch, layers.BidirectionalAttention, arch.tokens),
-        norm=transformer.make_final_norm(arch),
+        stack=transformer.make_stack(arch, layers.BidirectionalAttention, arch.tokens),
+        norm=transformer.make_norm(arch),
     )
     layers.initialise(model, branches=transformer.residual_writes(arch))
     return model

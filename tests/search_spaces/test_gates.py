@@ -1,7 +1,6 @@
 """Cosine gates: what they decide, what they learn from, and that their noise repeats."""
 
 import copy
-import inspect
 
 import pytest
 import torch
@@ -10,14 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from search_spaces import gates
+from kernels.cosine_gate import cosine_gate
 from search_spaces.base import SpaceError
 from search_spaces.gates import (
     PENALTY_RAMP,
     PENALTY_WEIGHT,
     CosineGate,
     SteadyGate,
-    direction_distance,
     execution_rates,
     gate_cost,
     gate_loss,
@@ -253,7 +251,8 @@ def test_a_steady_gate_in_evaluation_keeps_the_terms_of_its_last_training_forwar
 def test_differentiable_pieces_agree_with_finite_differences():
     gate = make_gate()
     a, b = tokens(3).requires_grad_(), tokens(3, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(direction_distance, (a, b))
+    values = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(cosine_gate, (a, b, values))
     weight = gate.controller[0].weight.detach().requires_grad_()
 
     def logit(scale, bias, weight):
@@ -348,21 +347,6 @@ def test_images_are_gated_one_by_one_on_pooled_features(training):
     y = gate(shortcut.flatten(1), branch.flatten(1), x.mean((2, 3))).view_as(branch)
     assert y.flatten(1).std(1).max() == 0 and set(y.unique().tolist()) <= {0.0, 1.0}
     assert gate.decide(x.mean((2, 3))).shape == (16,)
-
-
-@pytest.mark.parametrize("kind", [CosineGate, SteadyGate])
-def test_the_class_runs_from_a_file_of_its_own(kind):
-    namespace = {"torch": torch, "nn": nn, "Tensor": torch.Tensor, "math": gates.math, "ClassVar": gates.ClassVar}
-    for thing in (straight_through, direction_distance, CosineGate, SteadyGate):
-        exec(inspect.getsource(thing), namespace)
-    gate, h = make_gate(kind=kind), tokens(4, 50)
-    other = namespace[kind.__name__](d_model=gate.d_model, rate=gate.rate, cost=gate.cost).double()
-    other.load_state_dict(gate.state_dict())
-    torch.manual_seed(0)
-    first = gate(h, h)
-    torch.manual_seed(0)
-    assert torch.equal(other(h, h), first)
-    assert torch.equal(other.decide(h), gate.decide(h))
 
 
 def test_placements_name_their_layers():

@@ -6,7 +6,7 @@ from torch import nn
 
 from search_spaces import load_space, lstm
 from search_spaces.base import SpaceError, arch_to_json
-from search_spaces.layers import PostNormSublayer
+from search_spaces.connections import PostNormResidual
 
 LM = load_space("lm")
 
@@ -237,18 +237,24 @@ def test_post_norm_sublayers_leave_a_normalised_stream():
     torch.manual_seed(0)
     found = arch(norm__position="post", depth=1, d_model=32, context=8, position="learned")
     model = LM.build(found)
-    assert all(isinstance(sublayer, PostNormSublayer) for sublayer in model.sublayers)
-    x = torch.randn(2, 8, 32)
-    for sublayer in model.sublayers:
-        x = sublayer(x)
-        torch.testing.assert_close(x.square().mean(-1), torch.ones(2, 8), rtol=1e-4, atol=1e-4)
+    following = model.stack.sublayers[1].connection
+    assert isinstance(following, PostNormResidual)
+    x, y = torch.randn(2, 8, 32), torch.randn(2, 8, 32)
+    streams, h, _ = following.advance(x, y, ())
+    torch.testing.assert_close(streams.square().mean(-1), torch.ones(2, 8), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(streams, following.norm(x + y))
+    assert torch.equal(h, streams)
 
 
 def test_post_norm_adds_the_branch_before_it_normalises():
     torch.manual_seed(0)
-    sublayer = LM.build(arch(norm__position="post", depth=1, d_model=32, context=8)).sublayers[1]
-    x = torch.randn(2, 8, 32)
-    torch.testing.assert_close(sublayer(x), sublayer.norm(x + sublayer.sublayer.branch(x)))
+    model = LM.build(arch(norm__position="post", depth=1, d_model=32, context=8))
+    attention, ffn = model.stack.sublayers
+    tokens = torch.randint(256, (2, 8))
+    x = model.embedding(tokens)
+    x = ffn.connection.norm(x + attention.branch(x))
+    x = model.norm(x + ffn.branch(x))
+    torch.testing.assert_close(model(tokens), model.head(x, model.embedding.weight))
 
 
 # ---- LSTM ----------------------------------------------------------------------------------------------------
