@@ -33,14 +33,14 @@ from nas.records import State, Trial
 from nas.store import Store
 from nas.sweep import sweep
 from nas.tasks import TASKS
-from nas.train import deterministic, provenance
+from nas.train import deterministic
 from search_spaces import load_space
 from search_spaces.gates import gates_of
 
 RATES = (3e-3, 6e-3, 1.2e-2)
 SEEDS = (0, 1, 2)
-TEXT = {"context": 128, "head_dim": 16, "depth": 4, "train.tokens": 300_000, "train.batch_tokens": 1024}
-IMAGES = {"train.images": 20_000, "train.batch_images": 64, "depth": 2}
+TEXT = {"context": 128, "head_dim": 16, "depth": 4, "train.tokens": 250_000, "train.batch_tokens": 1024}
+IMAGES = {"train.images": 12_000, "train.batch_images": 64, "depth": 2}
 BUDGET = {"match.parameters": 400_000}  # the width follows
 GATED = {"d_model": 96, "gates.placement": "ffn", "gates.layers": "all"}
 TARGETS = (0.25, 0.5, 0.75)
@@ -152,13 +152,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds of one forward on validation inputs, one thread, medians."""
+    """One forward of a gated net on validation inputs: milliseconds (one thread, medians), and what its gates saw."""
 
     arm: str
     executed: float  # share of the FLOPs of the same net without skipping
     skipping: float
     forced: float  # the same net, every gate held open
     ungated: float  # the same shape without gates
+    within: float  # standard deviation of predicted CIR over the inputs of a gate, mean over gates
+    between: float  # standard deviation over gates of their mean predicted CIR
 
 
 def ffn(bench: Bench) -> Finding:
@@ -240,13 +242,29 @@ def _timings(bench: Bench, study: str, arms: Sequence[Arm]) -> list[Timing]:
         model = space.build(arch)
         model.load_state_dict(load(trained_weights(bench.store, row, trial)))
         plain = space.build(space.from_json({**trial.arch, "gates.placement": "none"}))
-        skipping = _milliseconds(model, inputs)
+        skipping, cir = _milliseconds(model, inputs), _spread_of_cir(model, inputs)
         for gate in gates_of(model):
             gate.bias.data.fill_(1e3)
         flops = space.cost(arch).flops_executed(trial.diagnostics["gate_rates"])
         share = flops / space.cost(space.from_json({**trial.arch, "gates.placement": "none"})).flops_total
-        out.append(Timing(arm.name, share, skipping, _milliseconds(model, inputs), _milliseconds(plain, inputs)))
+        forced, ungated = _milliseconds(model, inputs), _milliseconds(plain, inputs)
+        out.append(Timing(arm.name, share, skipping, forced, ungated, *cir))
     return out
+
+
+@torch.no_grad()
+def _spread_of_cir(model: torch.nn.Module, inputs: torch.Tensor) -> tuple[float, float]:
+    """How predicted CIR differs within gates, and between them."""
+    seen: list[torch.Tensor] = []
+    handles = [
+        gate.controller.register_forward_hook(lambda _, __, logits: seen.append(2 * logits.sigmoid()))
+        for gate in gates_of(model)
+    ]
+    model.eval()(inputs)
+    for handle in handles:
+        handle.remove()
+    means = torch.stack([cir.mean() for cir in seen])
+    return torch.stack([cir.std() for cir in seen]).mean().item(), means.std().item()
 
 
 @torch.no_grad()
@@ -330,11 +348,14 @@ def timing_table(timings: Sequence[Timing]) -> list[str]:
         "ms with gates held open",
         "ms ungated",
         "time of the ungated net",
+        "CIR within a gate",
+        "CIR between gates",
     ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for t in timings:
         cells = [t.arm, f"{t.executed:.0%}", f"{t.skipping:.1f}", f"{t.forced:.1f}", f"{t.ungated:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {t.skipping / t.ungated:.0%} |")
+        cells += [f"{t.skipping / t.ungated:.0%}", f"± {t.within:.3f}", f"± {t.between:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -374,9 +395,14 @@ FLOPs are forward, and only those executed. Nets this small, trained this shortl
 """
 
 
+TIMINGS = """One forward of the first seed's net on validation data, one thread. The last two columns say what a gate
+can tell apart: how predicted CIR differs between the inputs of one gate, and between the gates. Where the second is
+larger, closing whole layers meets the target more easily than choosing inputs does."""
+
+
 def report(findings: Mapping[str, Finding], bench: Bench) -> str:
     """docs/results/ideas.md."""
-    made = provenance()
+    made = next(trial for finding in findings.values() for arm in finding.arms for trial in arm.trials).provenance
     introduction = INTRODUCTION.format(
         date=time.strftime("%Y-%m-%d"),
         **{name: made[name] for name in ("torch", "python", "cpu")},
@@ -391,12 +417,7 @@ def report(findings: Mapping[str, Finding], bench: Bench) -> str:
     for finding in findings.values():
         lines += ["", f"## {finding.title}", "", finding.question, "", *table(finding)]
         if finding.timings:
-            lines += [
-                "",
-                "One forward of the first seed's net on validation data, one thread:",
-                "",
-            ]
-            lines += timing_table(finding.timings)
+            lines += ["", TIMINGS, "", *timing_table(finding.timings)]
     return introduction + "\n".join(lines) + "\n"
 
 

@@ -79,6 +79,7 @@ def test_the_gates_part_trains_its_controls_at_what_the_gates_came_to_and_nothin
     (random,) = [name for name in arms if name.startswith("random")]
     assert len(rows) == len(arms) * 3  # one rate tried, two seeds
     assert all(f"| {name} |" in written for name in arms) and random in written
+    assert written.count("| cosine |") == 2  # what it came to, and how long a forward takes
     assert ideas.main([*command, "--workers", "1"]) == 0
     assert list(csv.DictReader((tmp_path / "ideas.csv").open())) == rows
 
