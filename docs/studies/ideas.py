@@ -169,7 +169,10 @@ def ffn(bench: Bench) -> Finding:
 
 
 def streams(bench: Bench) -> Finding:
-    question = "Width of the residual stream and its mixing, at equal parameters (within 7 %): mixing costs width."
+    question = (
+        "Width of the residual stream and its mixing, at equal parameters (within 7 %): mixing costs width. "
+        "At n = 2 mhc_lite and kromhc are one function, trained once."
+    )
     return _text("Residual streams", question, bench.train("ideas-text", "lm", STREAMS))
 
 
