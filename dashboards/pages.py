@@ -4,6 +4,7 @@ Dash escapes every text it is given; `texts.plain` also makes invisible characte
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from shlex import quote
 from typing import Any
 from urllib.parse import urlencode
@@ -166,16 +167,24 @@ def axis_choices(study: LiveStudy) -> tuple[list[dict[str, str]], list[dict[str,
     return options(costs or names), options(qualities)
 
 
-def study_facts(study: LiveStudy, volume: float | None) -> html.Dl:
-    states = [f"{count} {state.lower()}" for state, count in frames.state_counts(study.frame).items() if count]
+def study_facts(study: LiveStudy, frame: pd.DataFrame, volume: float | None) -> html.Dl:
+    """The study in a line; `frame` is the part of its trials that is shown."""
+    states = [f"{count} {state.lower()}" for state, count in frames.state_counts(frame).items() if count]
+    infeasible = int((frame["violation"] > 0).sum())
     pairs: list[tuple[str, object]] = [
         ("Trials", ", ".join(states) or "none yet"),
-        ("On the front", int(study.frame["on_front"].sum())),
+        *([("Infeasible", infeasible)] if infeasible else []),
+        ("On the front", int(frame["on_front"].sum())),
         ("Hypervolume", "–" if volume is None else f"{volume:.4f}"),
         ("Space", study.row.space.name),
         ("Data", study.row.data_name),
     ]
     return facts(pairs)
+
+
+def selection_note(count: int) -> str:
+    """Above what shows the selected region alone."""
+    return f"{count} selected on the front; a double click there shows all again."
 
 
 def trials_table(study: LiveStudy, rows: pd.DataFrame, note: str) -> list[Any]:
@@ -186,6 +195,7 @@ def trials_table(study: LiveStudy, rows: pd.DataFrame, note: str) -> list[Any]:
     for record in ordered.head(ROWS).to_dict("records"):
         trial = int(record["trial"])
         state = str(record["state"]).lower() + (" (baseline)" if record["origin"] == "baseline" else "")
+        state += ", infeasible" if record["violation"] > 0 else ""
         body.append(
             [
                 dcc.Link(str(trial), href=link("/trial", study.row.name, trial)),
@@ -225,9 +235,13 @@ def trial_content(
     pairs += [(label(name), number(name, value)) for name, value in trial.values.items()]
     if trial.state != State.COMPLETE and last:
         pairs.append(("Last report", f"rung {last.rung}, loss {last.loss:.4f} after {short(last.tokens)} seen"))
+    if trial.state == State.COMPLETE and frames.violation(trial):
+        pairs.append(("Infeasible", f"violates its constraints by {frames.violation(trial):.4g}"))
     pairs += [
+        ("Waited", duration(_seconds(trial.created, trial.started))),
         ("Training", duration(trial.train_seconds)),
         ("Evaluation", duration(trial.evaluate_seconds)),
+        ("Finished", f"{trial.finished:%Y-%m-%d %H:%M:%S} UTC" if trial.finished else "–"),
         ("Attempts", trial.attempts),
         ("Worker", trial.worker or "–"),
     ]
@@ -266,15 +280,22 @@ def trial_content(
     return content + _taking_home(study, trial, store, exportable)
 
 
+def _seconds(start: datetime, end: datetime | None) -> float | None:
+    return None if end is None else (end - start).total_seconds()
+
+
 def _taking_home(study: StudyRow, trial: Trial, store: str, exportable: bool) -> list[Any]:
     if trial.state != State.COMPLETE:
         return []
     names = f"--study {quote(study.name)} --store {quote(store)} --trial {trial.number}"
+    again = f"nas train {names} --out trial-{trial.number}-trained"
     hint = "" if exportable else " Its weights are not kept here: the command trains it again first."
     return [
         html.H2("Take it home"),
         html.P(f"A folder with the model's source, its weights and a model card.{hint}"),
         html.Pre(plain(f"nas export {names} --out trial-{trial.number}", 2000), tabIndex="0"),
+        html.P("To train it again from its row, to the same weights, or longer with --tokens:"),
+        html.Pre(plain(again, 2000), tabIndex="0"),
         html.Button("Download the export", id="export-button", disabled=not exportable, type="button"),
         html.Span(id="export-status", role="status"),
     ]
@@ -297,6 +318,7 @@ def space_page(study: LiveStudy) -> list[Any]:
     control = {"clearable": False, "searchable": False}
     return [
         html.H1(["Choices of ", html.Bdi(plain(study.row.name))]),
+        html.P(id="space-note", className="note", role="status"),
         html.Div(
             [
                 field(
@@ -315,6 +337,8 @@ def space_page(study: LiveStudy) -> list[Any]:
             className="note",
         ),
         graph("space-marginal", "One choice"),
+        field("space-other", "Against", dcc.Dropdown([], None, id="space-other", **control)),
+        graph("space-pair", "Two choices on the front"),
         graph("space-tried", "What the sampler tried over time"),
         graph("space-parallel", "All choices at once"),
         html.P("Drag along an axis to keep only the lines that cross it there.", className="note"),
@@ -330,6 +354,7 @@ def cluster_page(study: LiveStudy) -> list[Any]:
         html.Div(id="cluster-facts"),
         html.H2("Running"),
         html.Div(id="cluster-running"),
+        graph("cluster-curves", "Losses of running trials"),
         html.H2("Workers"),
         html.Div(id="cluster-workers"),
         graph("cluster-failures", "Failures by cause"),
