@@ -10,6 +10,7 @@ import socket
 import tempfile
 import zipfile
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -29,7 +30,7 @@ from nas.pareto import LOGARITHMIC
 from nas.store import Store
 
 TICK = 2_000  # milliseconds
-ALL_CURVES = 200  # trials whose curves a live page draws
+ALL_CURVES = 100  # trials whose curves a live page draws
 
 
 def serve(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> None:
@@ -46,7 +47,8 @@ def serve(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> None:
 
 def make_app_server(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> BaseWSGIServer:
     """A server ready for `serve_forever`; port 0 takes a free one, `server.port` says which. Raises UserError."""
-    app = make_app(Watch(store_url))
+    watch = Watch(store_url)
+    app = make_app(watch)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -59,6 +61,7 @@ def make_app_server(store_url: str, host: str = "127.0.0.1", port: int = 8050) -
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request would bury the address
     server = make_server(host, port, app.server, threaded=True, fd=listening.fileno())
     listening.close()  # the server holds its own copy
+    Thread(target=watch.warm_up, daemon=True).start()  # while the browser loads its scripts
     return server
 
 
@@ -88,7 +91,7 @@ def _layout() -> html.Div:
             dcc.Interval(id="tick", interval=TICK),
             dcc.Store(id="study"),  # the shown study's name
             dcc.Store(id="seq"),  # grows when it changes
-            dcc.Store(id="selection"),  # {study, trials}: the region chosen on the front, which filters every page
+            dcc.Store(id="selection"),  # {study, x, y}: the region of the front that filters every page
             html.Header(
                 [
                     html.Nav(html.Ul(id="nav"), **{"aria-label": "Pages"}),
@@ -149,7 +152,10 @@ def _wire_shell(app: Dash, watch: Watch) -> None:
         )
 
     @app.callback(
-        Output("page", "children"), Output("nav", "children"), Input("url", "pathname"), Input("study", "data")
+        Output("page", "children"),
+        Output("nav", "children"),
+        Input("url", "pathname"),
+        Input("study", "data"),
     )
     def page(pathname: str, shown: dict | None) -> tuple[Any, list]:
         shown = shown or {}
@@ -201,17 +207,27 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         Input("front-compare", "value"),
         Input("front-moment", "value"),
         Input("front-budget", "value"),
+        State("selection", "data"),
         State("front-moment", "max"),
         State("study", "data"),
     )
     def front(
-        _: int, x: str, y: str, states: list, compare: list, moment: int, share: float, most: int, shown: dict
+        _: int,
+        x: str,
+        y: str,
+        states: list,
+        compare: list,
+        moment: int,
+        share: float,
+        selection: dict | None,
+        most: int,
+        shown: dict,
     ) -> tuple:
         study = watch.study(shown["name"])
         if study is None:
             return (no_update,) * 3
         frame, most, moment = _at_moment(study.frame, moment, most)
-        frame = frame[frame["state"].isin(states)]
+        frame = _in_states(frame, states)
         figure = figures.pareto_figure(frame, x, y)
         for index, name in enumerate(compare or []):
             other = watch.study(name)
@@ -220,6 +236,8 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         budget = _budget(frame, x, y, share)
         if budget is not None:
             figures.add_budget(figure, budget)
+        if selection is not None and _holds(selection, study) and (selection["x"][0], selection["y"][0]) == (x, y):
+            figures.add_region(figure, selection["x"][1:], selection["y"][1:])
         return figure, most, moment
 
     @app.callback(
@@ -241,25 +259,29 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         study = watch.study(shown["name"])
         if study is None:
             return no_update, no_update
-        frame = _at_moment(study.frame, moment, most)[0]
-        frame = frame[frame["state"].isin(states)]
+        needed = study.frame[list({"trial", "state", "violation", "finished", "on_front", x, y})]
+        frame = _in_states(_at_moment(needed, moment, most)[0], states)
         best = _best_within(_selected(frame, study, selection), x, y, _budget(frame, x, y, share))
         volumes = _volumes(study, selection)
         volume = float(volumes["hypervolume"].iloc[-1]) if len(volumes) else None
-        return pages.study_facts(study, _selected(study.frame, study, selection), volume), best
+        return pages.study_facts(study, _selected(needed, study, selection), volume), best
 
     @app.callback(
         Output("selection", "data"),
-        Input("front", "selectedData"),
+        Input("front", "relayoutData"),
+        State("front-x", "value"),
+        State("front-y", "value"),
         State("study", "data"),
-        State("selection", "data"),
         prevent_initial_call=True,
     )
-    def select(selected: dict | None, shown: dict, before: dict | None) -> Any:
-        points = (selected or {}).get("points", [])
-        trials = sorted({point["customdata"] for point in points if point.get("customdata") is not None})
-        now = {"study": shown["name"], "trials": trials} if trials else None
-        return no_update if now == before else now
+    def select(changed: dict | None, x: str, y: str, shown: dict) -> Any:
+        """A region was drawn, moved, or cleared by a double click; `selectedData` would be emptied by redraws too."""
+        moved = {side: (changed or {}).get(f"selections[0].{side}") for side in ("x0", "x1", "y0", "y1")}
+        drawn = (changed or {}).get("selections", [moved])
+        if drawn and None in [drawn[-1].get(side) for side in moved]:
+            return no_update
+        box = drawn[-1] if drawn else None
+        return box and {"study": shown["name"], "x": [x, box["x0"], box["x1"]], "y": [y, box["y0"], box["y1"]]}
 
     @app.callback(
         Output("front-budget", "value"),
@@ -291,7 +313,7 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         study = watch.study(shown["name"])
         if study is None:
             return no_update, no_update
-        frame = study.frame[study.frame["state"].isin(states)]
+        frame = _in_states(study.frame, states)
         note = "Select a region of the front to see its trials alone."
         if _holds(selection, study):
             frame = _selected(frame, study, selection)
@@ -335,8 +357,13 @@ def _holds(selection: dict | None, study: LiveStudy) -> bool:
 
 
 def _selected(frame: pd.DataFrame, study: LiveStudy, selection: dict | None) -> pd.DataFrame:
-    """The rows of the region chosen on this study's front; all when none is."""
-    return frame[frame["trial"].isin(selection["trials"])] if selection and _holds(selection, study) else frame
+    """The trials that lie in the region chosen on this study's front; all when none is."""
+    if selection is None or not _holds(selection, study):
+        return frame
+    inside = pd.Series(True, index=frame.index)
+    for name, one, other in (selection["x"], selection["y"]):
+        inside &= study.frame.loc[frame.index, name].between(min(one, other), max(one, other))
+    return frame[inside]
 
 
 def _volumes(study: LiveStudy, selection: dict | None) -> pd.DataFrame:
@@ -351,11 +378,17 @@ def _at_moment(frame: pd.DataFrame, moment: int, most: int) -> tuple[pd.DataFram
 
     A slider that stands at its maximum, `most`, follows the search: every trial is there, unfinished ones too.
     """
+    ended = max(1, int(frame["finished"].count()))
+    if moment >= most or moment > ended:
+        return frame, ended, ended
     finished = frame["finished"].dropna().sort_values()
-    if moment >= most or moment > len(finished):
-        return frame, max(1, len(finished)), max(1, len(finished))
     past = frame[frame["finished"] <= finished.iloc[moment - 1]] if moment else frame.iloc[:0]
-    return past, max(1, len(finished)), moment
+    return past, ended, moment
+
+
+def _in_states(frame: pd.DataFrame, states: list[str]) -> pd.DataFrame:
+    """The trials in some states; the frame itself when those are all."""
+    return frame if set(frame["state"].unique()) <= set(states) else frame[frame["state"].isin(states)]
 
 
 def _scale(name: str, value: float) -> float:

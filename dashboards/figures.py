@@ -49,22 +49,22 @@ CURVE_DASHES = ("solid", "dash")
 
 
 def _figure(x: str = "", y: str = "") -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        height=HEIGHT,
-        margin={"l": 70, "r": 20, "t": 20, "b": 60},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 14},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hoverlabel={"align": "left"},
-        uirevision="kept",  # zoom and hidden legend entries outlive an update
-    )
     grid = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
-    figure.update_xaxes(title_text=x, **grid)
-    figure.update_yaxes(title_text=y, **grid)
-    return figure
+    # One layout at once: every update_... costs milliseconds of a live tick.
+    layout = {
+        "template": "none",
+        "height": HEIGHT,
+        "margin": {"l": 70, "r": 20, "t": 20, "b": 60},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 14},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hoverlabel": {"align": "left"},
+        "uirevision": "kept",  # zoom and hidden legend entries outlive an update
+        "xaxis": grid | {"title": {"text": x}},
+        "yaxis": grid | {"title": {"text": y}},
+    }
+    return go.Figure(layout=layout)
 
 
 def _logarithmic(figure: go.Figure, values: pd.Series) -> None:
@@ -315,7 +315,15 @@ def add_front(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, name: str,
 
 def add_budget(figure: go.Figure, budget: float) -> None:
     """A vertical line at a budget of the cost on the x axis."""
-    figure.add_vline(x=budget, line={"color": GREY, "width": 3, "dash": "dot"})
+    line = {"color": GREY, "width": 3, "dash": "dot"}
+    figure.add_shape(type="line", x0=budget, x1=budget, y0=0, y1=1, yref="y domain", line=line)
+
+
+def add_region(figure: go.Figure, x: Sequence[float], y: Sequence[float]) -> None:
+    """The outline of a selected region, (from, to) on each axis: without it a redrawn figure forgets the selection."""
+    figure.update_layout(
+        selections=[{"type": "rect", "xref": "x", "yref": "y", "x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1]}]
+    )
 
 
 def bar_figure(

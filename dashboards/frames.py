@@ -100,8 +100,11 @@ def merge(frame: pd.DataFrame, rows: Sequence[Mapping[str, Any]], objectives: Se
     A COMPLETE trial never changes, so the new front is among the old one and the new rows.
     """
     fresh = frame_of_rows(rows, objectives)
-    kept = frame[~frame["trial"].isin(fresh["trial"])]
-    out = pd.concat([kept, fresh]).sort_values("trial", ignore_index=True) if len(kept) else fresh
+    known = frame["trial"].isin(fresh["trial"])
+    kept = frame[~known] if known.any() else frame
+    out = pd.concat([kept, fresh], ignore_index=True) if len(kept) else fresh
+    if not out["trial"].is_monotonic_increasing:
+        out = out.sort_values("trial", ignore_index=True)
     rivals = out[out["on_front"]]
     out["on_front"] = False
     out.loc[pareto_rows(rivals, objectives), "on_front"] = True
@@ -128,10 +131,7 @@ def pareto_rows(frame: pd.DataFrame, objectives: Sequence[str]) -> pd.Index:
     """The rows of the feasible COMPLETE trials that no other such trial dominates in `objectives`, best first."""
     finite = np.isfinite(frame[list(objectives)]).all(axis=1)
     complete = frame[(frame["state"] == State.COMPLETE) & ~(frame["violation"] > 0) & finite]
-    points = [
-        tuple(pareto.cost(name, value) for name, value in zip(objectives, row, strict=True))
-        for row in complete[list(objectives)].itertuples(index=False)
-    ]
+    points = pareto.cost_table(objectives, complete[list(objectives)].to_numpy(float))
     return complete.index[pareto.front(points)]
 
 
@@ -149,11 +149,10 @@ def seed_frame(front: pd.DataFrame, frame: pd.DataFrame, y: str) -> pd.DataFrame
     """
     key = ["arch_hash", "recipe"]
     rivals = frame.loc[frame["arch_hash"].isin(front["arch_hash"]), ["state", *key, "seed", y]]
-    groups = (
-        rivals[rivals["state"] == State.COMPLETE]
-        .groupby(key)[["seed", y]]
-        .agg(seeds=("seed", "nunique"), low=(y, "min"), high=(y, "max"))
-    )
+    rivals = rivals[rivals["state"] == State.COMPLETE]
+    if rivals["arch_hash"].is_unique:  # the usual case, and grouping takes 10 ms
+        return pd.DataFrame({"trial": [], "seeds": [], "low": [], "high": []})
+    groups = rivals.groupby(key)[["seed", y]].agg(seeds=("seed", "nunique"), low=(y, "min"), high=(y, "max"))
     found = front[["trial", *key]].merge(groups.reset_index(), on=key)
     return found.loc[found["seeds"] > 1, ["trial", "seeds", "low", "high"]].reset_index(drop=True)
 
@@ -199,8 +198,7 @@ def selected_hypervolume_frame(
     corner = tuple(reference[name] for name in objectives)
     front: list[tuple[float, ...]] = []
     volume, volumes = 0.0, []
-    for values in able[list(objectives)].itertuples(index=False):
-        point = tuple(pareto.cost(name, value) for name, value in zip(objectives, values, strict=True))
+    for point in map(tuple, pareto.cost_table(objectives, able[list(objectives)].to_numpy(float)).tolist()):
         if not any(other == point or pareto.dominates(other, point) for other in front):
             front = [*(other for other in front if not pareto.dominates(point, other)), point]
             volume = pareto.hypervolume(front, corner)
@@ -246,7 +244,7 @@ def importance_frame(frame: pd.DataFrame, parameters: Sequence[str], objective: 
     Columns: choice and share, the omega squared of a one-way analysis of variance over the choice's values: corrected
     for the groups that chance alone would set apart, at least 0. Costs such as FLOPs count by their logarithm.
     """
-    values = np.array([pareto.cost(objective, value) for value in frame[objective]])
+    values = pareto.cost_table([objective], frame[[objective]].to_numpy(float))[:, 0]
     shares = {}
     for name in parameters:
         groups = pd.Series(values).groupby(frame[name].to_numpy())
@@ -269,7 +267,8 @@ def pair_frame(frame: pd.DataFrame, across: str, down: str, objective: str) -> p
     Columns: across and down (the values), trials, on_front (how many of them), best (of the objective) and trial (the
     best one's number).
     """
-    ranked = frame.assign(cost=[pareto.cost(objective, value) for value in frame[objective]]).sort_values("cost")
+    costs = pareto.cost_table([objective], frame[[objective]].to_numpy(float))[:, 0]
+    ranked = frame.iloc[np.argsort(costs, kind="stable")]
     rows = [
         (pair[0], pair[1], len(group), int(group["on_front"].sum()), group[objective].iloc[0], group["trial"].iloc[0])
         for pair, group in ranked.groupby([across, down], sort=False)

@@ -9,6 +9,7 @@ from shlex import quote
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 import pandas as pd
 from dash import dcc, html
 
@@ -19,7 +20,7 @@ from nas.pareto import LOGARITHMIC
 from nas.records import Report, State, StudyRow, Trial
 
 PAGES = {"/": "Front", "/trial": "Trial", "/space": "Space", "/cluster": "Cluster"}
-ROWS = 100  # trials in a table
+ROWS = 50  # trials in a table
 TRACEBACK = 100_000  # characters
 STATES = [State.COMPLETE, State.STOPPED, State.FAILED, State.RUNNING]
 
@@ -118,7 +119,12 @@ def front_page(study: LiveStudy, others: Sequence[str]) -> list[Any]:
             ],
             className="controls",
         ),
-        graph("front", "Front", clear_on_unhover=True, config={"edits": {"shapePosition": True}}),
+        graph(
+            "front",
+            "Front",
+            clear_on_unhover=True,
+            config={"edits": {"shapePosition": True}, "modeBarButtonsToRemove": ["lasso2d"]},
+        ),
         html.P(id="front-best", role="status"),
         html.Div(
             [
@@ -188,11 +194,12 @@ def selection_note(count: int) -> str:
 
 
 def trials_table(study: LiveStudy, rows: pd.DataFrame, note: str) -> list[Any]:
-    """Trials as a table, the front first; at most ROWS of them."""
-    ordered = rows.sort_values(["on_front", "trial"], ascending=[False, True])
+    """Trials, in order of number, as a table with the front first; at most ROWS of them."""
+    on_front = rows["on_front"].to_numpy(bool)
+    listed = rows.iloc[np.concatenate([np.flatnonzero(on_front), np.flatnonzero(~on_front)])[:ROWS]]
     head = ["trial", "state", *dict.fromkeys([*study.row.objectives, "parameters"]), "learning rate", "architecture"]
     body = []
-    for record in ordered.head(ROWS).to_dict("records"):
+    for record in listed.to_dict("records"):
         trial = int(record["trial"])
         state = str(record["state"]).lower() + (" (baseline)" if record["origin"] == "baseline" else "")
         state += ", infeasible" if record["violation"] > 0 else ""
@@ -205,7 +212,7 @@ def trials_table(study: LiveStudy, rows: pd.DataFrame, note: str) -> list[Any]:
                 record["architecture"],
             ]
         )
-    more = f" The first {ROWS} are listed." if len(ordered) > ROWS else ""
+    more = f" The first {ROWS} are listed." if len(rows) > ROWS else ""
     if not body:
         return [html.P("No trials here yet.", className="note")]
     titles = [name.replace("_", " ") for name in head]
