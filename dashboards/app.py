@@ -105,6 +105,13 @@ def _layout() -> html.Div:
                 ],
                 className="page bar",
             ),
+            html.P(
+                [html.Span(id="selection-said"), " ", html.Button("Show all", id="selection-clear", type="button")],
+                id="selection-bar",
+                className="page",
+                hidden=True,
+                role="status",
+            ),
             dcc.Download(id="download"),
             html.Main(id="page"),
         ]
@@ -207,7 +214,7 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         Input("front-compare", "value"),
         Input("front-moment", "value"),
         Input("front-budget", "value"),
-        State("selection", "data"),
+        Input("selection", "data"),
         State("front-moment", "max"),
         State("study", "data"),
     )
@@ -236,7 +243,7 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         budget = _budget(frame, x, y, share)
         if budget is not None:
             figures.add_budget(figure, budget)
-        if selection is not None and _holds(selection, study) and (selection["x"][0], selection["y"][0]) == (x, y):
+        if selection and _holds(selection, study) and (selection["x"][0], selection["y"][0]) == (x, y):
             figures.add_region(figure, selection["x"][1:], selection["y"][1:])
         return figure, most, moment
 
@@ -267,15 +274,32 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         return pages.study_facts(study, _selected(needed, study, selection), volume), best
 
     @app.callback(
+        Output("selection-said", "children"),
+        Output("selection-bar", "hidden"),
+        Input("seq", "data"),
+        Input("selection", "data"),
+        Input("study", "data"),
+    )
+    def bar(_: int, selection: dict | None, shown: dict | None) -> tuple:
+        study = watch.study(shown["name"]) if shown and shown.get("name") else None
+        if study is None or not _holds(selection, study):
+            return "", True
+        count = len(_selected(study.frame, study, selection))
+        return f"{count} selected on the front: all figures but the front itself show these alone.", False
+
+    @app.callback(
         Output("selection", "data"),
-        Input("front", "relayoutData"),
-        State("front-x", "value"),
-        State("front-y", "value"),
+        Input("selection-clear", "n_clicks"),
+        Input("front", "relayoutData", allow_optional=True),
+        State("front-x", "value", allow_optional=True),
+        State("front-y", "value", allow_optional=True),
         State("study", "data"),
         prevent_initial_call=True,
     )
-    def select(changed: dict | None, x: str, y: str, shown: dict) -> Any:
-        """A region was drawn, moved, or cleared by a double click; `selectedData` would be emptied by redraws too."""
+    def select(_: int, changed: dict | None, x: str, y: str, shown: dict) -> Any:
+        """A region was drawn, moved or cleared; `selectedData` would be emptied by redraws too."""
+        if ctx.triggered_id == "selection-clear":
+            return None
         moved = {side: (changed or {}).get(f"selections[0].{side}") for side in ("x0", "x1", "y0", "y1")}
         drawn = (changed or {}).get("selections", [moved])
         if drawn and None in [drawn[-1].get(side) for side in moved]:
@@ -314,14 +338,11 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         if study is None:
             return no_update, no_update
         frame = _in_states(study.frame, states)
-        note = "Select a region of the front to see its trials alone."
-        if _holds(selection, study):
-            frame = _selected(frame, study, selection)
-            note = pages.selection_note(len(frame))
+        frame = _selected(frame, study, selection)
         best = frame[frame["on_front"]]["trial"].tolist()
         drawn = [*best, *frame.loc[~frame["on_front"], "trial"].tolist()[-ALL_CURVES:]]
         curves = figures.curve_figure(study.curves(sorted(drawn)), best, _loss(study))
-        return curves, pages.trials_table(study, frame, note)
+        return curves, pages.trials_table(study, frame, "Select a region of the front to see its trials alone.")
 
     @app.callback(
         Output("front-volume", "figure"),
@@ -546,7 +567,6 @@ def _wire_space(app: Dash, watch: Watch) -> None:
         Output("space-choice", "value"),
         Output("space-other", "options"),
         Output("space-other", "value"),
-        Output("space-note", "children"),
         Input("seq", "data"),
         Input("space-objective", "value"),
         Input("space-choice", "value"),
@@ -559,9 +579,8 @@ def _wire_space(app: Dash, watch: Watch) -> None:
     ) -> tuple:
         study = watch.study(shown["name"])
         if study is None:
-            return (no_update,) * 10
-        chosen = _selected(study.frame, study, selection)
-        frame, names = frames.space_frame(chosen, study.choices())
+            return (no_update,) * 9
+        frame, names = frames.space_frame(_selected(study.frame, study, selection), study.choices())
         ranking = frames.importance_frame(frame, names, objective)
         order = list(dict.fromkeys([*ranking["choice"], *names]))
         choice = choice if choice in names else next(iter(order), None)
@@ -580,7 +599,6 @@ def _wire_space(app: Dash, watch: Watch) -> None:
             choice,
             [{"label": pages.plain(name, 60), "value": name} for name in others],
             other,
-            pages.selection_note(len(chosen)) if _holds(selection, study) else "",
         )
 
 

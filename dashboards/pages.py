@@ -188,11 +188,6 @@ def study_facts(study: LiveStudy, frame: pd.DataFrame, volume: float | None) -> 
     return facts(pairs)
 
 
-def selection_note(count: int) -> str:
-    """Above what shows the selected region alone."""
-    return f"{count} selected on the front; a double click there shows all again."
-
-
 def trials_table(study: LiveStudy, rows: pd.DataFrame, note: str) -> list[Any]:
     """Trials, in order of number, as a table with the front first; at most ROWS of them."""
     on_front = rows["on_front"].to_numpy(bool)
@@ -325,7 +320,6 @@ def space_page(study: LiveStudy) -> list[Any]:
     control = {"clearable": False, "searchable": False}
     return [
         html.H1(["Choices of ", html.Bdi(plain(study.row.name))]),
-        html.P(id="space-note", className="note", role="status"),
         html.Div(
             [
                 field(
