@@ -429,7 +429,7 @@ def pair_figure(frame: pd.DataFrame, across: str, down: str, objective: str) -> 
             hovertemplate="%{x} with %{y}: %{text}<extra></extra>",
             hoverongaps=False,
             colorscale=[[0, "rgba(128,128,128,0.15)"], [1, "rgba(213,94,0,0.75)"]],
-            colorbar={"title": {"text": "trials on<br>the front"}, "tickformat": "d"},
+            colorbar={"title": {"text": "trials on<br>the front"}, "dtick": -(-int(counts.max(axis=None)) // 5) or 1},
             xgap=2,
             ygap=2,
         )

@@ -338,7 +338,9 @@ def space_page(study: LiveStudy) -> list[Any]:
             className="note",
         ),
         graph("space-marginal", "One choice"),
-        field("space-other", "Against", dcc.Dropdown([], None, id="space-other", **control)),
+        html.Div(
+            field("space-other", "Against", dcc.Dropdown([], None, id="space-other", **control)), className="controls"
+        ),
         graph("space-pair", "Two choices on the front"),
         graph("space-tried", "What the sampler tried over time"),
         graph("space-parallel", "All choices at once"),

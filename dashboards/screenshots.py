@@ -1,10 +1,11 @@
 """Pictures of every page for the documentation: python -m dashboards.screenshots [--study NAME] [--store URL].
 
-Without a study a small real one is searched first, in a temporary folder: SEARCH, some two minutes on two cores.
+Without a study a small real one is searched first, in a temporary folder; that takes minutes.
 Needs playwright (in the `dev` extra) and Chromium.
 """
 
 import argparse
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -74,12 +75,12 @@ def take(store_url: str, study: str, out: Path) -> list[Path]:
 
 def take_own(out: Path) -> list[Path]:
     """`take` of a small study that is searched for it. Raises UserError when the search does not finish."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = f"{folder}/nas.db"
-        command = [sys.executable, "-m", "nas", "search", "--store", store, *SEARCH]
+    target = out.resolve()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        command = [sys.executable, "-m", "nas", "search", *SEARCH]
         if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
             raise UserError(f"the search for the pictures failed: {' '.join(command)}")
-        return take(store, SEARCH[1], out)
+        return take("nas.db", SEARCH[1], target)
 
 
 def main(argv: list[str] | None = None) -> int:
