@@ -47,7 +47,7 @@ bench: install
 	$(BIN)/nas bench search --part overhead
 
 study-ideas: install
-	@echo "== what the four ideas are worth: 28 arms on two cores; resumes where it was stopped; results in docs/results"
+	@echo "== what the four ideas are worth: 35 arms; resumes where it was stopped; results in docs/results"
 	$(BIN)/python docs/studies/ideas.py --store $(RUNS)/ideas.db
 
 dashboard: install
