@@ -1,4 +1,4 @@
-"""The loop of a search: lease, submit, store what comes back, tell the sampler. The only writer of trials.
+"""The loop that trains: lease, submit, store what comes back, tell the sampler. The only writer of trials.
 
 Whatever kills it, the store is consistent: every event is one transaction, and a new driver takes over.
 """
@@ -15,8 +15,8 @@ from typing import Protocol
 from nas import worker
 from nas.artifacts import keep_weights
 from nas.executors import Executor, Lost
-from nas.records import Job, Progress, Report, Result, Trial
-from nas.study import Search
+from nas.records import Job, Progress, Report, Result, StudyRow, Trial
+from nas.store import Store
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5
@@ -31,6 +31,33 @@ class View(Protocol):
     def ended(self, trial: int, result: Result | None) -> None: ...
     def message(self, text: str) -> None: ...
     def tick(self) -> None: ...
+
+
+class Work(Protocol):
+    """What there is to train, and in which study: a search (nas/study.py) or a fixed list (nas/sweep.py)."""
+
+    store: Store
+    row: StudyRow
+    exhausted: bool  # nothing new can come any more
+
+    @property
+    def asked(self) -> int:
+        """Finished trials in the study when all is done."""
+        ...
+
+    def prefetch(self, count: int) -> None:
+        """Prepares up to `count` trials, so that no worker waits for one."""
+        ...
+
+    def lease(self, driver: int) -> Trial | None:
+        """The next trial to train, RUNNING under this driver's lease; None when there is none now."""
+        ...
+
+    def job(self, trial: Trial) -> Job: ...
+
+    def refresh(self) -> None:
+        """Takes in what changed in the store."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +93,9 @@ class Interrupt:
         self.count += 1
 
 
-def run(search: Search, executor: Executor, view: View, *, seconds: float | None = None) -> Outcome:
-    """Runs the study to its number of trials, or until `seconds` have passed or the user interrupts."""
-    store, row = search.store, search.row
+def run(work: Work, executor: Executor, view: View, *, seconds: float | None = None) -> Outcome:
+    """Trains until the work is done, `seconds` have passed or the user interrupts."""
+    store, row = work.store, work.row
     driver = store.start_driver(row, executor.workers)
     for number in store.reclaim(row):
         view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
@@ -87,12 +114,12 @@ def run(search: Search, executor: Executor, view: View, *, seconds: float | None
                     if leased and told == 1:
                         view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
                 if not stopping:
-                    _fill(search, executor, driver, leased, view)
+                    _fill(work, executor, driver, leased, view)
                 if not leased or interrupt.count > 1:
                     break
-                search.prefetch(0 if stopping else executor.workers)
+                work.prefetch(0 if stopping else executor.workers)
                 for event in executor.wait(TICK_SECONDS):
-                    _handle(search, event, leased, view)
+                    _handle(work, event, leased, view)
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     store.heartbeat(driver)
@@ -105,26 +132,26 @@ def run(search: Search, executor: Executor, view: View, *, seconds: float | None
     late = deadline is not None and time.monotonic() > deadline
     return Outcome(
         finished=store.finished(row),
-        asked=search.plan.trials,
+        asked=work.asked,
         interrupted=interrupt.count > 0,
-        exhausted=search.exhausted,
+        exhausted=work.exhausted,
         timed_out=late,
     )
 
 
-def _fill(search: Search, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
+def _fill(work: Work, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
     """Gives every free worker a trial, as long as there are any."""
     while executor.running < executor.workers:
-        trial = search.lease(driver)
+        trial = work.lease(driver)
         if trial is None:
             return
         leased[trial.number] = trial
         view.started(trial)
-        executor.submit(search.job(trial))
+        executor.submit(work.job(trial))
 
 
-def _handle(search: Search, event: Progress | Report | Result | Lost, leased: dict[int, Trial], view: View) -> None:
-    store, row = search.store, search.row
+def _handle(work: Work, event: Progress | Report | Result | Lost, leased: dict[int, Trial], view: View) -> None:
+    store, row = work.store, work.row
     if isinstance(event, Progress):
         view.progress(event)
     elif isinstance(event, Report):
@@ -135,11 +162,11 @@ def _handle(search: Search, event: Progress | Report | Result | Lost, leased: di
         store.release(row, event.trial, event.token)
         view.message(f"trial {event.trial} lost its worker ({event.reason})")
         view.ended(event.trial, None)
-        search.refresh()
+        work.refresh()
     else:
         del leased[event.trial]
         store.finish(row, event)
-        search.refresh()
+        work.refresh()
         if event.weights and any(trial.number == event.trial for trial in store.front(row)):
             keep_weights(store, row, event.trial, event.weights)
         view.ended(event.trial, event)

@@ -99,15 +99,8 @@ def timed_out(job: Job, seconds: float) -> Result:
     return Result(job.trial, job.token, train_seconds=seconds, failure=failure)
 
 
-# A worker trains on one thread. Without these, glibc gives every large block back to the system and takes page
-# faults for it again at each step: 3 to 5 times slower on 32 MiB tensors. They must be set before the process starts.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
+# A worker trains on one thread. cuBLAS is deterministic only with a workspace of fixed size.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
@@ -208,8 +201,10 @@ class RayPool:
             if most < gpus_per_trial:
                 ray.shutdown()
                 raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
+        # Trials that asked for no GPU train on a CPU, also where there is one.
+        environment = WORKER_ENVIRONMENT | ({} if gpus_per_trial else {"CUDA_VISIBLE_DEVICES": ""})
         self._actor_class = ray.remote(_Worker).options(
-            num_cpus=1, num_gpus=gpus_per_trial, max_restarts=0, runtime_env={"env_vars": WORKER_ENVIRONMENT}
+            num_cpus=1, num_gpus=gpus_per_trial, max_restarts=0, runtime_env={"env_vars": environment}
         )
         self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
         # Warm before the first job. On a cluster that has yet to grow, jobs queue at the workers still to come.
@@ -281,6 +276,9 @@ class _Worker:
 
     def __init__(self) -> None:
         import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
+        from kernels._cpu import keep_freed_memory
+
+        keep_freed_memory()
 
     def ready(self) -> bool:
         return True

@@ -18,7 +18,7 @@ from nas.records import FINISHED, Job, Recipe, SpaceSpec, State, StudyRow, Trial
 from nas.samplers import population_size
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
-from search_spaces.base import SpaceError, arch_to_json, digest
+from search_spaces.base import Cost, SpaceError, arch_to_json, digest
 
 MAX_REPEATS = 200  # proposals in a row that were all seen before: the space is as good as exhausted
 
@@ -61,6 +61,10 @@ class Search:
         self._next = 0  # the number the next proposal is expected to get
         self.refresh()
         self._baselines = deque(self._baseline_proposals())
+
+    @property
+    def asked(self) -> int:
+        return self.plan.trials
 
     # ---- telling ---------------------------------------------------------------------------------------------
 
@@ -217,6 +221,13 @@ def prepare(config: StudyConfig) -> Prepared:
 
 def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:evaluate") -> Search:
     """Creates the study, or continues it when `config.resume`. Raises StudyError."""
+    space = prepared.plan.space
+    row = open_study(store, prepared, space.cost(space.largest()), evaluate)
+    return Search(store, row, prepared.config, prepared.plan)
+
+
+def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = "nas.train:evaluate") -> StudyRow:
+    """The study, new or, when `config.resume`, as stored; `largest` bounds the hypervolume. Raises StudyError."""
     config, plan = prepared.config, prepared.plan
     if config.resume and any(study["name"] == config.study for study in store.studies()):
         row = store.study(config.study)
@@ -224,14 +235,13 @@ def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:eva
         # The same data may lie elsewhere by now.
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
         store.update_settings(row, settings)
-        return Search(store, replace(row, settings=settings), config, plan)
-    largest = plan.space.cost(plan.space.largest())
+        return replace(row, settings=settings)
     worst = {
         **prepared.worst,
         "parameters": float(largest.parameters_total),
         f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
     }
-    row = store.create_study(
+    return store.create_study(
         config.study,
         space=plan.space_spec,
         objectives=plan.objectives,
@@ -243,7 +253,6 @@ def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:eva
         data_hash=prepared.data_hash,
         artifacts=artifacts_folder(store, config.study),
     )
-    return Search(store, row, config, plan)
 
 
 def _check_same(row: StudyRow, space: SpaceSpec, data_hash: str, data_name: str) -> None:
