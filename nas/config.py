@@ -97,6 +97,7 @@ class StudyConfig:
     address: str | None = None
     sampler: str = "nsgaii"
     trial_timeout: float | None = None
+    checkpoints: str | None = None  # folder; None: beside the weights
     kernels: str = "auto"
     seed: int = 0
     resume: bool = False
@@ -288,7 +289,8 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
     "time": (int, float), "workers": (int,), "gpus_per_trial": (int, float), "engine": (str,), "address": (str,),
-    "sampler": (str,), "trial_timeout": (int, float), "kernels": (str,), "seed": (int,), "resume": (bool,),
+    "sampler": (str,), "trial_timeout": (int, float), "checkpoints": (str,), "kernels": (str,), "seed": (int,),
+    "resume": (bool,),
 }  # fmt: skip
 
 
@@ -345,7 +347,7 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 # ---- what a resumed study may change --------------------------------------------------------------------------
 
 # What belongs to one run on one machine, not to the study.
-HERE_AND_NOW = frozenset(("store", "resume", "time", "workers", "gpus_per_trial", "engine", "address"))
+HERE_AND_NOW = frozenset(("store", "resume", "time", "workers", "gpus_per_trial", "engine", "address", "checkpoints"))
 CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
 
 

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from nas import worker
 from nas.artifacts import keep_weights
-from nas.executors import Executor, Lost
-from nas.records import Job, Progress, Report, Result, Trial
+from nas.checkpoints import discard, kept, open_folder
+from nas.executors import Event, Executor, Lost
+from nas.records import FINISHED, Job, Notice, Progress, Report, Result, Trial
 from nas.study import Search
 
 HEARTBEAT_SECONDS = 10.0
@@ -69,6 +70,10 @@ class Interrupt:
 def run(search: Search, executor: Executor, view: View, *, seconds: float | None = None) -> Outcome:
     """Runs the study to its number of trials, or until `seconds` have passed or the user interrupts."""
     store, row = search.store, search.row
+    open_folder(search.checkpoints)
+    for number in kept(search.checkpoints):
+        if store.trial(row, number).state in FINISHED:
+            discard(search.checkpoints, number)
     driver = store.start_driver(row, executor.workers)
     for number in store.reclaim(row):
         view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
@@ -123,10 +128,12 @@ def _fill(search: Search, executor: Executor, driver: int, leased: dict[int, Tri
         executor.submit(search.job(trial))
 
 
-def _handle(search: Search, event: Progress | Report | Result | Lost, leased: dict[int, Trial], view: View) -> None:
+def _handle(search: Search, event: Event, leased: dict[int, Trial], view: View) -> None:
     store, row = search.store, search.row
     if isinstance(event, Progress):
         view.progress(event)
+    elif isinstance(event, Notice):
+        view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
         store.report(row, event, leased[event.trial].token)
         view.reported(event)
@@ -139,6 +146,7 @@ def _handle(search: Search, event: Progress | Report | Result | Lost, leased: di
     else:
         del leased[event.trial]
         store.finish(row, event)
+        discard(search.checkpoints, event.trial)
         search.refresh()
         if event.weights and any(trial.number == event.trial for trial in store.front(row)):
             keep_weights(store, row, event.trial, event.weights)
@@ -150,6 +158,8 @@ def retrain(job: Job, view: View) -> Result:
     for event in worker.run(job):
         if isinstance(event, Progress):
             view.progress(event)
+        elif isinstance(event, Notice):
+            view.message(f"trial {event.trial} {event.message}")
         elif isinstance(event, Report):
             view.reported(event)
         else:

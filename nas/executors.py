@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from nas import worker
 from nas.errors import UserError
-from nas.records import Failure, FailureKind, Job, Progress, Report, Result
+from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Lost:
     reason: str
 
 
-Event = Progress | Report | Result | Lost
+Event = Notice | Progress | Report | Result | Lost
 
 
 class Executor(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from nas.checkpoints import open_folder
 from nas.config import StudyConfig, resumed
 from nas.driver import Outcome, run
 from nas.errors import StoreError, StudyError
@@ -28,6 +29,8 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
         config = resumed(stored, given)
     prepared = prepare(config)  # whatever is wrong is found before anything is written
+    if config.checkpoints is not None:
+        open_folder(config.checkpoints)
     workers = config.workers or default_workers(config)
     executor = make_executor(
         config.engine,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nas import pareto
+from nas.checkpoints import checkpoint_path
 from nas.config import Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.optuna_io import Proposer
@@ -44,6 +45,9 @@ class Search:
 
     def __init__(self, store: Store, row: StudyRow, config: StudyConfig, plan: Plan) -> None:
         self.store, self.row, self.config, self.plan = store, row, config, plan
+        # Apart by store and study, as the weights are: studies may share a folder of checkpoints.
+        shared = Path(config.checkpoints) / Path(row.artifacts).name if config.checkpoints else Path(row.artifacts)
+        self.checkpoints = str(shared.resolve() / "checkpoints")
         self.cache_hits = 0
         self.exhausted = False
         self._proposer = Proposer(
@@ -164,7 +168,7 @@ class Search:
         return None
 
     def job(self, trial: Trial) -> Job:
-        return make_job(self.row, trial)
+        return replace(make_job(self.row, trial), checkpoint=checkpoint_path(self.checkpoints, trial.number))
 
 
 def make_job(row: StudyRow, trial: Trial) -> Job:
@@ -180,6 +184,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         data_hash=row.data_hash,
         data_seed=row.settings["seed"],
         kernels=row.settings["kernels"],
+        micro_batches=trial.provenance.get("micro_batches", 1),
         evaluate=row.settings["evaluate"],
     )
 

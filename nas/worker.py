@@ -7,10 +7,10 @@ from collections.abc import Generator
 
 import torch
 
-from nas.records import Failure, FailureKind, Job, Progress, Report, Result
+from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result
 from search_spaces.base import SpaceError
 
-Event = Progress | Report | Result
+Event = Notice | Progress | Report | Result
 
 
 def run(job: Job) -> Generator[Event]:
