@@ -135,7 +135,7 @@ def _handle(search: Search, event: Event, leased: dict[int, Trial], view: View) 
     elif isinstance(event, Notice):
         view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
-        store.report(row, event, leased[event.trial].token)
+        search.saw(store.report(row, event, leased[event.trial].token))
         view.reported(event)
     elif isinstance(event, Lost):
         del leased[event.trial]
@@ -144,10 +144,9 @@ def _handle(search: Search, event: Event, leased: dict[int, Trial], view: View) 
         view.ended(event.trial, None)
         search.refresh()
     else:
-        del leased[event.trial]
-        store.finish(row, event)
+        trial = leased.pop(event.trial)
+        search.ended(trial, event, store.finish(row, event))
         discard(search.checkpoints, event.trial)
-        search.refresh()
         if event.weights and any(trial.number == event.trial for trial in store.front(row)):
             keep_weights(store, row, event.trial, event.weights)
         view.ended(event.trial, event)
