@@ -86,7 +86,11 @@ def _print_json(data: Any) -> None:
 @click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
 @click.option("--workers", type=int, metavar="N", help="Trials at once.  [default: one a core, or one a GPU]")
 @click.option("--gpus-per-trial", type=float, metavar="F", help="GPUs a trial takes; a fraction shares one.")
-@click.option("--engine", metavar="NAME", help="ray (warm worker processes) or inline (this one).  [default: ray]")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="ray (warm worker processes), tune (Ray Tune) or inline (this process).  [default: ray]",
+)
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
 @click.option("--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, random or qmc.  [default: nsgaii]")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")

@@ -15,7 +15,7 @@ from nas.records import Recipe, SpaceSpec
 from search_spaces import load_space
 from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest, nearest_default
 
-ENGINES = ("ray", "inline")
+ENGINES = ("ray", "tune", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
 KERNELS = ("auto", "reference")
 OBJECTIVES = {

@@ -1,6 +1,7 @@
 """Engines: they run jobs and hand back events. One small protocol (submit, wait, stop, abandon, close), two forms here.
 
-`ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process.
+`ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process. The third,
+`tune`, has a file of its own.
 """
 
 import os
@@ -149,8 +150,8 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _import_ray(own_cluster: bool) -> Any:
-    """The ray module. Its settings are read from the environment once, when it is first imported."""
+def set_environment(own_cluster: bool) -> None:
+    """Ray's settings, which it reads from the environment once, when it is first imported."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -167,8 +168,42 @@ def _import_ray(own_cluster: bool) -> Any:
         }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def join_cluster(workers: int, address: str | None, gpus_per_trial: float, namespace: str = "hypernas") -> Any:
+    """The ray module, connected to the cluster at `address`, or to one started on loopback for this process.
+
+    Raises UserError when there is no cluster at the address, or none of its nodes can hold a worker.
+    """
+    if address is not None:
+        _check_answers(address)
+    set_environment(own_cluster=address is None)
     import ray
 
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "namespace": namespace,
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+    }
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **settings,
+        )
+    else:
+        try:
+            ray.init(address=address, **settings)
+        except ConnectionError as error:
+            raise UserError(f"--address {address}: cannot join: {error}") from error
+    if gpus_per_trial:
+        most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        if most < gpus_per_trial:
+            ray.shutdown()
+            raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
     return ray
 
 
@@ -199,38 +234,14 @@ class RayPool:
         timeout: float | None = None,
         jobs_namespace: str = "hypernas",
     ) -> None:
-        if address is not None:
-            _check_answers(address)
-        ray = _import_ray(own_cluster=address is None)
-
-        self._ray = ray
+        self._ray = ray = join_cluster(workers, address, gpus_per_trial, namespace=jobs_namespace)
         self.workers = workers
         self._timeout = timeout
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": jobs_namespace}
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
-            try:
-                ray.init(address=address, **quiet)
-            except ConnectionError as error:
-                raise UserError(f"--address {address}: cannot join: {error}") from error
-        if gpus_per_trial:
-            most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-            if most < gpus_per_trial:
-                ray.shutdown()
-                raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
         self._actor_class = ray.remote(
             num_cpus=1,
             num_gpus=gpus_per_trial,
             max_restarts=0,
             concurrency_groups={CONTROL: 1},  # a stop reaches the actor while a job runs
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
         )(_Worker)
         self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
         # Warm before the first job. On a cluster that has yet to grow, jobs queue at the workers still to come.
@@ -342,7 +353,12 @@ class _Worker:
 def make_executor(
     engine: str, workers: int, *, address: str | None, gpus_per_trial: float, timeout: float | None
 ) -> Executor:
-    """`ray` or `inline`. Raises UserError as the pools do."""
+    """`ray`, `tune` or `inline`. Raises UserError as the pools do."""
     if engine == "inline":
         return Inline(timeout)
+    if engine == "tune":
+        set_environment(own_cluster=address is None)
+        from nas.tune import TunePool
+
+        return TunePool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)
     return RayPool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)
