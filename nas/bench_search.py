@@ -58,7 +58,7 @@ def overhead(trials: int) -> dict[str, Any]:
 
 
 def _our_engines(trials: int) -> dict[str, float]:
-    out = {}
+    out: dict[str, float] = {}
     for engine, samplers in (("ray", ("nsgaii", "tpe")), ("tune", ("nsgaii",)), ("inline", ("nsgaii",))):
         executor = make_executor(engine, WORKERS, address=None, gpus_per_trial=0.0, timeout=None)
         with closing(executor):

@@ -84,6 +84,7 @@ def _print_json(data: Any) -> None:
 @click.option("--objectives", metavar="A,B[,C]", callback=_names, help="What to trade off.  [default: loss and flops]")
 @click.option("--trials", type=int, metavar="N", help="Trials in the study when it is done.  [default: the preset's]")
 @click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
+@click.option("--device-hours", type=float, metavar="H", help="Start no trial once all have used so much of a device.")
 @click.option("--workers", type=int, metavar="N", help="Trials at once.  [default: one a core, or one a GPU]")
 @click.option("--gpus-per-trial", type=float, metavar="F", help="GPUs a trial takes; a fraction shares one.")
 @click.option(

@@ -91,6 +91,7 @@ class StudyConfig:
     objectives: tuple[str, ...] = ()  # empty: the space's own two
     trials: int = 0  # 0: the preset's
     time: float | None = None
+    device_hours: float | None = None  # of training and evaluation, over the whole study
     workers: int = 0  # 0: one a core, or one a GPU
     gpus_per_trial: float = 0.0
     engine: str = "ray"
@@ -121,6 +122,8 @@ class StudyConfig:
         for flag, seconds in (("--time", self.time), ("--trial-timeout", self.trial_timeout)):
             if seconds is not None and not 0 < seconds < inf:
                 raise UserError(f"{flag} {seconds:g}: wanted a number of seconds above 0")
+        if self.device_hours is not None and not 0 < self.device_hours < inf:
+            raise UserError(f"--device-hours {self.device_hours:g}: wanted a number of hours above 0")
         if not 0 <= self.gpus_per_trial < inf:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: wanted 0 or more")
         if not 0 <= self.seed < 2**63:
@@ -288,9 +291,9 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
-    "time": (int, float), "workers": (int,), "gpus_per_trial": (int, float), "engine": (str,), "address": (str,),
-    "sampler": (str,), "trial_timeout": (int, float), "checkpoints": (str,), "kernels": (str,), "seed": (int,),
-    "resume": (bool,),
+    "time": (int, float), "device_hours": (int, float), "workers": (int,), "gpus_per_trial": (int, float),
+    "engine": (str,), "address": (str,), "sampler": (str,), "trial_timeout": (int, float), "checkpoints": (str,),
+    "kernels": (str,), "seed": (int,), "resume": (bool,),
 }  # fmt: skip
 
 
@@ -347,7 +350,9 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 # ---- what a resumed study may change --------------------------------------------------------------------------
 
 # What belongs to one run on one machine, not to the study.
-HERE_AND_NOW = frozenset(("store", "resume", "time", "workers", "gpus_per_trial", "engine", "address", "checkpoints"))
+HERE_AND_NOW = frozenset(
+    ("store", "resume", "time", "device_hours", "workers", "gpus_per_trial", "engine", "address", "checkpoints")
+)
 CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
 
 

@@ -16,7 +16,7 @@ from nas import worker
 from nas.artifacts import keep_weights
 from nas.checkpoints import discard, kept, open_folder
 from nas.executors import Event, Executor, Lost
-from nas.records import FINISHED, Job, Notice, Progress, Report, Result, Trial
+from nas.records import FINISHED, POLICIES, Job, Notice, Policy, Progress, Report, Result, Trial
 from nas.study import Search
 
 HEARTBEAT_SECONDS = 10.0
@@ -42,7 +42,7 @@ class Outcome:
     asked: int
     interrupted: bool
     exhausted: bool
-    timed_out: bool
+    over_budget: bool  # of time or of device-hours
 
 
 class Interrupt:
@@ -67,54 +67,88 @@ class Interrupt:
         self.count += 1
 
 
-def run(search: Search, executor: Executor, view: View, *, seconds: float | None = None) -> Outcome:
-    """Runs the study to its number of trials, or until `seconds` have passed or the user interrupts."""
+MAX_MICRO_BATCHES = 8
+
+
+def run(
+    search: Search,
+    executor: Executor,
+    view: View,
+    *,
+    seconds: float | None = None,
+    device_hours: float | None = None,
+) -> Outcome:
+    """Runs the study to its number of trials, until a budget is used up, or until the user interrupts.
+
+    `seconds` counts from here; `device_hours` all that the study's trials have trained and evaluated. Raises UserError
+    when checkpoints cannot be written.
+    """
     store, row = search.store, search.row
     open_folder(search.checkpoints)
     for number in kept(search.checkpoints):
         if store.trial(row, number).state in FINISHED:
             discard(search.checkpoints, number)
     driver = store.start_driver(row, executor.workers)
-    for number in store.reclaim(row):
-        view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
+    _take_over(search, view)
     interrupt = Interrupt()
     leased: dict[int, Trial] = {}
     deadline = None if seconds is None else time.monotonic() + seconds
     beat = time.monotonic()
     told = 0
+    waits = False
     with interrupt.caught():
         try:
             while True:
-                late = deadline is not None and time.monotonic() > deadline
-                stopping = interrupt.count > 0 or late
+                spent = (deadline is not None and time.monotonic() > deadline) or (
+                    device_hours is not None and search.device_seconds >= 3600 * device_hours
+                )
+                stopping = interrupt.count > 0 or spent
                 if interrupt.count > told:
                     told = interrupt.count
                     if leased and told == 1:
                         view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
                 if not stopping:
                     _fill(search, executor, driver, leased, view)
-                if not leased or interrupt.count > 1:
+                if not leased and (stopping or search.settled()):
                     break
-                search.prefetch(0 if stopping else executor.workers)
-                for event in executor.wait(TICK_SECONDS):
-                    _handle(search, event, leased, view)
+                if interrupt.count > 1:
+                    break
+                if leased:
+                    search.prefetch(0 if stopping else executor.workers)
+                    for event in executor.wait(TICK_SECONDS):
+                        _handle(search, executor, event, leased, view)
+                else:  # others have the last trials, and may die over them
+                    if not waits:
+                        view.message("nothing is left to start: waiting for the trials of other drivers")
+                    waits = True
+                    time.sleep(TICK_SECONDS)
+                    search.refresh()
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     store.heartbeat(driver)
+                    _take_over(search, view)
                 view.tick()
         finally:
             executor.abandon()
             for trial in leased.values():
                 store.release(row, trial.number, trial.token, fault=False)
             store.stop_driver(driver)
-    late = deadline is not None and time.monotonic() > deadline
     return Outcome(
         finished=store.finished(row),
         asked=search.plan.trials,
         interrupted=interrupt.count > 0,
         exhausted=search.exhausted,
-        timed_out=late,
+        over_budget=spent,
     )
+
+
+def _take_over(search: Search, view: View) -> None:
+    """Trials of drivers that died wait for a worker again."""
+    taken = search.store.reclaim(search.row)
+    for number in taken:
+        view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
+    if taken:
+        search.refresh()
 
 
 def _fill(search: Search, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
@@ -128,19 +162,33 @@ def _fill(search: Search, executor: Executor, driver: int, leased: dict[int, Tri
         executor.submit(search.job(trial))
 
 
-def _handle(search: Search, event: Event, leased: dict[int, Trial], view: View) -> None:
+def _handle(search: Search, executor: Executor, event: Event, leased: dict[int, Trial], view: View) -> None:
     store, row = search.store, search.row
     if isinstance(event, Progress):
         view.progress(event)
     elif isinstance(event, Notice):
         view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
-        search.saw(store.report(row, event, leased[event.trial].token))
-        view.reported(event)
+        seq = store.report(row, event, leased[event.trial].token)
+        if seq is None:  # we were silent for so long that another driver took it over
+            del leased[event.trial]
+            executor.stop(event.trial)
+            view.message(f"trial {event.trial} was taken over by another driver")
+            view.ended(event.trial, None)
+        else:
+            search.saw(seq)
+            view.reported(event)
     elif isinstance(event, Lost):
         del leased[event.trial]
-        store.release(row, event.trial, event.token)
-        view.message(f"trial {event.trial} lost its worker ({event.reason})")
+        store.release(row, event.trial, event.token, fault=not event.preempted)
+        view.message(f"trial {event.trial} lost its worker: {event.reason}")
+        view.ended(event.trial, None)
+        search.refresh()
+    elif (parts := _parts_to_try(leased[event.trial], event)) is not None:
+        del leased[event.trial]
+        discard(search.checkpoints, event.trial)
+        store.release(row, event.trial, event.token, fault=False, provenance={"micro_batches": parts})
+        view.message(f"trial {event.trial} ran out of memory: once more, with its batches in {parts} parts")
         view.ended(event.trial, None)
         search.refresh()
     else:
@@ -148,8 +196,19 @@ def _handle(search: Search, event: Event, leased: dict[int, Trial], view: View) 
         search.ended(trial, event, store.finish(row, event))
         discard(search.checkpoints, event.trial)
         if event.weights and any(trial.number == event.trial for trial in store.front(row)):
-            keep_weights(store, row, event.trial, event.weights)
+            try:
+                keep_weights(store, row, event.trial, event.weights)
+            except OSError as error:  # the trial's numbers are safe, and it re-trains to the same weights
+                view.message(f"trial {event.trial}: its weights could not be kept: {error}")
         view.ended(event.trial, event)
+
+
+def _parts_to_try(trial: Trial, result: Result) -> int | None:
+    """In how many parts a batch should be trained next, if memory ran out and smaller parts may help."""
+    if result.failure is None or POLICIES[result.failure.kind] != Policy.SHRINK:
+        return None
+    parts = 2 * trial.provenance.get("micro_batches", 1)
+    return parts if parts <= MAX_MICRO_BATCHES else None
 
 
 def retrain(job: Job, view: View) -> Result:

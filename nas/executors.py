@@ -24,15 +24,17 @@ class Started:
     """A worker took up its job; the clock of its timeout runs from here."""
 
     trial: int
+    node: str  # the Ray node it is on
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker died under its job; the job may run elsewhere."""
+    """A worker died under its job; the job may run elsewhere. `preempted` when its whole machine went away."""
 
     trial: int
     token: int
     reason: str
+    preempted: bool = False
 
 
 Event = Notice | Progress | Report | Result | Lost
@@ -214,6 +216,7 @@ class _Slot:
     actor: Any
     job: Job | None = None
     events: Any = None  # the job's ObjectRefGenerator
+    node: str = ""  # where its last job started
     deadline: float | None = None  # on the monotonic clock, once the job has started
     stopped: bool = False  # its last job was stopped, and none has started since
     patience: float | None = None  # on the monotonic clock: until then a stopped job must have made room for this one
@@ -276,9 +279,11 @@ class RayPool:
         try:
             event: Started | Event = self._ray.get(next(slot.events))
         except (self._ray.exceptions.RayError, StopIteration) as error:
+            node = slot.node
             self._replace(slot)
-            return Lost(job.trial, job.token, type(error).__name__)
+            return lost(self._ray, job, str(error), node)
         if isinstance(event, Started):
+            slot.node = event.node
             slot.deadline = time.monotonic() + self._timeout if self._timeout else None
             slot.stopped, slot.patience = False, None
             return None
@@ -338,7 +343,7 @@ class _Worker:
     def run(self, job: Job) -> Iterator[Started | Event]:
         name = (job.trial, job.token)
         if name not in self._stopped:
-            yield Started(job.trial)
+            yield Started(job.trial, ray_node())
             with closing(worker.run(job)) as events:  # closed, a job lets go of its model
                 for event in events:
                     if name in self._stopped:
@@ -348,6 +353,24 @@ class _Worker:
 
     def stop(self, trial: int, token: int) -> None:
         self._stopped.add((trial, token))
+
+
+def ray_node() -> str:
+    """The Ray node that the caller runs on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def lost(ray: Any, job: Job, error: str, node: str) -> Event:
+    """What became of a job whose actor died of `error`: killed for memory, gone with its machine, or dead by itself."""
+    text = error.lower()
+    if "running low on memory" in text:
+        failure = Failure(FailureKind.OUT_OF_MEMORY, "Ray killed its worker: the machine was running low on memory")
+        return Result(job.trial, job.token, failure=failure)
+    gone = node not in {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
+    preempted = gone or "preemption" in text or "node has died" in text
+    return Lost(job.trial, job.token, "its machine is gone" if preempted else "its process died", preempted)
 
 
 def make_executor(

@@ -15,7 +15,7 @@ from nas.checkpoints import checkpoint_path
 from nas.config import Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.optuna_io import Proposer
-from nas.records import FINISHED, Job, Recipe, Result, SpaceSpec, State, StudyRow, Trial
+from nas.records import FINISHED, POLICIES, Job, Policy, Recipe, Result, SpaceSpec, State, StudyRow, Trial
 from nas.samplers import population_size
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
@@ -50,6 +50,7 @@ class Search:
         self.checkpoints = str(shared.resolve() / "checkpoints")
         self.cache_hits = 0
         self.exhausted = False
+        self.device_seconds = 0.0  # that finished trials took on their worker
         self._proposer = Proposer(
             config.sampler,
             config.seed,
@@ -77,7 +78,13 @@ class Search:
             outcome = self._costs(trial)
             self._known[config_hash(trial.arch_hash, trial.recipe)] = outcome
             if trial.state in FINISHED:
-                self._tell(trial, outcome)
+                self._finished(trial, outcome)
+
+    def settled(self) -> bool:
+        """Whether nothing runs or waits in the store, other drivers' trials included."""
+        self.refresh()
+        counts = self.store.states(self.row)
+        return not counts[State.RUNNING] and not counts[State.WAITING]
 
     def saw(self, seq: int | None) -> bool:
         """Whether a change of ours, `seq`, was the first since the last look: then there is nothing to read."""
@@ -92,13 +99,29 @@ class Search:
             self.refresh()
             return
         state = State.FAILED if result.failure else State.COMPLETE
-        trial = replace(trial, state=state, values=result.values, failure=result.failure)
+        trial = replace(
+            trial,
+            state=state,
+            values=result.values,
+            train_seconds=result.train_seconds,
+            evaluate_seconds=result.evaluate_seconds,
+            failure=result.failure,
+        )
         outcome = self._costs(trial)
         self._known[config_hash(trial.arch_hash, trial.recipe)] = outcome
+        self._finished(trial, outcome)
+
+    def _finished(self, trial: Trial, outcome: tuple[float, ...] | None) -> None:
+        self.device_seconds += (trial.train_seconds or 0.0) + (trial.evaluate_seconds or 0.0)
         self._tell(trial, outcome)
 
     def _costs(self, trial: Trial) -> tuple[float, ...] | None:
-        return pareto.costs(self.row.objectives, trial.values) if trial.state == State.COMPLETE else None
+        """The trial's point; the reference point where failing says that the architecture is bad; else None."""
+        if trial.state == State.COMPLETE:
+            return pareto.costs(self.row.objectives, trial.values)
+        if trial.failure is not None and POLICIES[trial.failure.kind] in (Policy.TEACH, Policy.SHRINK):
+            return tuple(self.row.reference[name] for name in self.row.objectives)
+        return None
 
     def _tell(self, trial: Trial, costs: tuple[float, ...] | None) -> None:
         handle = self._handles.pop(trial.number, None)

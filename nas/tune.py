@@ -21,7 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from nas import worker
-from nas.executors import STOP_SECONDS, Event, Lost, join_cluster, timed_out
+from nas.executors import STOP_SECONDS, Event, join_cluster, lost, ray_node, timed_out
 from nas.records import Job, Result
 
 # Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
@@ -43,14 +43,15 @@ class _Started:
 
     job: Job
     actor: Any
+    node: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The trial's actor died under it."""
+    """Tune is through with the job; of a job without a result, its actor died."""
 
     job: Job
-    reason: str
+    error: str
 
 
 _Heard = _Started | _Ended | tuple[Job, Event]
@@ -65,6 +66,7 @@ def _name(job: Job) -> tuple[int, int]:
 class _Running:
     job: Job
     actor: Any = None
+    node: str = ""
     deadline: float | None = None  # on the monotonic clock, once it has started
 
 
@@ -129,12 +131,12 @@ class TunePool:
         if entry is None or entry.job.token != job.token:
             return []
         if isinstance(heard, _Started):
-            entry.actor = heard.actor
+            entry.actor, entry.node = heard.actor, heard.node
             entry.deadline = time.monotonic() + self._timeout if self._timeout else None
             return []
         if isinstance(heard, _Ended):
             del self._running[job.trial]
-            return [Lost(job.trial, job.token, heard.reason)]
+            return [lost(self._ray, job, heard.error, entry.node)]
         if isinstance(heard[1], Result):
             del self._running[job.trial]
         return [heard[1]]
@@ -220,7 +222,7 @@ class _Jobs(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if not self._told:
             self._told = True
-            return {"heard": _Started(self._job, get_runtime_context().current_actor), "done": False}
+            return {"heard": _Started(self._job, get_runtime_context().current_actor, ray_node()), "done": False}
         event = next(self._events)
         return {"heard": (self._job, event), "done": isinstance(event, Result)}
 
@@ -278,7 +280,7 @@ class _Events(_Live, tune.Callback):
             self._heard.put(heard)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._heard.put(_Ended(trial.config["job"], "ended without a result"))
+        self._heard.put(_Ended(trial.config["job"], "it ended without a result"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._heard.put(_Ended(trial.config["job"], "ActorDiedError"))
+        self._heard.put(_Ended(trial.config["job"], str(trial.get_error())))

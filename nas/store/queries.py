@@ -550,14 +550,26 @@ class Store:
         if front is not None and front.seq == seq - 1:
             front.seq = seq
 
-    def release(self, study: StudyRow, number: int, token: int, *, fault: bool = True) -> bool:
+    def release(
+        self,
+        study: StudyRow,
+        number: int,
+        token: int,
+        *,
+        fault: bool = True,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Hands a RUNNING trial back to WAITING; a trial that lost its worker too often becomes FAILED.
 
-        `fault` is False when the search was interrupted or its driver died: that never counts against a trial.
+        `fault` is False when the search was interrupted, its driver died or the machine went away: that never counts
+        against a trial. `provenance` says how it is to be trained the next time.
         """
+        values: dict[str, Any] = {"state": State.WAITING, "driver_id": None}
+        if provenance is not None:
+            values["provenance"] = dict(provenance)
 
         def work(connection: Connection) -> bool:
-            trial_id, _ = _touch(connection, study, number, token, {"state": State.WAITING, "driver_id": None})
+            trial_id, _ = _touch(connection, study, number, token, values)
             if trial_id is None:
                 return False
             if not fault:
@@ -566,13 +578,13 @@ class Store:
                 return True
             lost = connection.execute(select(TrialTable.attempts).where(TrialTable.id == trial_id)).scalar_one()
             if lost >= MAX_LOST:
-                values = {
+                failed = {
                     "state": State.FAILED,
                     "finished": _utcnow(),
                     "failure_kind": str(FailureKind.WORKER_LOST),
                     "failure_message": f"its worker died {lost} times while training it",
                 }
-                connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(values))
+                connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(failed))
             return True
 
         return self._write(work)
