@@ -17,7 +17,7 @@ from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest,
 
 ENGINES = ("ray", "tune", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
-KERNELS = ("auto", "reference")
+KERNELS = ("auto", "reference", "triton", "cpu")
 OBJECTIVES = {
     "text": ("bits_per_byte", "accuracy", "flops_per_token", "parameters"),
     "images": ("loss", "accuracy", "flops_per_image", "parameters"),
@@ -193,6 +193,22 @@ def _picked(recipe: Recipe) -> dict[str, Any]:
         "optim.weight_decay": recipe.weight_decay,
         "optim.schedule": recipe.schedule,
     }
+
+
+def recipe_with(recipe: Recipe, training: Mapping[str, str], task: str) -> Recipe:
+    """The recipe with what these keys say, each one value. Raises SpaceError naming what is legal."""
+    total, batch = COUNTED[task]
+    fields_of = {
+        "optim.lr": "learning_rate",
+        "optim.name": "optimizer",
+        "optim.weight_decay": "weight_decay",
+        "optim.schedule": "schedule",
+        "train.seed": "seed",
+        total: "tokens",
+        batch: "batch_tokens",
+    }
+    given = {name: text for name, text in training.items() if name in fields_of}
+    return replace(recipe, **{fields_of[name]: TRAINING_KEYS[name].check(text) for name, text in given.items()})
 
 
 def split_settings(settings: Mapping[str, str], space: Space) -> tuple[dict[str, str], dict[str, str]]:

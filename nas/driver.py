@@ -1,4 +1,4 @@
-"""The loop of a search: lease, submit, store what comes back, tell the sampler. The only writer of trials.
+"""The loop that trains: lease, submit, store what comes back, tell the sampler. The only writer of trials.
 
 Whatever kills it, the store is consistent: every event is one transaction, and a new driver takes over.
 """
@@ -16,8 +16,8 @@ from nas import worker
 from nas.artifacts import keep_weights
 from nas.checkpoints import discard, kept, open_folder
 from nas.executors import Event, Executor, Lost
-from nas.records import FINISHED, POLICIES, Job, Notice, Policy, Progress, Report, Result, Trial
-from nas.study import Search
+from nas.records import FINISHED, POLICIES, Job, Notice, Policy, Progress, Report, Result, State, StudyRow, Trial
+from nas.store import Store
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5
@@ -32,6 +32,42 @@ class View(Protocol):
     def ended(self, trial: int, result: Result | None) -> None: ...
     def message(self, text: str) -> None: ...
     def tick(self) -> None: ...
+
+
+class Work(Protocol):
+    """What there is to train, and in which study: a search (nas/study.py) or a fixed list (nas/sweep.py)."""
+
+    store: Store
+    row: StudyRow
+    exhausted: bool  # nothing new can come any more
+    checkpoints: str  # the folder of half-trained trials
+
+    @property
+    def asked(self) -> int:
+        """Finished trials in the study when all is done."""
+        ...
+
+    def prefetch(self, count: int) -> None:
+        """Prepares up to `count` trials, so that no worker waits for one."""
+        ...
+
+    def lease(self, driver: int) -> Trial | None:
+        """The next trial to train, RUNNING under this driver's lease; None when there is none now."""
+        ...
+
+    def job(self, trial: Trial) -> Job: ...
+
+    def refresh(self) -> None:
+        """Takes in what changed in the store."""
+        ...
+
+    def saw(self, seq: int) -> bool:
+        """A change of ours in the store, which needs no reading where it is the next one; whether it is."""
+        ...
+
+    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+        """A result of ours, stored as change `seq` (None: our lease was lost, and nothing was stored)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +107,25 @@ MAX_MICRO_BATCHES = 8
 
 
 def run(
-    search: Search,
+    work: Work,
     executor: Executor,
     view: View,
     *,
     seconds: float | None = None,
     device_hours: float | None = None,
 ) -> Outcome:
-    """Runs the study to its number of trials, until a budget is used up, or until the user interrupts.
+    """Trains until the work is done, a budget is used up or the user interrupts.
 
     `seconds` counts from here; `device_hours` all that the study's trials have trained and evaluated. Raises UserError
     when checkpoints cannot be written.
     """
-    store, row = search.store, search.row
-    open_folder(search.checkpoints)
-    for number in kept(search.checkpoints):
+    store, row = work.store, work.row
+    open_folder(work.checkpoints)
+    for number in kept(work.checkpoints):
         if store.trial(row, number).state in FINISHED:
-            discard(search.checkpoints, number)
+            discard(work.checkpoints, number)
     driver = store.start_driver(row, executor.workers)
-    _take_over(search, view)
+    _take_over(work, view)
     interrupt = Interrupt()
     leased: dict[int, Trial] = {}
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -100,7 +136,7 @@ def run(
         try:
             while True:
                 spent = (deadline is not None and time.monotonic() > deadline) or (
-                    device_hours is not None and search.device_seconds >= 3600 * device_hours
+                    device_hours is not None and store.device_seconds(row) >= 3600 * device_hours
                 )
                 stopping = interrupt.count > 0 or spent
                 if interrupt.count > told:
@@ -108,25 +144,24 @@ def run(
                     if leased and told == 1:
                         view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
                 if not stopping:
-                    _fill(search, executor, driver, leased, view)
-                if not leased and (stopping or search.settled()):
+                    _fill(work, executor, driver, leased, view)
+                if not leased and (stopping or _settled(work)):
                     break
                 if interrupt.count > 1:
                     break
                 if leased:
-                    search.prefetch(0 if stopping else executor.workers)
+                    work.prefetch(0 if stopping else executor.workers)
                     for event in executor.wait(TICK_SECONDS):
-                        _handle(search, executor, event, leased, view)
+                        _handle(work, executor, event, leased, view)
                 else:  # others have the last trials, and may die over them
                     if not waits:
                         view.message("nothing is left to start: waiting for the trials of other drivers")
                     waits = True
                     time.sleep(TICK_SECONDS)
-                    search.refresh()
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     store.heartbeat(driver)
-                    _take_over(search, view)
+                    _take_over(work, view)
                 view.tick()
         finally:
             executor.abandon()
@@ -135,35 +170,42 @@ def run(
             store.stop_driver(driver)
     return Outcome(
         finished=store.finished(row),
-        asked=search.plan.trials,
+        asked=work.asked,
         interrupted=interrupt.count > 0,
-        exhausted=search.exhausted,
+        exhausted=work.exhausted,
         over_budget=spent,
     )
 
 
-def _take_over(search: Search, view: View) -> None:
+def _take_over(work: Work, view: View) -> None:
     """Trials of drivers that died wait for a worker again."""
-    taken = search.store.reclaim(search.row)
+    taken = work.store.reclaim(work.row)
     for number in taken:
         view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
     if taken:
-        search.refresh()
+        work.refresh()
 
 
-def _fill(search: Search, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
+def _settled(work: Work) -> bool:
+    """Whether nothing runs or waits in the store, other drivers' trials included."""
+    work.refresh()
+    counts = work.store.states(work.row)
+    return not counts[State.RUNNING] and not counts[State.WAITING]
+
+
+def _fill(work: Work, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
     """Gives every free worker a trial, as long as there are any."""
     while executor.running < executor.workers:
-        trial = search.lease(driver)
+        trial = work.lease(driver)
         if trial is None:
             return
         leased[trial.number] = trial
         view.started(trial)
-        executor.submit(search.job(trial))
+        executor.submit(work.job(trial))
 
 
-def _handle(search: Search, executor: Executor, event: Event, leased: dict[int, Trial], view: View) -> None:
-    store, row = search.store, search.row
+def _handle(work: Work, executor: Executor, event: Event, leased: dict[int, Trial], view: View) -> None:
+    store, row = work.store, work.row
     if isinstance(event, Progress):
         view.progress(event)
     elif isinstance(event, Notice):
@@ -176,25 +218,30 @@ def _handle(search: Search, executor: Executor, event: Event, leased: dict[int, 
             view.message(f"trial {event.trial} was taken over by another driver")
             view.ended(event.trial, None)
         else:
-            search.saw(seq)
+            work.saw(seq)
             view.reported(event)
     elif isinstance(event, Lost):
         del leased[event.trial]
         store.release(row, event.trial, event.token, fault=not event.preempted)
         view.message(f"trial {event.trial} lost its worker: {event.reason}")
         view.ended(event.trial, None)
-        search.refresh()
+        work.refresh()
     elif (parts := _parts_to_try(leased[event.trial], event)) is not None:
         del leased[event.trial]
-        discard(search.checkpoints, event.trial)
+        discard(work.checkpoints, event.trial)
         store.release(row, event.trial, event.token, fault=False, provenance={"micro_batches": parts})
         view.message(f"trial {event.trial} ran out of memory: once more, with its batches in {parts} parts")
         view.ended(event.trial, None)
-        search.refresh()
+        work.refresh()
     else:
         trial = leased.pop(event.trial)
-        search.ended(trial, event, store.finish(row, event))
-        discard(search.checkpoints, event.trial)
+        seq = store.finish(row, event)
+        work.ended(trial, event, seq)
+        if seq is None:
+            view.message(f"trial {event.trial} was taken over by another driver")
+            view.ended(event.trial, None)
+            return
+        discard(work.checkpoints, event.trial)
         if event.weights and any(trial.number == event.trial for trial in store.front(row)):
             try:
                 keep_weights(store, row, event.trial, event.weights)

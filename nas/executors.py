@@ -115,15 +115,8 @@ def timed_out(job: Job, seconds: float) -> Result:
     return Result(job.trial, job.token, train_seconds=seconds, failure=failure)
 
 
-# A worker trains on one thread. Without these, glibc gives every large block back to the system and takes page
-# faults for it again at each step: 3 to 5 times slower on 32 MiB tensors. They must be set before the process starts.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
+# A worker trains on one thread. cuBLAS is deterministic only with a workspace of fixed size.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
@@ -182,11 +175,13 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float, names
     set_environment(own_cluster=address is None)
     import ray
 
+    # Trials that asked for no GPU train on a CPU, also where there is one.
+    environment = WORKER_ENVIRONMENT | ({} if gpus_per_trial else {"CUDA_VISIBLE_DEVICES": ""})
     settings: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
         "namespace": namespace,
-        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
+        "runtime_env": {"env_vars": environment},
     }
     if address is None:
         ray.init(
@@ -334,6 +329,9 @@ class _Worker:
 
     def __init__(self) -> None:
         import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
+        from kernels._cpu import keep_freed_memory
+
+        keep_freed_memory()
 
         self._stopped: set[tuple[int, int]] = set()  # (trial, token) of jobs to put down
 

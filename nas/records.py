@@ -158,7 +158,7 @@ class Trial:
     arch: Mapping[str, Any]
     arch_hash: str
     recipe: Recipe
-    origin: str  # baseline, sampler or enqueued
+    origin: str  # baseline, sampler or sweep
     sampler_attrs: Mapping[str, Any]
     token: int
     attempts: int

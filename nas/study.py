@@ -19,7 +19,7 @@ from nas.records import FINISHED, POLICIES, Job, Policy, Recipe, Result, SpaceSp
 from nas.samplers import population_size
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
-from search_spaces.base import SpaceError, arch_to_json, digest
+from search_spaces.base import Cost, SpaceError, arch_to_json, digest
 
 MAX_REPEATS = 200  # proposals in a row that were all seen before: the space is as good as exhausted
 
@@ -45,12 +45,9 @@ class Search:
 
     def __init__(self, store: Store, row: StudyRow, config: StudyConfig, plan: Plan) -> None:
         self.store, self.row, self.config, self.plan = store, row, config, plan
-        # Apart by store and study, as the weights are: studies may share a folder of checkpoints.
-        shared = Path(config.checkpoints) / Path(row.artifacts).name if config.checkpoints else Path(row.artifacts)
-        self.checkpoints = str(shared.resolve() / "checkpoints")
+        self.checkpoints = checkpoints_folder(row, config.checkpoints)
         self.cache_hits = 0
         self.exhausted = False
-        self.device_seconds = 0.0  # that finished trials took on their worker
         self._proposer = Proposer(
             config.sampler,
             config.seed,
@@ -67,6 +64,10 @@ class Search:
         self.refresh()
         self._baselines = deque(self._baseline_proposals())
 
+    @property
+    def asked(self) -> int:
+        return self.plan.trials
+
     # ---- telling ---------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
@@ -78,13 +79,7 @@ class Search:
             outcome = self._costs(trial)
             self._known[config_hash(trial.arch_hash, trial.recipe)] = outcome
             if trial.state in FINISHED:
-                self._finished(trial, outcome)
-
-    def settled(self) -> bool:
-        """Whether nothing runs or waits in the store, other drivers' trials included."""
-        self.refresh()
-        counts = self.store.states(self.row)
-        return not counts[State.RUNNING] and not counts[State.WAITING]
+                self._tell(trial, outcome)
 
     def saw(self, seq: int | None) -> bool:
         """Whether a change of ours, `seq`, was the first since the last look: then there is nothing to read."""
@@ -103,16 +98,10 @@ class Search:
             trial,
             state=state,
             values=result.values,
-            train_seconds=result.train_seconds,
-            evaluate_seconds=result.evaluate_seconds,
             failure=result.failure,
         )
         outcome = self._costs(trial)
         self._known[config_hash(trial.arch_hash, trial.recipe)] = outcome
-        self._finished(trial, outcome)
-
-    def _finished(self, trial: Trial, outcome: tuple[float, ...] | None) -> None:
-        self.device_seconds += (trial.train_seconds or 0.0) + (trial.evaluate_seconds or 0.0)
         self._tell(trial, outcome)
 
     def _costs(self, trial: Trial) -> tuple[float, ...] | None:
@@ -239,6 +228,12 @@ def artifacts_folder(store: Store, study: str) -> str:
     return str((base.parent / f"{base.stem}-artifacts" / digest({"store": store.shown, "study": study})).resolve())
 
 
+def checkpoints_folder(row: StudyRow, shared: str | None) -> str:
+    """Where half-trained trials are kept: beside the weights, or in a folder that several studies may share."""
+    study = Path(row.artifacts)
+    return str((Path(shared) / study.name if shared else study).resolve() / "checkpoints")
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A configuration that was checked against its space and its data, before any store is touched."""
@@ -265,6 +260,13 @@ def prepare(config: StudyConfig) -> Prepared:
 
 def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:evaluate") -> Search:
     """Creates the study, or continues it when `config.resume`. Raises StudyError."""
+    space = prepared.plan.space
+    row = open_study(store, prepared, space.cost(space.largest()), evaluate)
+    return Search(store, row, prepared.config, prepared.plan)
+
+
+def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = "nas.train:evaluate") -> StudyRow:
+    """The study, new or, when `config.resume`, as stored; `largest` bounds the hypervolume. Raises StudyError."""
     config, plan = prepared.config, prepared.plan
     if config.resume and any(study["name"] == config.study for study in store.studies()):
         row = store.study(config.study)
@@ -272,14 +274,13 @@ def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:eva
         # The same data may lie elsewhere by now.
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
         store.update_settings(row, settings)
-        return Search(store, replace(row, settings=settings), config, plan)
-    largest = plan.space.cost(plan.space.largest())
+        return replace(row, settings=settings)
     worst = {
         **prepared.worst,
         "parameters": float(largest.parameters_total),
         f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
     }
-    row = store.create_study(
+    return store.create_study(
         config.study,
         space=plan.space_spec,
         objectives=plan.objectives,
@@ -291,7 +292,6 @@ def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:eva
         data_hash=prepared.data_hash,
         artifacts=artifacts_folder(store, config.study),
     )
-    return Search(store, row, config, plan)
 
 
 def _check_same(row: StudyRow, space: SpaceSpec, data_hash: str, data_name: str) -> None:

@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from kernels._cpu import keep_freed_memory
 from nas import worker
 from nas.executors import STOP_SECONDS, Event, join_cluster, lost, ray_node, timed_out
 from nas.records import Job, Result
@@ -210,6 +211,7 @@ class _Jobs(tune.Trainable):
     """What runs in Tune's actor: each step is the job's next event."""
 
     def setup(self, config: dict[str, Any]) -> None:
+        keep_freed_memory()
         self._job: Job = config["job"]
         self._events = worker.run(self._job)
         self._told = False

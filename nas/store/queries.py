@@ -644,6 +644,13 @@ class Store:
         counts = self.states(study)
         return sum(counts[str(state)] for state in FINISHED)
 
+    def device_seconds(self, study: StudyRow) -> float:
+        """What training and evaluating the study's finished trials took on their workers."""
+        seconds = func.coalesce(TrialTable.train_seconds, 0.0) + func.coalesce(TrialTable.evaluate_seconds, 0.0)
+        with self._engine.connect() as connection:
+            query = select(func.coalesce(func.sum(seconds), 0.0)).where(TrialTable.study_id == study.id)
+            return float(connection.execute(query).scalar_one())
+
     def reports(self, study: StudyRow, number: int | None = None, *, after: int = 0) -> list[Report]:
         """The learning curves, by trial and rung: all, trial `number`'s, or those of trials changed since `after`."""
         query = (
