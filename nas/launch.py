@@ -66,7 +66,9 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
         click.echo("the space holds nothing new: every further proposal was trained before", err=True)
         return 0
     why = "interrupted" if outcome.interrupted else "out of its budget" if outcome.over_budget else "not finished"
-    again = f"nas search --study {quote(search.row.name)} --store {quote(store.shown)} --resume"
+    again = f"nas search --study {quote(search.row.name)} --store {quote(store.to_type)} --resume"
+    if store.url.password:
+        again = f"PGPASSWORD=... {again}"
     click.echo(f"{why}; nothing is lost. Continue with: {again}", err=True)
     return 1
 
