@@ -359,7 +359,7 @@ def doctor(store: str, study: str | None, as_json: bool) -> None:
 
 @cli.group(name="study", cls=Commands)
 def study_group() -> None:
-    """List and delete studies."""
+    """List, delete, export and import studies."""
 
 
 @study_group.command(name="list")
@@ -394,6 +394,44 @@ def study_delete(name: str, store: str, yes: bool) -> None:
         opened.delete_study(name)
     shutil.rmtree(row.artifacts, ignore_errors=True)
     click.echo(f"deleted study {name}")
+
+
+@study_group.command(name="export")
+@click.argument("name")
+@store_option
+@click.option("--to", required=True, metavar="URL", help="Optuna's database: a SQLite file or postgresql://...")
+def study_export(name: str, store: str, to: str) -> None:
+    """Write a study into a database that Optuna and optuna-dashboard open.
+
+    \b
+    nas study export first --to optuna.db
+    optuna-dashboard sqlite:///optuna.db
+    """
+    from nas.config import make_plan, resumed
+    from nas.optuna_rdb import export_study
+    from nas.store import Store
+
+    with Store(store) as opened:
+        row = opened.study(name)
+        if row.settings.get("imported"):
+            raise UserError(f"study {name!r} came from Optuna: its space is not known here")
+        plan = make_plan(resumed(row.settings, {"study": name}))
+        count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
+    click.echo(f"exported {count} trials of {name}")
+
+
+@study_group.command(name="import")
+@click.argument("name", required=False)
+@store_option
+@click.option("--from", "source", required=True, metavar="URL", help="Optuna's database: a SQLite file or a URL.")
+def study_import(name: str | None, store: str, source: str) -> None:
+    """Read a study from Optuna's database: one that was exported goes on, one of Optuna's own can be looked at."""
+    from nas.optuna_rdb import import_study
+    from nas.store import Store
+
+    with Store(store, create=True) as opened:
+        row, count = import_study(opened, source, name)
+    click.echo(f"imported {count} trials of {row.name}")
 
 
 @cli.group(cls=Commands)
