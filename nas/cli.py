@@ -440,16 +440,37 @@ def bench() -> None:
 
 
 @bench.command(name="search")
-@click.option("--part", type=click.Choice(["overhead"]), default="overhead", show_default=True)
-@click.option("--trials", type=click.IntRange(min=10), default=200, show_default=True)
+@click.option("--part", type=click.Choice(["overhead", "growth"]), default="overhead", show_default=True)
+@click.option("--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth]")
 @json_option
-def bench_search(part: str, trials: int, as_json: bool) -> None:
-    """What a trial costs beyond its training: our engines and Ray Tune with its own OptunaSearch, in one run."""
-    from nas.bench_search import overhead
+def bench_search(part: str, trials: int | None, as_json: bool) -> None:
+    """What a trial costs beyond its training.
+
+    overhead: our engines and Ray Tune with its own OptunaSearch, in one run. growth: the first trials of a long study
+    and its last.
+    """
+    from nas.bench_search import growth, overhead
     from nas.progress import print_table
     from nas.summary import bench_table
 
-    data = overhead(trials)
+    data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
+    if as_json:
+        _print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
+@bench.command(name="store")
+@click.option("--store", metavar="URL", help="An empty PostgreSQL database.  [default: a throw-away server]")
+@click.option("--seconds", type=click.FloatRange(min=1.0), default=10.0, show_default=True, help="For each writer.")
+@json_option
+def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
+    """Statements a trial takes, four drivers on one PostgreSQL beside Optuna's storage, and opening a large study."""
+    from nas.bench_store import measure
+    from nas.progress import print_table
+    from nas.summary import bench_table
+
+    data = measure(store, seconds)
     if as_json:
         _print_json(data)
     else:

@@ -356,7 +356,7 @@ class Store:
         def work(connection: Connection) -> None:
             front: Mapping[tuple[int, int], tuple[float, ...]] = {}
             for seq, (trial, config, curve) in enumerate(given, start=1):
-                inserted = connection.execute(_INSERT_TRIAL, _row(study, trial, config, seq))
+                inserted: Any = connection.execute(_INSERT_TRIAL, _row(study, trial, config, seq))
                 trial_id = int(inserted.inserted_primary_key[0])
                 if trial.values:
                     values = [{"trial_id": trial_id, "name": n, "value": v} for n, v in trial.values.items()]
