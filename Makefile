@@ -9,7 +9,7 @@ CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/n
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
 
-.PHONY: install search test test-slow bench lint dashboard clean
+.PHONY: install search test test-slow bench lint dashboard screenshots clean
 
 install: $(VENV)/installed
 
@@ -47,6 +47,9 @@ bench: install
 
 dashboard: install
 	$(BIN)/nas dashboard --store $(RUNS)/nas.db
+
+screenshots: install
+	$(BIN)/python -m dashboards.screenshots
 
 clean:
 	rm -rf $(VENV) $(RUNS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

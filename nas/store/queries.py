@@ -6,6 +6,7 @@ tried again after a passing fault: a locked file, a serialisation failure, a con
 
 import os
 import socket
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from nas import pareto
 from nas.errors import StoreError, StudyError
@@ -149,9 +151,20 @@ def _parse_url(url: str) -> URL:
     return parsed
 
 
+def _open_read_only(path: Path) -> sqlite3.Connection:
+    """Opens a file in a folder that we may not write to. Without a writer there is no log beside it, and SQLite, which
+    would make one, has to be told that nothing changes; the connection is good for one look."""
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+    return sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, check_same_thread=False)
+
+
 def _engine(url: URL) -> Engine:
-    engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
     if url.get_backend_name() == "sqlite":
+        path = Path(url.database or "").resolve()
+        if os.access(path.parent, os.W_OK):
+            engine = create_engine(url)
+        else:
+            engine = create_engine(url, creator=lambda: _open_read_only(path), poolclass=NullPool)
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, _: Any) -> None:
@@ -165,7 +178,8 @@ def _engine(url: URL) -> Engine:
             writes = connection.get_execution_options().get("writes", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    return engine
+        return engine
+    return create_engine(url, pool_pre_ping=True)
 
 
 class Store:
@@ -662,16 +676,24 @@ class Store:
     # ---- reading ---------------------------------------------------------------------------------------------
 
     def trials(
-        self, study: StudyRow, *, after: int = 0, states: Iterable[State] = (), number: int | None = None
+        self,
+        study: StudyRow,
+        *,
+        after: int = 0,
+        states: Iterable[State] = (),
+        number: int | None = None,
+        origin: str | None = None,
     ) -> list[Trial]:
-        """Trials by number: those changed since sequence `after`, in `states`, or the one `number`."""
-        if not states and number is None:
+        """Trials by number: those changed since sequence `after`, in `states`, of one `origin`, or the one `number`."""
+        if not states and number is None and origin is None:
             return self._read_trials(_CHANGED_TRIALS, _CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
         where = [TrialTable.study_id == study.id, TrialTable.seq > after]
         if states:
             where.append(TrialTable.state.in_([str(state) for state in states]))
         if number is not None:
             where.append(TrialTable.number == number)
+        if origin is not None:
+            where.append(TrialTable.origin == origin)
         return self._trials(*where)
 
     def trial(self, study: StudyRow, number: int) -> Trial:
