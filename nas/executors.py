@@ -266,6 +266,11 @@ class RayPool:
         while self.free < workers and (left := until - time.monotonic()) > 0:
             self._warm(left)
 
+    def resources(self) -> dict[str, float]:
+        """CPUs, GPUs and bytes of memory of the cluster."""
+        found = self._ray.cluster_resources()
+        return {name: found[name] for name in ("CPU", "GPU", "memory") if name in found}
+
     def _new_actor(self) -> tuple[Any, Any]:
         actor = self._actor_class.remote()
         return actor, actor.ready.remote()
