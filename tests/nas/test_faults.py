@@ -39,7 +39,7 @@ SPACE = {
     "streams.n": "1",
     "gates.placement": "none",
     "optim.lr": "0.003,0.009",
-    "train.tokens": "60000",
+    "train.tokens": "30000",
     "train.batch_tokens": "256",
 }
 WANTED = int(os.environ.get("NAS_FAULTS", "200"))  # faults in all, over the kinds
