@@ -347,12 +347,14 @@ def dashboard(store: str, host: str, port: int) -> None:
 @cli.command()
 @store_option
 @click.option("--study", metavar="NAME", help="Also check this study's data and space.")
+@click.option("--space", default="lm", show_default=True, metavar="NAME", help="Whose architectures to try.")
+@click.option("--address", metavar="HOST:PORT", help="The Ray cluster to try: auto or HOST:PORT.")
 @json_option
-def doctor(store: str, study: str | None, as_json: bool) -> None:
-    """Check what a search needs here: store, data, Ray, torch, one training step."""
+def doctor(store: str, study: str | None, space: str, address: str | None, as_json: bool) -> None:
+    """Check what a search needs here: store, disk, device, compiler, data, Ray, one training step."""
     from nas.doctor import examine
 
-    lines = examine(store, study)
+    lines = examine(store, study, space, address)
     if as_json:
         _print_json([{"check": line.check, "ok": line.ok, "found": line.found, "do": line.do} for line in lines])
     else:
