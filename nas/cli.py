@@ -7,6 +7,7 @@ finished (interrupted, or a check failed), 2 bad input.
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -398,9 +399,16 @@ def bench() -> None:
 @bench.command(name="search")
 @click.option("--part", type=click.Choice(["overhead"]), default="overhead", show_default=True)
 @click.option("--trials", type=click.IntRange(min=10), default=200, show_default=True)
+@click.option("--record", is_flag=True, help="Train the table that `--part quality` replays: 288 short trainings.")
+@click.option("--store", default="table.db", show_default=True, metavar="URL", help="Where --record keeps its study.")
+@click.option("--out", default="lm.json", show_default=True, metavar="FILE", help="The table that --record writes.")
 @json_option
-def bench_search(part: str, trials: int, as_json: bool) -> None:
+def bench_search(part: str, trials: int, record: bool, store: str, out: str, as_json: bool) -> None:
     """What a trial costs beyond its training: our engines and Ray Tune with its own OptunaSearch, in one run."""
+    if record:
+        from nas.replay import record as record_table
+
+        sys.exit(record_table(store, Path(out)))
     from nas.bench_search import overhead
     from nas.progress import print_table
     from nas.summary import bench_table

@@ -6,7 +6,7 @@ Flags win over the file, the file over the preset. Everything that can be wrong 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import inf
+from math import inf, isclose
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,14 @@ class Plan:
         rate = self.recipe.learning_rate
         if isinstance(domain, Choices) and len(domain.values) == 1:
             return [(arch, self.recipe)]
+        searched = domain.values if isinstance(domain, Choices) else ()
+        rates = [
+            # 0.009 as somebody wrote it, and not 0.003 * 3 beside it, which differs in its last digit.
+            next((value for value in searched if isclose(value, rate * factor)), rate * factor)
+            for factor in (1.0, 3.0, 1 / 3)
+        ]
         picked = {name: value for name, value in _picked(self.recipe).items() if name != "optim.lr"}
-        return [(arch, self.recipe_with(picked | {"optim.lr": rate * factor})) for factor in (1.0, 3.0, 1 / 3)]
+        return [(arch, self.recipe_with(picked | {"optim.lr": value})) for value in rates]
 
 
 def _picked(recipe: Recipe) -> dict[str, Any]:

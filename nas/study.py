@@ -5,7 +5,7 @@ worker takes it, and an architecture that was trained before, with the same trai
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Search:
         self._seq = 0
         self._next = 0  # the number the next proposal is expected to get
         self.refresh()
-        self._baselines = deque(self._baseline_proposals())
+        self._given = deque(self._given_proposals())
 
     # ---- telling ---------------------------------------------------------------------------------------------
 
@@ -120,10 +120,16 @@ class Search:
         self._hashes[trial.number] = config_hash(trial.arch_hash, trial.recipe)
         return trial
 
-    def _baseline_proposals(self) -> list[_Pending]:
-        """Trials 0, 1 and 2, as far as they are not in the store yet."""
+    def _given_proposals(self) -> list[_Pending]:
+        """What is trained before the sampler is asked, as far as it is not in the store yet: the baselines (trials 0,
+        1 and 2), then what the study was given to start from."""
+        space = self.plan.space
         made = [self._proposal(arch, recipe, "baseline", {}, None) for arch, recipe in self.plan.baselines()]
-        return [_Pending(proposal, None) for proposal in made if proposal.config_hash not in self._known]
+        for arch, recipe in self.row.settings.get("enqueued", ()):
+            made.append(self._proposal(space.from_json(arch), Recipe(**recipe), "enqueued", {}, None))
+        once = {proposal.config_hash: proposal for proposal in reversed(made)}
+        new = [proposal for proposal in reversed(once.values()) if proposal.config_hash not in self._known]
+        return [_Pending(proposal, None) for proposal in new]
 
     def _proposal(
         self, arch: Any, recipe: Recipe, origin: str, attrs: Mapping[str, Any], params: Mapping[str, Any] | None
@@ -146,8 +152,8 @@ class Search:
 
     def _propose(self) -> _Pending | None:
         """A configuration nobody has trained or is training; None when the sampler finds no new one."""
-        if self._baselines:
-            pending = self._baselines.popleft()
+        if self._given:
+            pending = self._given.popleft()
             self._known[pending.proposal.config_hash] = None
             return pending
         number = self._next + len(self._ready)
@@ -215,8 +221,16 @@ def prepare(config: StudyConfig) -> Prepared:
     return Prepared(config, plan, data.name, data.hash, task.scaling(data), task.worst(data))
 
 
-def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:evaluate") -> Search:
-    """Creates the study, or continues it when `config.resume`. Raises StudyError."""
+def open_search(
+    store: Store,
+    prepared: Prepared,
+    evaluate: str = "nas.train:evaluate",
+    enqueued: Sequence[tuple[Any, Recipe]] = (),
+) -> Search:
+    """Creates the study, or continues it when `config.resume`. Raises StudyError.
+
+    A new study trains `enqueued`, architectures and how to train them, right after its baselines.
+    """
     config, plan = prepared.config, prepared.plan
     if config.resume and any(study["name"] == config.study for study in store.studies()):
         row = store.study(config.study)
@@ -237,7 +251,8 @@ def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:eva
         objectives=plan.objectives,
         settings=to_json(config)
         | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
-        | {"task": plan.space.task, "scaling": dict(prepared.scaling)},
+        | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
+        | {"enqueued": [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]},
         reference={name: pareto.cost(name, worst[name]) for name in plan.objectives},
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,
