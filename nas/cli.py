@@ -406,7 +406,7 @@ def bench() -> None:
 def bench_search(part: str, trials: int, record: bool, store: str, out: str, as_json: bool) -> None:
     """What a trial costs beyond its training: our engines and Ray Tune with its own OptunaSearch, in one run."""
     if record:
-        from nas.replay import record as record_table
+        from nas.table import record as record_table
 
         sys.exit(record_table(store, Path(out)))
     from nas.bench_search import overhead

@@ -16,7 +16,8 @@ from search_spaces import load_space
 from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest, nearest_default
 
 ENGINES = ("ray", "inline")
-SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
+SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "gp", "evolution", "random", "qmc")
+HUB = "hub:"  # before the name of one of OptunaHub's samplers
 KERNELS = ("auto", "reference")
 OBJECTIVES = {
     "text": ("bits_per_byte", "accuracy", "flops_per_token", "parameters"),
@@ -73,6 +74,17 @@ FIXED_ONLY = ("train.tokens", "train.batch_tokens", "train.images", "train.batch
 COUNTED = {"text": ("train.tokens", "train.batch_tokens"), "images": ("train.images", "train.batch_images")}
 
 
+# What no architecture may exceed, however it is drawn. FLOPs count with every gate open: the most a token can take.
+LIMITS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        _training_key("max.flops", inf, (inf,), "FLOPs a token or an image, at most", low=1),
+        _training_key("max.parameters", inf, (inf,), "parameters, at most", low=1),
+        _training_key("max.memory", inf, (inf,), "bytes of activations a training step keeps, at most", low=1),
+    )
+}
+
+
 def training_keys(task: str) -> dict[str, Key]:
     """The training keys of one task: text counts tokens, images count images."""
     others = {name for other, names in COUNTED.items() if other != task for name in names}
@@ -96,6 +108,7 @@ class StudyConfig:
     engine: str = "ray"
     address: str | None = None
     sampler: str = "nsgaii"
+    halving: bool = False
     trial_timeout: float | None = None
     kernels: str = "auto"
     seed: int = 0
@@ -109,7 +122,7 @@ class StudyConfig:
         for flag, value, known in (
             ("--preset", self.preset, tuple(PRESETS)),
             ("--engine", self.engine, ENGINES),
-            ("--sampler", self.sampler, SAMPLERS),
+            ("--sampler", self.sampler, (*SAMPLERS, self.sampler) if self.sampler.startswith(HUB) else SAMPLERS),
             ("--kernels", self.kernels, KERNELS),
         ):
             if value not in known:
@@ -137,6 +150,23 @@ class Plan:
     domains: Mapping[str, Domain]  # of SEARCHED
     recipe: Recipe  # every default
     data_path: str | None
+    limits: Mapping[str, float] = field(default_factory=dict)  # of LIMITS, those that were set
+
+    def allows(self, arch: Any) -> bool:
+        """Whether an architecture stays within every limit."""
+        return all(spent <= self.limits[name] for name, spent in self.spent(arch).items())
+
+    def spent(self, arch: Any) -> dict[str, float]:
+        """What an architecture needs of everything that is limited."""
+        if not self.limits:
+            return {}
+        cost = self.space.cost(arch)
+        needs = {
+            "max.flops": cost.flops_total,
+            "max.parameters": cost.parameters_total,
+            "max.memory": cost.activation_bytes * self.recipe.batch_tokens,
+        }
+        return {name: float(needs[name]) for name in self.limits}
 
     def recipe_with(self, picked: Mapping[str, Any]) -> Recipe:
         return Recipe(
@@ -197,16 +227,19 @@ def _picked(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def split_settings(settings: Mapping[str, str], space: Space) -> tuple[dict[str, str], dict[str, str]]:
-    """`--set` keys of the space, and those of the training. Raises SpaceError naming the nearest known key."""
+def split_settings(
+    settings: Mapping[str, str], space: Space
+) -> tuple[dict[str, str], dict[str, str], dict[str, float]]:
+    """`--set` keys of the space, those of the training, and limits. Raises SpaceError naming the nearest known key."""
     training = training_keys(space.task)
-    known = (*space.keys, *training)
+    known = (*space.keys, *training, *LIMITS)
     for name in settings:
         if name not in known:
             raise SpaceError(f"unknown key {name!r}; {nearest(name, known)}")
     return (
         {name: text for name, text in settings.items() if name in space.keys},
         {name: text for name, text in settings.items() if name in training},
+        {name: LIMITS[name].check(text) for name, text in settings.items() if name in LIMITS},
     )
 
 
@@ -216,7 +249,7 @@ def make_plan(config: StudyConfig) -> Plan:
     if bare.task not in OBJECTIVES:
         raise UserError(f"space {config.space} has task {bare.task!r}: wanted {' or '.join(OBJECTIVES)}")
     preset = PRESETS[config.preset]
-    space_settings, training = split_settings(config.settings, bare)
+    space_settings, training, limits = split_settings(config.settings, bare)
     if "base" not in space_settings:  # a named architecture brings its own
         space_settings = {**bare.presets.get(config.preset, {}), **space_settings}
     space = bare.restrict(space_settings) if space_settings else bare
@@ -248,6 +281,7 @@ def make_plan(config: StudyConfig) -> Plan:
         domains=domains,
         recipe=recipe,
         data_path=str(Path(fixed["data.path"]).resolve()) if fixed["data.path"] else None,
+        limits=limits,
     )
 
 
@@ -294,7 +328,8 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
     "time": (int, float), "workers": (int,), "gpus_per_trial": (int, float), "engine": (str,), "address": (str,),
-    "sampler": (str,), "trial_timeout": (int, float), "kernels": (str,), "seed": (int,), "resume": (bool,),
+    "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float), "kernels": (str,), "seed": (int,),
+    "resume": (bool,),
 }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from nas import pareto
 from nas.pareto import LOGARITHMIC, Point
 
+Costs = tuple[float, ...]
+
 KEEP = 1 / 3  # of the trials at a rung go on
 BIN = log10(2)  # a factor of two in FLOPs
 EXEMPT = 16  # one trial in so many runs to the end whatever its rungs say
@@ -30,7 +32,7 @@ def goes_on(mine: Point, peers: Sequence[Point], axis: int | None = None, keep: 
     """
     if not _finite(mine):
         return False
-    everyone = [tuple(mine), *(tuple(peer) for peer in peers if _finite(peer))]
+    everyone = [tuple(point) for point in (mine, *peers) if _finite(point)]
     ranks = pareto.ranks(everyone)
     front = [point for point, rank in zip(everyone, ranks, strict=True) if rank == ranks[0]]
     ahead = sum(rank < ranks[0] for rank in ranks)
@@ -41,15 +43,15 @@ def _finite(point: Point) -> bool:
     return all(isfinite(value) for value in point)
 
 
-def _place(mine: Point, front: Sequence[Point], everyone: Sequence[Point], axis: int | None) -> int:
+def _place(mine: Costs, front: Sequence[Costs], everyone: Sequence[Costs], axis: int | None) -> int:
     """How many points of its front go before `mine`: the best of each bin first, then the second of each.
 
     Equal points share the best place that they have together.
     """
-    bins: dict[int, list[Point]] = {}
+    bins: dict[int, list[Costs]] = {}
     for point in sorted(set(front)):
         bins.setdefault(_bin(point, axis), []).append(point)
-    turns: list[tuple[int, float, Point]] = []
+    turns: list[tuple[int, float, Costs]] = []
     for number, points in bins.items():
         worst = [max(values) for values in zip(*(p for p in everyone if _bin(p, axis) == number), strict=True)]
         if axis is not None:
@@ -82,10 +84,10 @@ def rank_correlation(early: Mapping[int, float], final: Mapping[int, float]) -> 
     both = [number for number in early if number in final]
     if len(both) < 3:
         return None
-    ranks = [_ranks([values[number] for number in both]) for values in (early, final)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
+    before, after = (_ranks([values[number] for number in both]) for values in (early, final))
+    if np.ptp(before) == 0 or np.ptp(after) == 0:
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(before, after)[0, 1])
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:

@@ -54,8 +54,10 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
     """Prints the front, what beats the baseline, and how to go on; the exit code."""
     print_table(front_table(store.front(search.row), f"front of {search.row.name}"))
     click.echo(verdict(store, search.row))
-    if search.cache_hits:
-        click.echo(f"{search.cache_hits} proposals were known already and not trained again")
+    if search.proposals.cache_hits:
+        click.echo(f"{search.proposals.cache_hits} proposals were known already and not trained again")
+    if search.proposals.refused:
+        click.echo(f"{search.proposals.refused} proposals exceeded a limit and were drawn again")
     click.echo(f"finished {outcome.finished} of {outcome.asked} trials")
     if outcome.finished >= outcome.asked:
         return 0

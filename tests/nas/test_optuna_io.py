@@ -9,7 +9,7 @@ from nas import pareto
 from nas.config import SAMPLERS, StudyConfig, make_plan
 from nas.driver import run
 from nas.executors import Inline
-from nas.optuna_io import Proposer
+from nas.optuna_io import Outcome, Proposer
 from nas.progress import Silent
 from nas.samplers import population_size
 from nas.store import Store
@@ -24,7 +24,7 @@ def searched(folder: Path, sampler: str, trials: int, **config: object) -> tuple
         settings = StudyConfig(study="s", sampler=sampler, trials=trials, preset="quick", **config)  # type: ignore[arg-type]
         search = open_search(store, prepare(settings), evaluate=TRIVIAL)
         run(search, Inline(), Silent())
-        return store.trials(search.row), search.cache_hits
+        return store.trials(search.row), search.proposals.cache_hits
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -75,7 +75,7 @@ def front_volume(sampler: str, seed: int, trials: int) -> float:
     points = []
     for number in range(trials):
         handle, _, _, costs = proposer.ask(number, 0)
-        proposer.tell(handle, costs)
+        proposer.tell(handle, Outcome(costs))
         points.append(costs)
     return pareto.hypervolume(points, (2.0, 2.0))
 
@@ -95,7 +95,7 @@ def test_a_space_with_conditional_parameters_is_left_to_optuna() -> None:
     for number in range(30):
         handle, params, _, value = proposer.ask(number, 0)
         assert set(params) in ({"wide", "width"}, {"wide", "depth"})
-        proposer.tell(handle, (float(value), 1.0))
+        proposer.tell(handle, Outcome((float(value), 1.0)))
 
 
 def test_short_searches_evolve_too() -> None:

@@ -8,31 +8,34 @@ never interpolates.
 import json
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nas.config import Plan, StudyConfig
+from nas import pareto
+from nas.config import Plan, StudyConfig, make_plan
 from nas.driver import run
 from nas.errors import UserError
 from nas.executors import make_executor
 from nas.progress import make_view
-from nas.records import State, StudyRow
+from nas.proposals import config_hash
+from nas.records import Recipe, State, StudyRow
 from nas.store import Store
 from nas.study import open_search, prepare
 from nas.tasks import TASKS
+from nas.train import BACKWARD
 from search_spaces.base import FixedTrial
 
 TABLE = Path(__file__).parent / "tables" / "lm.json"
 STUDY = "table"
 WORKERS = 2
 # Depth, width, both shapes of feed-forward net, streams and gates, each at four learning rates around the best: 288
-# configurations, over a factor of 16 in FLOPs.
+# configurations, over a factor of 8 in FLOPs.
 GRID = {
     "depth": "2..4",
-    "d_model": "32,64,96",
+    "d_model": "32,48,64",
     "attention.ratio": "1",
     "ffn.ratio": f"{8 / 3},0.5",
     "ffn.sub_mlps": "4",
@@ -42,7 +45,7 @@ GRID = {
     "gates.rate": "0.5",
     "optim.lr": "0.001,0.003,0.009,0.027",
     "context": "64",
-    "train.tokens": "98304",
+    "train.tokens": "65536",
     "train.batch_tokens": "512",
 }
 
@@ -109,6 +112,7 @@ def _table(store: Store, row: StudyRow) -> dict[str, Any]:
         "versions": f"python {found['python']}, torch {found['torch']}, hypernas {found['hypernas']}, {found['cpu']}",
         "data": f"{row.data_name} {row.data_hash}",
         "settings": dict(row.settings["settings"]),
+        "reference": [row.reference[name] for name in row.objectives],
         "parameters": parameters,
         "measured": measured,
         "columns": "parameters; loss at each rung; measured at the end, or null where training failed; seconds",
@@ -130,3 +134,58 @@ def write(out: Path, table: Mapping[str, Any]) -> None:
     rows = ",\n".join(json.dumps(row) for row in table["rows"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
+
+
+# ---- replaying -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One training: its loss at each rung, what was measured at its end (nothing where it failed), and its compute."""
+
+    arch: Any
+    recipe: Recipe
+    losses: tuple[float, ...]
+    values: Mapping[str, float]
+    training_flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A complete space: every configuration that `plan` can propose, by its hash."""
+
+    plan: Plan
+    reference: tuple[float, ...]  # of the hypervolume, by objective, as costs
+    recorded: Mapping[str, Recorded]
+
+    @property
+    def mean_flops(self) -> float:
+        """Training FLOPs of the mean configuration, trained to the end."""
+        return sum(entry.training_flops for entry in self.recorded.values()) / len(self.recorded)
+
+    @property
+    def best(self) -> float:
+        """The hypervolume of the whole table's front."""
+        done = [pareto.costs(self.plan.objectives, e.values) for e in self.recorded.values() if e.values]
+        return pareto.hypervolume(done, self.reference)
+
+
+def load_table(path: Path = TABLE) -> Table:
+    """Raises UserError when the file is no table, or was recorded with another space than this version's."""
+    try:
+        data = json.loads(path.read_text())
+        plan = make_plan(StudyConfig(settings=data["settings"]))
+        entries = {}
+        for answers, losses, measured, _ in data["rows"]:
+            arch, recipe = plan.suggest(FixedTrial(dict(zip(data["parameters"], answers, strict=True))))
+            values = dict(zip(data["measured"], measured, strict=True)) if measured else {}
+            flops = (1 + BACKWARD) * plan.space.cost(arch).flops_total * recipe.tokens
+            entries[config_hash(plan.space.arch_hash(arch), recipe)] = Recorded(
+                arch, recipe, tuple(losses), values, flops
+            )
+    except (OSError, json.JSONDecodeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a table of `nas bench search --record`: {error}") from error
+    missing = len(configurations(plan)) - len(entries)
+    if missing:
+        raise UserError(f"{path} lacks {missing} configurations of its space: record it again")
+    return Table(plan, tuple(data["reference"]), entries)
