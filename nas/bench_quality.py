@@ -6,16 +6,15 @@ halving; the peers are the real libraries, at their defaults, where they are ins
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from nas import pareto
-from nas.proposals import Proposals, config_hash
+from nas.proposals import Proposals
 from nas.records import Failure, FailureKind, Report, State, Trial
 from nas.store import Proposal
 from nas.table import Recorded, Table

@@ -89,7 +89,14 @@ def _print_json(data: Any) -> None:
 @click.option("--gpus-per-trial", type=float, metavar="F", help="GPUs a trial takes; a fraction shares one.")
 @click.option("--engine", metavar="NAME", help="ray (warm worker processes) or inline (this one).  [default: ray]")
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
-@click.option("--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, random or qmc.  [default: nsgaii]")
+@click.option(
+    "--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, gp, evolution, random, qmc or hub:NAME.  [default: nsgaii]"
+)
+@click.option(
+    "--halving", type=click.Choice(["on", "off"]), help="Stop trials early that promise no place on the front."
+)
+@click.option("--repeats", type=int, metavar="N", help="Seeds that each architecture is trained with.  [default: 1]")
+@click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
 @click.option("--kernels", metavar="NAME", help="auto or reference.  [default: auto]")
 @click.option("--seed", type=int, metavar="N", help="Seed of the study: data order and proposals.  [default: 0]")
@@ -112,7 +119,9 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     merged = {**given.get("settings", {}), **settings}
     if merged:
         given["settings"] = merged
-    for flag in ("trials", "workers"):
+    if "halving" in flags and flags["halving"] is not None:
+        given["halving"] = flags["halving"] == "on"
+    for flag in ("trials", "workers", "repeats"):
         if given.get(flag) is not None and given[flag] < 1:
             raise UserError(f"--{flag} {given[flag]}: wanted at least 1")
     from nas.launch import launch

@@ -113,6 +113,7 @@ class StudyConfig:
     kernels: str = "auto"
     seed: int = 0
     resume: bool = False
+    warm_start: str | None = None  # where architectures come from that are trained first
 
     def __post_init__(self) -> None:
         if not self.study.strip():
@@ -329,7 +330,7 @@ _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
     "time": (int, float), "workers": (int,), "gpus_per_trial": (int, float), "engine": (str,), "address": (str,),
     "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float), "kernels": (str,), "seed": (int,),
-    "resume": (bool,),
+    "resume": (bool,), "warm_start": (str,),
 }  # fmt: skip
 
 
@@ -386,7 +387,7 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 # ---- what a resumed study may change --------------------------------------------------------------------------
 
 # What belongs to one run on one machine, not to the study.
-HERE_AND_NOW = frozenset(("store", "resume", "time", "workers", "gpus_per_trial", "engine", "address"))
+HERE_AND_NOW = frozenset(("store", "resume", "warm_start", "time", "workers", "gpus_per_trial", "engine", "address"))
 CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
 
 

@@ -17,6 +17,7 @@ from nas.store import Store
 from nas.study import Search, open_search, prepare
 from nas.summary import verdict
 from nas.tasks import TASKS
+from nas.warm_start import warm_start
 
 
 def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> int:
@@ -28,6 +29,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
         config = resumed(stored, given)
     prepared = prepare(config)  # whatever is wrong is found before anything is written
+    first = warm_start(config.warm_start, config.store, prepared.plan) if config.warm_start else []
     workers = config.workers or default_workers(config)
     executor = make_executor(
         config.engine,
@@ -37,7 +39,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         timeout=config.trial_timeout,
     )
     with closing(executor), Store(config.store, create=True) as store:
-        search = open_search(store, prepared, evaluate)
+        search = open_search(store, prepared, evaluate, first)
         finished = store.finished(search.row)
         unit = TASKS[search.plan.space.task].unit
         click.echo(

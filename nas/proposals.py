@@ -8,6 +8,7 @@ its workers' speed was (nas/replay.py).
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import isfinite
 from typing import Any
 
 from nas import halving, pareto
@@ -94,6 +95,15 @@ class Proposals:
 
     def _outcome(self, trial: Trial, curve: Sequence[Report]) -> Outcome | None:
         """What the sampler is told of a trial that ended; None where its end says nothing of the architecture."""
+        outcome = self._measured(trial, curve)
+        if trial.failure is not None and trial.failure.kind in NOT_ITS_FAULT:
+            return None
+        if outcome is None or not all(map(isfinite, outcome.costs)):
+            return Outcome(self._worst, unfinished=FAILED)
+        return outcome
+
+    def _measured(self, trial: Trial, curve: Sequence[Report]) -> Outcome | None:
+        """What was measured of a trial that ended; None when it failed."""
         if trial.state == State.COMPLETE:
             return Outcome(pareto.costs(self._plan.objectives, trial.values))
         if trial.state == State.STOPPED and curve:
@@ -105,8 +115,6 @@ class Proposals:
                 for name, worst in zip(self._plan.objectives, self._worst, strict=True)
             )
             return Outcome(tuple(costs), unfinished=1 - last.tokens / trial.recipe.tokens)
-        if trial.failure is not None and trial.failure.kind not in NOT_ITS_FAULT:
-            return Outcome(self._worst, unfinished=FAILED)
         return None
 
     # ---- rungs -----------------------------------------------------------------------------------------------

@@ -161,14 +161,16 @@ def open_search(
 ) -> Search:
     """Creates the study, or continues it when `config.resume`. Raises StudyError.
 
-    A new study trains `enqueued`, architectures and how to train them, right after its baselines.
+    `enqueued`, architectures and how to train them, come before what the sampler draws from now on.
     """
     config, plan = prepared.config, prepared.plan
+    waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
     if config.resume and any(study["name"] == config.study for study in store.studies()):
         row = store.study(config.study)
         _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
         # The same data may lie elsewhere by now.
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
+        settings["enqueued"] = [*settings.get("enqueued", ()), *waiting]
         store.update_settings(row, settings)
         return Search(store, replace(row, settings=settings), config, plan)
     largest = plan.space.cost(plan.space.largest())
@@ -184,7 +186,7 @@ def open_search(
         settings=to_json(config)
         | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
         | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
-        | {"enqueued": [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]},
+        | {"enqueued": waiting},
         reference={name: pareto.cost(name, worst[name]) for name in plan.objectives},
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,
