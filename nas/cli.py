@@ -98,6 +98,7 @@ def _print_json(data: Any) -> None:
 @click.option("--repeats", type=int, metavar="N", help="Seeds that each architecture is trained with.  [default: 1]")
 @click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
+@click.option("--checkpoints", metavar="DIR", help="Where half-trained trials are kept.  [default: beside the store]")
 @click.option("--kernels", metavar="NAME", help="auto or reference.  [default: auto]")
 @click.option("--seed", type=int, metavar="N", help="Seed of the study: data order and proposals.  [default: 0]")
 @click.option("--resume", is_flag=True, default=None, help="Continue the study up to --trials; create it if unknown.")

@@ -110,6 +110,7 @@ class StudyConfig:
     sampler: str = "nsgaii"
     halving: bool = False
     trial_timeout: float | None = None
+    checkpoints: str | None = None  # folder; None: beside the weights
     kernels: str = "auto"
     seed: int = 0
     resume: bool = False
@@ -329,8 +330,8 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
     "time": (int, float), "workers": (int,), "gpus_per_trial": (int, float), "engine": (str,), "address": (str,),
-    "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float), "kernels": (str,), "seed": (int,),
-    "resume": (bool,), "warm_start": (str,),
+    "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float), "checkpoints": (str,), "kernels": (str,),
+    "seed": (int,), "resume": (bool,), "warm_start": (str,),
 }  # fmt: skip
 
 
@@ -387,7 +388,9 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 # ---- what a resumed study may change --------------------------------------------------------------------------
 
 # What belongs to one run on one machine, not to the study.
-HERE_AND_NOW = frozenset(("store", "resume", "warm_start", "time", "workers", "gpus_per_trial", "engine", "address"))
+HERE_AND_NOW = frozenset(
+    ("store", "resume", "warm_start", "time", "workers", "gpus_per_trial", "engine", "address", "checkpoints")
+)
 CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
 
 

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from nas import worker
 from nas.artifacts import keep_weights
-from nas.executors import Executor, Lost
-from nas.records import Job, Progress, Report, Result, Trial
+from nas.checkpoints import discard, kept, open_folder
+from nas.executors import Event, Executor, Lost
+from nas.records import FINISHED, Job, Notice, Progress, Report, Result, Trial
 from nas.study import Search
 
 HEARTBEAT_SECONDS = 10.0
@@ -28,6 +29,7 @@ class View(Protocol):
     def started(self, trial: Trial) -> None: ...
     def progress(self, event: Progress) -> None: ...
     def reported(self, event: Report) -> None: ...
+    def stopped(self, event: Report) -> None: ...
     def ended(self, trial: int, result: Result | None) -> None: ...
     def message(self, text: str) -> None: ...
     def tick(self) -> None: ...
@@ -69,6 +71,10 @@ class Interrupt:
 def run(search: Search, executor: Executor, view: View, *, seconds: float | None = None) -> Outcome:
     """Runs the study to its number of trials, or until `seconds` have passed or the user interrupts."""
     store, row = search.store, search.row
+    open_folder(search.checkpoints)
+    for number in kept(search.checkpoints):
+        if store.trial(row, number).state in FINISHED:
+            discard(search.checkpoints, number)
     driver = store.start_driver(row, executor.workers)
     for number in store.reclaim(row):
         view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
@@ -92,7 +98,7 @@ def run(search: Search, executor: Executor, view: View, *, seconds: float | None
                     break
                 search.prefetch(0 if stopping else executor.workers)
                 for event in executor.wait(TICK_SECONDS):
-                    _handle(search, event, leased, view)
+                    _handle(search, executor, event, leased, view)
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     store.heartbeat(driver)
@@ -123,13 +129,22 @@ def _fill(search: Search, executor: Executor, driver: int, leased: dict[int, Tri
         executor.submit(search.job(trial))
 
 
-def _handle(search: Search, event: Progress | Report | Result | Lost, leased: dict[int, Trial], view: View) -> None:
+def _handle(search: Search, executor: Executor, event: Event, leased: dict[int, Trial], view: View) -> None:
     store, row = search.store, search.row
     if isinstance(event, Progress):
         view.progress(event)
+    elif isinstance(event, Notice):
+        view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
-        store.report(row, event, leased[event.trial].token)
+        trial = leased[event.trial]
+        goes_on = search.reported(trial, event, store.report(row, event, trial.token))
         view.reported(event)
+        if not goes_on:
+            executor.stop(event.trial)
+            del leased[event.trial]
+            search.stopped(trial, event, store.stop(row, event, trial.token))
+            discard(search.checkpoints, event.trial)
+            view.stopped(event)
     elif isinstance(event, Lost):
         del leased[event.trial]
         store.release(row, event.trial, event.token)
@@ -137,9 +152,10 @@ def _handle(search: Search, event: Progress | Report | Result | Lost, leased: di
         view.ended(event.trial, None)
         search.refresh()
     else:
-        del leased[event.trial]
-        store.finish(row, event)
-        search.refresh()
+        trial = leased.pop(event.trial)
+        event = search.checked(event)
+        search.ended(trial, event, store.finish(row, event))
+        discard(search.checkpoints, event.trial)
         if event.weights and any(trial.number == event.trial for trial in store.front(row)):
             keep_weights(store, row, event.trial, event.weights)
         view.ended(event.trial, event)
@@ -150,6 +166,8 @@ def retrain(job: Job, view: View) -> Result:
     for event in worker.run(job):
         if isinstance(event, Progress):
             view.progress(event)
+        elif isinstance(event, Notice):
+            view.message(f"trial {event.trial} {event.message}")
         elif isinstance(event, Report):
             view.reported(event)
         else:

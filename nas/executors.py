@@ -1,4 +1,4 @@
-"""Engines: they run jobs and hand back events. One small protocol (submit, wait, abandon, close), two forms here.
+"""Engines: they run jobs and hand back events. One small protocol (submit, wait, stop, abandon, close), two forms here.
 
 `ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process.
 """
@@ -8,13 +8,14 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nas import worker
 from nas.errors import UserError
-from nas.records import Failure, FailureKind, Job, Progress, Report, Result
+from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Lost:
     reason: str
 
 
-Event = Progress | Report | Result | Lost
+Event = Notice | Progress | Report | Result | Lost
 
 
 class Executor(Protocol):
@@ -52,6 +53,13 @@ class Executor(Protocol):
         """Events since the last call; waits up to `timeout` seconds for the first."""
         ...
 
+    def stop(self, trial: int) -> None:
+        """Ends the trial's job without further events. Its worker is free at once, and its memory is given back.
+
+        Does nothing when no such job runs (it may have ended meanwhile).
+        """
+        ...
+
     def abandon(self) -> None:
         """Stops every running job, without events."""
         ...
@@ -66,7 +74,7 @@ class Inline:
 
     def __init__(self, timeout: float | None = None) -> None:
         self._timeout = timeout
-        self._current: tuple[Job, Iterator[worker.Event], float] | None = None
+        self._current: tuple[Job, Generator[worker.Event], float] | None = None
 
     @property
     def running(self) -> int:
@@ -85,6 +93,11 @@ class Inline:
         if isinstance(event, Result):
             self._current = None
         return [event]
+
+    def stop(self, trial: int) -> None:
+        if self._current is not None and self._current[0].trial == trial:
+            self._current[1].close()
+            self._current = None
 
     def abandon(self) -> None:
         self._current = None
@@ -110,6 +123,8 @@ WORKER_ENVIRONMENT = {
 }
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
+STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
+CONTROL = "control"  # the concurrency group of what must not wait for a job
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
 
 
@@ -165,6 +180,8 @@ class _Slot:
     job: Job | None = None
     events: Any = None  # the job's ObjectRefGenerator
     deadline: float | None = None  # on the monotonic clock, once the job has started
+    stopped: bool = False  # its last job was stopped, and none has started since
+    patience: float | None = None  # on the monotonic clock: until then a stopped job must have made room for this one
 
 
 class RayPool:
@@ -208,9 +225,13 @@ class RayPool:
             if most < gpus_per_trial:
                 ray.shutdown()
                 raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
-        self._actor_class = ray.remote(_Worker).options(
-            num_cpus=1, num_gpus=gpus_per_trial, max_restarts=0, runtime_env={"env_vars": WORKER_ENVIRONMENT}
-        )
+        self._actor_class = ray.remote(
+            num_cpus=1,
+            num_gpus=gpus_per_trial,
+            max_restarts=0,
+            concurrency_groups={CONTROL: 1},  # a stop reaches the actor while a job runs
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        )(_Worker)
         self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
         # Warm before the first job. On a cluster that has yet to grow, jobs queue at the workers still to come.
         ray.wait([slot.actor.ready.remote() for slot in self._slots], num_returns=workers, timeout=WARM_UP_SECONDS)
@@ -222,13 +243,14 @@ class RayPool:
     def submit(self, job: Job) -> None:
         slot = next(slot for slot in self._slots if slot.job is None)
         slot.job, slot.deadline = job, None
+        slot.patience = time.monotonic() + STOP_SECONDS if slot.stopped else None
         slot.events = slot.actor.run.remote(job)
 
     def wait(self, timeout: float) -> list[Event]:
         busy = {slot.events: slot for slot in self._slots if slot.job is not None}
         if not busy:
             return []
-        deadlines = [slot.deadline for slot in busy.values() if slot.deadline is not None]
+        deadlines = [t for slot in busy.values() for t in (slot.deadline, slot.patience) if t is not None]
         if deadlines:
             timeout = max(0.0, min(timeout, min(deadlines) - time.monotonic()))
         ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=timeout)
@@ -247,6 +269,7 @@ class RayPool:
             return Lost(job.trial, job.token, type(error).__name__)
         if isinstance(event, Started):
             slot.deadline = time.monotonic() + self._timeout if self._timeout else None
+            slot.stopped, slot.patience = False, None
             return None
         if isinstance(event, Result):
             slot.job = slot.events = None
@@ -254,16 +277,30 @@ class RayPool:
 
     def _overdue(self) -> list[Event]:
         out: list[Event] = []
+        now = time.monotonic()
         for slot in self._slots:
-            if slot.job is not None and slot.deadline is not None and time.monotonic() > slot.deadline:
+            if slot.job is None:
+                continue
+            if slot.deadline is not None and now > slot.deadline:
                 out.append(timed_out(slot.job, self._timeout or 0.0))
                 self._replace(slot)
+            elif slot.patience is not None and now > slot.patience:
+                job = slot.job
+                self._replace(slot)
+                slot.job, slot.events = job, slot.actor.run.remote(job)
         return out
 
     def _replace(self, slot: _Slot) -> None:
         """A new process in place of a dead or overdue one."""
         self._ray.kill(slot.actor)
         slot.actor, slot.job, slot.events = self._actor_class.remote(), None, None
+        slot.stopped, slot.patience, slot.deadline = False, None, None
+
+    def stop(self, trial: int) -> None:
+        for slot in self._slots:
+            if slot.job is not None and slot.job.trial == trial:
+                slot.actor.stop.options(concurrency_group=CONTROL).remote(trial, slot.job.token)
+                slot.job, slot.events, slot.deadline, slot.patience, slot.stopped = None, None, None, None, True
 
     def abandon(self) -> None:
         for slot in self._slots:
@@ -277,17 +314,29 @@ class RayPool:
 
 
 class _Worker:
-    """What runs in the actor's process."""
+    """What runs in the actor's process: one job after the other, and beside it whatever stops one."""
 
     def __init__(self) -> None:
         import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
+
+        self._stopped: set[tuple[int, int]] = set()  # (trial, token) of jobs to put down
 
     def ready(self) -> bool:
         return True
 
     def run(self, job: Job) -> Iterator[Started | Event]:
-        yield Started(job.trial)
-        yield from worker.run(job)
+        name = (job.trial, job.token)
+        if name not in self._stopped:
+            yield Started(job.trial)
+            with closing(worker.run(job)) as events:  # closed, a job lets go of its model
+                for event in events:
+                    if name in self._stopped:
+                        break
+                    yield event
+        self._stopped.discard(name)
+
+    def stop(self, trial: int, token: int) -> None:
+        self._stopped.add((trial, token))
 
 
 def make_executor(

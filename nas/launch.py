@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from nas.checkpoints import open_folder
 from nas.config import StudyConfig, resumed
 from nas.driver import Outcome, run
 from nas.errors import StoreError, StudyError
@@ -30,6 +31,8 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         config = resumed(stored, given)
     prepared = prepare(config)  # whatever is wrong is found before anything is written
     first = warm_start(config.warm_start, config.store, prepared.plan) if config.warm_start else []
+    if config.checkpoints is not None:
+        open_folder(config.checkpoints)
     workers = config.workers or default_workers(config)
     executor = make_executor(
         config.engine,

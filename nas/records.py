@@ -70,6 +70,8 @@ class Job:
     data_hash: str
     data_seed: int
     kernels: str = "auto"
+    micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
+    checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from
     evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Report and one Result
 
 
@@ -80,6 +82,14 @@ class Progress:
     trial: int
     share: float  # of its training, 0 to 1
     loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What the user should know of a running trial though it goes on; shown, never stored."""
+
+    trial: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,17 @@ trained again.
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from nas import pareto
+from nas.checkpoints import checkpoint_path
 from nas.config import Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.proposals import Proposals
-from nas.records import Job, Recipe, Report, SpaceSpec, StudyRow, Trial
+from nas.records import Failure, FailureKind, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
 from nas.train import RUNGS
@@ -28,10 +30,14 @@ class Search:
 
     def __init__(self, store: Store, row: StudyRow, config: StudyConfig, plan: Plan) -> None:
         self.store, self.row, self.config, self.plan = store, row, config, plan
+        # Apart by store and study, as the weights are: studies may share a folder of checkpoints.
+        shared = Path(config.checkpoints) / Path(row.artifacts).name if config.checkpoints else Path(row.artifacts)
+        self.checkpoints = str(shared.resolve() / "checkpoints")
         self.exhausted = False
         self.proposals = make_proposals(row, plan, session=uuid4().hex[:8])
         self._ready: deque[Proposal] = deque()
         self._seq = 0
+        self._waiting: set[int] = set()  # trials that were handed back
         self._next = 0  # the number the next proposal is expected to get
         self.refresh()
 
@@ -42,13 +48,51 @@ class Search:
         for trial in changed:
             self._seq = max(self._seq, trial.seq)
             self._next = max(self._next, trial.number + 1)
+            (self._waiting.add if trial.state == State.WAITING else self._waiting.discard)(trial.number)
             self.proposals.told(trial, curves.get(trial.number, ()))
 
-    def stops(self, report: Report) -> bool:
-        """Whether halving ends the trial here. Tells the sampler's mind of the report first."""
-        self.refresh()
+    def saw(self, seq: int | None) -> bool:
+        """Whether a change of ours, `seq`, was the first since the last look: then there is nothing to read."""
+        if seq != self._seq + 1:
+            return False
+        self._seq = seq
+        return True
+
+    def _told(self, trial: Trial, curve: Sequence[Report], seq: int | None) -> None:
+        """Takes in a change of ours, stored as `seq`, and what other drivers changed before it."""
+        if self.saw(seq):
+            self.proposals.told(trial, curve)
+        else:
+            self.refresh()
+
+    def reported(self, trial: Trial, report: Report, seq: int | None) -> bool:
+        """Takes in a report of ours; whether the trial goes on after it, or is stopped there."""
+        self._told(trial, [report], seq)
         last = report.rung == len(RUNGS) - 1
-        return self.config.halving and not last and not self.proposals.goes_on(report.trial, report.rung)
+        if seq is None or last or not self.config.halving:
+            return True
+        return self.proposals.goes_on(report.trial, report.rung)
+
+    def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
+        """Takes in that the trial was stopped at the report's rung."""
+        self._told(replace(trial, state=State.STOPPED), [report], seq)
+
+    def checked(self, result: Result) -> Result:
+        """The result, or a failure where an objective was not measured or is no finite number."""
+        if result.failure is not None:
+            return result
+        missing = [name for name in self.row.objectives if name not in result.values]
+        if missing:
+            had = ", ".join(result.values) or "nothing"
+            failure = Failure(FailureKind.ERROR, f"measured {had}, but not the objective {', '.join(missing)}")
+            return replace(result, failure=failure)
+        wrong = [f"{name} is {value}" for name, value in result.values.items() if not isfinite(value)]
+        return replace(result, failure=Failure(FailureKind.DIVERGED, ", ".join(wrong))) if wrong else result
+
+    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+        """Takes in a result of ours."""
+        state = State.FAILED if result.failure else State.COMPLETE
+        self._told(replace(trial, state=state, values=result.values, failure=result.failure), (), seq)
 
     def prefetch(self, count: int) -> None:
         """Makes proposals until `count` are ready, so that no worker waits for the sampler."""
@@ -61,7 +105,10 @@ class Search:
 
     def lease(self, driver: int) -> Trial | None:
         """The next trial to run: one that waits in the store, else a new one; None when there is nothing to do."""
-        trial = self.store.lease_waiting(self.row, driver)
+        trial = None
+        while trial is None and self._waiting:
+            trial = self.store.lease_waiting(self.row, driver)
+            self.refresh()  # others may have taken them
         while trial is None:
             self.prefetch(1)
             if not self._ready:
@@ -70,6 +117,7 @@ class Search:
             trial = self.store.lease_new(self.row, driver, proposal, self.plan.trials)
             if trial is not None:
                 self.proposals.leased(trial.number, proposal)
+                self.saw(trial.seq)
                 break
             if sum(self.store.states(self.row).values()) >= self.plan.trials:
                 self._ready.appendleft(proposal)
@@ -80,7 +128,7 @@ class Search:
         return trial
 
     def job(self, trial: Trial) -> Job:
-        return make_job(self.row, trial)
+        return replace(make_job(self.row, trial), checkpoint=checkpoint_path(self.checkpoints, trial.number))
 
 
 def make_proposals(row: StudyRow, plan: Plan, session: str) -> Proposals:
@@ -118,6 +166,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         data_hash=row.data_hash,
         data_seed=row.settings["seed"],
         kernels=row.settings["kernels"],
+        micro_batches=trial.provenance.get("micro_batches", 1),
         evaluate=row.settings["evaluate"],
     )
 

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     RowMapping,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -63,6 +64,57 @@ HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver on another host that is sile
 MAX_LOST = 3  # leases a trial may lose before it is set aside as FAILED(worker_lost)
 RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 PASSING_FAULTS = ("database is locked", "deadlock detected", "could not serialize", "server closed the connection")
+
+
+# The statements of every trial, built once: SQLAlchemy takes longer to build one than a database to run it. What an
+# update sets follows from the names it is given; where it applies has names of its own, beginning with `at_`.
+_STUDIES: Any = StudyTable.__table__
+_TRIALS: Any = TrialTable.__table__
+_NEXT_SEQ = (
+    update(_STUDIES)
+    .where(_STUDIES.c.id == bindparam("at_study"))
+    .values(seq=_STUDIES.c.seq + 1)
+    .returning(_STUDIES.c.seq)
+)
+_NEXT_NUMBER = (
+    update(_STUDIES)
+    .where(_STUDIES.c.id == bindparam("at_study"), _STUDIES.c.next_number < bindparam("at_limit"))
+    .values(next_number=_STUDIES.c.next_number + 1, seq=_STUDIES.c.seq + 1)
+    .returning(_STUDIES.c.next_number - 1, _STUDIES.c.seq)
+)
+_HELD = (
+    update(_TRIALS)
+    .where(
+        _TRIALS.c.study_id == bindparam("at_study"),
+        _TRIALS.c.number == bindparam("at_number"),
+        _TRIALS.c.token == bindparam("at_token"),
+        _TRIALS.c.state == State.RUNNING,
+    )
+    .returning(_TRIALS.c.id)
+)
+_CHANGED = (_TRIALS.c.study_id == bindparam("at_study"), _TRIALS.c.seq > bindparam("at_seq"))
+_CHANGED_TRIALS = select(_TRIALS).where(*_CHANGED).order_by(_TRIALS.c.number)
+_CHANGED_VALUES = (
+    select(ValueTable.trial_id, ValueTable.name, ValueTable.value)
+    .join(_TRIALS, _TRIALS.c.id == ValueTable.trial_id)
+    .where(*_CHANGED)
+)
+_FRONT_POINTS = (
+    select(FrontHistoryTable.trial_id, _TRIALS.c.number, ValueTable.name, ValueTable.value)
+    .join(_TRIALS, _TRIALS.c.id == FrontHistoryTable.trial_id)
+    .join(ValueTable, ValueTable.trial_id == FrontHistoryTable.trial_id)
+    .where(FrontHistoryTable.study_id == bindparam("at_study"), FrontHistoryTable.dominated_by.is_(None))
+)
+_INSERT_TRIAL, _INSERT_VALUES = insert(_TRIALS), insert(ValueTable)
+_INSERT_REPORT, _INSERT_HISTORY = insert(ReportTable), insert(FrontHistoryTable)
+
+
+@dataclass(slots=True)
+class _Front:
+    """A study's front as it was at change `seq`: costs by (row id, number)."""
+
+    seq: int
+    points: dict[tuple[int, int], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +186,7 @@ class Store:
                 message = f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
                 raise StoreError(message, missing=True)
         self._engine = _engine(self.url)
+        self._fronts: dict[int, _Front] = {}  # by study; good while every change since was ours
         try:
             self._check_schema(create)
         except SQLAlchemyError as error:
@@ -332,10 +385,10 @@ class Store:
             .where(TrialTable.study_id == study.id, TrialTable.state == State.WAITING)
             .order_by(TrialTable.number)
             .limit(1)
-            .with_for_update(skip_locked=True)
         )
 
         def work(connection: Connection) -> int | None:
+            seq = _next_seq(connection, study)
             trial_id = connection.execute(oldest).scalar()
             if trial_id is None:
                 return None
@@ -345,7 +398,7 @@ class Store:
                 "started": _utcnow(),
                 "token": TrialTable.token + 1,
                 "attempts": TrialTable.attempts + 1,
-                "seq": _next_seq(connection, study),
+                "seq": seq,
             }
             connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(values))
             return int(trial_id)
@@ -375,18 +428,13 @@ class Store:
             "provenance": {},
             "diagnostics": {},
         }
-        number = (
-            update(StudyTable)
-            .where(StudyTable.id == study.id, StudyTable.next_number < limit)
-            .values(next_number=StudyTable.next_number + 1, seq=StudyTable.seq + 1)
-            .returning(StudyTable.next_number - 1, StudyTable.seq)
-        )
+        at = {"at_study": study.id, "at_limit": limit}
 
         def work(connection: Connection) -> tuple[int, int] | None:
-            row = connection.execute(number).first()
+            row = connection.execute(_NEXT_NUMBER, at).first()
             if row is None:
                 return None
-            connection.execute(insert(TrialTable).values(trial | {"number": row[0], "seq": row[1]}))
+            connection.execute(_INSERT_TRIAL, trial | {"number": row[0], "seq": row[1]})
             return row[0], row[1]
 
         try:
@@ -395,6 +443,7 @@ class Store:
             return None
         if leased is None:
             return None
+        self._noted(study, leased[1])
         return Trial(
             number=leased[0],
             seq=leased[1],
@@ -421,8 +470,11 @@ class Store:
             failure=None,
         )
 
-    def report(self, study: StudyRow, report: Report, token: int) -> bool:
-        """One point of the curve; False when the lease is no longer ours. Repeated after a resume, it is kept once."""
+    def report(self, study: StudyRow, report: Report, token: int) -> int | None:
+        """One point of the curve; the change's sequence, or None when the lease is no longer ours.
+
+        Repeated after a resume, it is kept once.
+        """
         values = {
             "rung": report.rung,
             "step": report.step,
@@ -432,22 +484,38 @@ class Store:
             "seconds": report.seconds,
         }
 
-        def work(connection: Connection) -> bool:
-            trial_id = _touch(connection, study, report.trial, token, {})
+        def work(connection: Connection) -> int | None:
+            trial_id, seq = _touch(connection, study, report.trial, token, {})
             if trial_id is None:
-                return False
+                return None
             connection.execute(
                 delete(ReportTable).where(ReportTable.trial_id == trial_id, ReportTable.rung == report.rung)
             )
-            connection.execute(insert(ReportTable).values(values | {"trial_id": trial_id}))
-            return True
+            connection.execute(_INSERT_REPORT, values | {"trial_id": trial_id})
+            return seq
 
-        return self._write(work)
+        seq = self._write(work)
+        if seq is not None:
+            self._noted(study, seq)
+        return seq
 
-    def finish(self, study: StudyRow, result: Result) -> bool:
+    def stop(self, study: StudyRow, report: Report, token: int) -> int | None:
+        """Ends a trial at a rung, where `report` was its last; the change's sequence, or None when it is not ours."""
+        values = {"state": State.STOPPED, "finished": _utcnow(), "train_seconds": report.seconds}
+
+        def work(connection: Connection) -> int | None:
+            trial_id, seq = _touch(connection, study, report.trial, token, values)
+            return None if trial_id is None else seq
+
+        seq = self._write(work)
+        if seq is not None:
+            self._noted(study, seq)
+        return seq
+
+    def finish(self, study: StudyRow, result: Result) -> int | None:
         """Ends a trial: its values, its place on the front and the hypervolume in one transaction.
 
-        False when the lease is no longer ours (the trial was taken over): nothing is written then.
+        The change's sequence; None when the lease is no longer ours (the trial was taken over): nothing is written.
         """
         failure = result.failure
         values = {
@@ -467,17 +535,33 @@ class Store:
                 "failure_traceback": failure.traceback,
             }
 
-        def work(connection: Connection) -> bool:
-            trial_id = _touch(connection, study, result.trial, result.token, values)
+        def work(connection: Connection) -> tuple[int, _Front | None] | None:
+            trial_id, seq = _touch(connection, study, result.trial, result.token, values)
             if trial_id is None:
-                return False
-            if failure is None:
-                rows = [{"trial_id": trial_id, "name": name, "value": value} for name, value in result.values.items()]
-                connection.execute(insert(ValueTable), rows)
-                _extend_front(connection, study, trial_id, result)
-            return True
+                return None
+            if failure is not None:
+                return seq, None
+            rows = [{"trial_id": trial_id, "name": name, "value": value} for name, value in result.values.items()]
+            connection.execute(_INSERT_VALUES, rows)
+            known = self._fronts.get(study.id)
+            before = known.points if known and known.seq == seq - 1 else _front_points(connection, study)
+            return seq, _Front(seq, _extend_front(connection, study, trial_id, result, before))
 
-        return self._write(work)
+        done = self._write(work)
+        if done is None:
+            return None
+        seq, front = done
+        if front is None:
+            self._noted(study, seq)
+        else:
+            self._fronts[study.id] = front
+        return seq
+
+    def _noted(self, study: StudyRow, seq: int) -> None:
+        """A change of ours that left the front alone: what we know of it is as good as before."""
+        front = self._fronts.get(study.id)
+        if front is not None and front.seq == seq - 1:
+            front.seq = seq
 
     def release(self, study: StudyRow, number: int, token: int, *, fault: bool = True) -> bool:
         """Hands a RUNNING trial back to WAITING; a trial that lost its worker too often becomes FAILED.
@@ -486,7 +570,7 @@ class Store:
         """
 
         def work(connection: Connection) -> bool:
-            trial_id = _touch(connection, study, number, token, {"state": State.WAITING, "driver_id": None})
+            trial_id, _ = _touch(connection, study, number, token, {"state": State.WAITING, "driver_id": None})
             if trial_id is None:
                 return False
             if not fault:
@@ -512,6 +596,8 @@ class Store:
         self, study: StudyRow, *, after: int = 0, states: Iterable[State] = (), number: int | None = None
     ) -> list[Trial]:
         """Trials by number: those changed since sequence `after`, in `states`, or the one `number`."""
+        if not states and number is None:
+            return self._read_trials(_CHANGED_TRIALS, _CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
         where = [TrialTable.study_id == study.id, TrialTable.seq > after]
         if states:
             where.append(TrialTable.state.in_([str(state) for state in states]))
@@ -531,16 +617,19 @@ class Store:
         return found[0]
 
     def _trials(self, *where: Any) -> list[Trial]:
-        query = select(TrialTable.__table__).where(*where).order_by(TrialTable.number)
+        query = select(_TRIALS).where(*where).order_by(_TRIALS.c.number)
         values_query = (
             select(ValueTable.trial_id, ValueTable.name, ValueTable.value)
             .join(TrialTable, TrialTable.id == ValueTable.trial_id)
             .where(*where)
         )
+        return self._read_trials(query, values_query, {})
+
+    def _read_trials(self, query: Any, values_query: Any, at: Mapping[str, Any]) -> list[Trial]:
         with self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()
+            rows = connection.execute(query, at).mappings().all()
             values: dict[int, dict[str, float]] = {}
-            for trial_id, name, value in connection.execute(values_query):
+            for trial_id, name, value in connection.execute(values_query, at) if rows else ():
                 values.setdefault(trial_id, {})[name] = value
         return [_trial(row, values.get(row["id"], {})) for row in rows]
 
@@ -646,57 +735,54 @@ def _trial_id(study: StudyRow, number: int) -> Any:
 
 
 def _next_seq(connection: Connection, study: StudyRow) -> int:
-    query = update(StudyTable).where(StudyTable.id == study.id).values(seq=StudyTable.seq + 1)
-    seq = connection.execute(query.returning(StudyTable.seq)).scalar()
+    seq = connection.execute(_NEXT_SEQ, {"at_study": study.id}).scalar()
     if seq is None:
         raise StudyError(f"study {study.name!r} was deleted while it was being searched")
     return int(seq)
 
 
-def _touch(connection: Connection, study: StudyRow, number: int, token: int, values: Mapping[str, Any]) -> int | None:
-    """Changes a RUNNING trial that we still hold under `token`; returns its row's id, or None."""
-    query = (
-        update(TrialTable)
-        .where(
-            TrialTable.study_id == study.id,
-            TrialTable.number == number,
-            TrialTable.token == token,
-            TrialTable.state == State.RUNNING,
-        )
-        .values({**values, "seq": _next_seq(connection, study)})
-        .returning(TrialTable.id)
-    )
-    trial_id = connection.execute(query).scalar()
-    return None if trial_id is None else int(trial_id)
+def _touch(
+    connection: Connection, study: StudyRow, number: int, token: int, values: Mapping[str, Any]
+) -> tuple[int | None, int]:
+    """Changes a RUNNING trial that we still hold under `token`; its row's id (or None) and the change's sequence."""
+    seq = _next_seq(connection, study)
+    at = {"at_study": study.id, "at_number": number, "at_token": token}
+    return connection.execute(_HELD, {**values, **at, "seq": seq}).scalar(), seq
 
 
-def _extend_front(connection: Connection, study: StudyRow, trial_id: int, result: Result) -> None:
-    """Places a COMPLETE trial: on the front (pushing others off it) or behind the trial that dominates it."""
-    query = (
-        select(FrontHistoryTable.trial_id, TrialTable.number, ValueTable.name, ValueTable.value)
-        .join(TrialTable, TrialTable.id == FrontHistoryTable.trial_id)
-        .join(ValueTable, ValueTable.trial_id == FrontHistoryTable.trial_id)
-        .where(
-            FrontHistoryTable.study_id == study.id,
-            FrontHistoryTable.dominated_by.is_(None),
-            ValueTable.name.in_(study.objectives),
-        )
-    )
+def _front_points(connection: Connection, study: StudyRow) -> dict[tuple[int, int], tuple[float, ...]]:
     values: dict[tuple[int, int], dict[str, float]] = {}
-    for other_id, number, name, value in connection.execute(query):
-        values.setdefault((other_id, number), {})[name] = value
-    points = {key: pareto.costs(study.objectives, measured) for key, measured in values.items()}
+    for trial_id, number, name, value in connection.execute(_FRONT_POINTS, {"at_study": study.id}):
+        values.setdefault((trial_id, number), {})[name] = value
+    return {key: pareto.costs(study.objectives, measured) for key, measured in values.items()}
+
+
+def _extend_front(
+    connection: Connection,
+    study: StudyRow,
+    trial_id: int,
+    result: Result,
+    before: Mapping[tuple[int, int], tuple[float, ...]],
+) -> dict[tuple[int, int], tuple[float, ...]]:
+    """Places a COMPLETE trial: on the front (pushing others off it) or behind the trial that dominates it.
+
+    The front after it.
+    """
     mine = pareto.costs(study.objectives, result.values)
     # An equal point that came first stays; ours stands behind it.
-    winner = next((number for (_, number), p in points.items() if p == mine or pareto.dominates(p, mine)), None)
-    losers = [other_id for (other_id, _), point in points.items() if pareto.dominates(mine, point)]
+    winner = next((number for (_, number), p in before.items() if p == mine or pareto.dominates(p, mine)), None)
+    losers = {key for key, point in before.items() if pareto.dominates(mine, point)}
     if losers:
-        beaten = update(FrontHistoryTable).where(FrontHistoryTable.trial_id.in_(losers))
+        beaten = update(FrontHistoryTable).where(FrontHistoryTable.trial_id.in_([key[0] for key in losers]))
         connection.execute(beaten.values(dominated_by=result.trial))
+    after = {key: point for key, point in before.items() if key not in losers}
+    if winner is None:
+        after[trial_id, result.trial] = mine
     reference = tuple(study.reference[name] for name in study.objectives)  # stored as costs
-    volume = pareto.hypervolume([*points.values(), mine], reference)
+    volume = pareto.hypervolume([*after.values()], reference)
     row = {"trial_id": trial_id, "study_id": study.id, "hypervolume": volume, "dominated_by": winner}
-    connection.execute(insert(FrontHistoryTable).values(row))
+    connection.execute(_INSERT_HISTORY, row)
+    return after
 
 
 def _trial(row: RowMapping, values: Mapping[str, float]) -> Trial:
