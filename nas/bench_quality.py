@@ -9,7 +9,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from heapq import heappop, heappush
-from typing import Protocol
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,9 +20,12 @@ from nas.records import Failure, FailureKind, Report, State, Trial
 from nas.store import Proposal
 from nas.table import Recorded, Table
 from nas.train import RUNGS
+from search_spaces.base import Uniform
 
 WORKERS = 2
 LAST = len(RUNGS) - 1
+EIGHTHS = 8  # a full training, in units of the first rung
+REDUCTION = 3  # as our own halving, and Syne Tune's default
 
 
 class Method(Protocol):
@@ -158,3 +162,102 @@ def _running(number: int, proposal: Proposal) -> Trial:
         failure=None,
         seq=number,
     )
+
+
+# ---- the peers, as their own documentation starts them --------------------------------------------------------
+
+
+class Stock:
+    """Optuna's own study, asked and told as its users do: full trainings, and repeats are trained again."""
+
+    def __init__(self, table: Table, sampler: str, seed: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        kinds = {
+            "random": optuna.samplers.RandomSampler,
+            "nsgaii": optuna.samplers.NSGAIISampler,
+            "tpe": optuna.samplers.TPESampler,  # the default for several objectives since Optuna 5
+        }
+        self._table = table
+        self._study = optuna.create_study(
+            directions=["minimize"] * len(table.plan.objectives), sampler=kinds[sampler](seed=seed)
+        )
+        self._running: dict[int, tuple[Any, Recorded]] = {}
+
+    def ask(self, number: int) -> Recorded:
+        trial = self._study.ask()
+        entry = self._table.entry(trial)
+        self._running[number] = trial, entry
+        return entry
+
+    def goes_on(self, number: int, rung: int, loss: float) -> bool:
+        return True
+
+    def ended(self, number: int) -> None:
+        trial, entry = self._running.pop(number)
+        if entry.values:
+            self._study.tell(trial, list(pareto.costs(self._table.plan.objectives, entry.values)))
+        else:
+            self._study.tell(trial, state=2)  # FAIL
+
+
+class RayAsha:
+    """Ray Tune's ASHA on the loss, the one metric it takes, over random configurations."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        from ray.tune.schedulers import AsyncHyperBandScheduler
+
+        self._table, self._uniform = table, Uniform(np.random.default_rng(seed))
+        self._scheduler = AsyncHyperBandScheduler(
+            time_attr="eighths", metric="loss", mode="min", max_t=EIGHTHS, grace_period=1, reduction_factor=REDUCTION
+        )
+
+    def ask(self, number: int) -> Recorded:
+        self._scheduler.on_trial_add(None, _named(number))  # type: ignore[arg-type]
+        return self._table.entry(self._uniform)
+
+    def goes_on(self, number: int, rung: int, loss: float) -> bool:
+        result = {"eighths": round(EIGHTHS * RUNGS[rung]), "loss": loss}
+        decision = self._scheduler.on_trial_result(None, _named(number), result)  # type: ignore[arg-type]
+        return decision == self._scheduler.CONTINUE
+
+    def ended(self, number: int) -> None:
+        """ASHA learns nothing from the end of a trial that its last rung did not tell it."""
+
+
+class SyneTuneMoasha:
+    """Syne Tune's multi-objective ASHA, over random configurations; FLOPs count at every rung, as ours do."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
+
+        self._table, self._uniform = table, Uniform(np.random.default_rng(seed))
+        self._scheduler = MOASHA(
+            config_space={},
+            metrics=["loss", "flops"],
+            time_attr="eighths",
+            max_t=EIGHTHS,
+            grace_period=1,
+            reduction_factor=REDUCTION,
+            random_seed=seed,
+        )
+        self._running: dict[int, Recorded] = {}
+
+    def ask(self, number: int) -> Recorded:
+        entry = self._running[number] = self._table.entry(self._uniform)
+        self._scheduler.on_trial_add(_named(number))
+        return entry
+
+    def goes_on(self, number: int, rung: int, loss: float) -> bool:
+        flops = float(np.log10(self._running[number].training_flops))
+        result = {"eighths": round(EIGHTHS * RUNGS[rung]), "loss": loss, "flops": flops}
+        return str(self._scheduler.on_trial_result(_named(number), result)) == "CONTINUE"
+
+    def ended(self, number: int) -> None:
+        self._running.pop(number)
+
+
+def _named(number: int) -> Any:
+    """As much of a trial as a scheduler looks at."""
+    return SimpleNamespace(trial_id=str(number))

@@ -95,7 +95,6 @@ def _print_json(data: Any) -> None:
 @click.option(
     "--halving", type=click.Choice(["on", "off"]), help="Stop trials early that promise no place on the front."
 )
-@click.option("--repeats", type=int, metavar="N", help="Seeds that each architecture is trained with.  [default: 1]")
 @click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
 @click.option("--checkpoints", metavar="DIR", help="Where half-trained trials are kept.  [default: beside the store]")
@@ -122,7 +121,7 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
         given["settings"] = merged
     if "halving" in flags and flags["halving"] is not None:
         given["halving"] = flags["halving"] == "on"
-    for flag in ("trials", "workers", "repeats"):
+    for flag in ("trials", "workers"):
         if given.get(flag) is not None and given[flag] < 1:
             raise UserError(f"--{flag} {given[flag]}: wanted at least 1")
     from nas.launch import launch
@@ -156,6 +155,8 @@ def status(study: str, store: str, as_json: bool) -> None:
         f"trials per hour {_shown(data['trials_per_hour'], '{:.1f}')}, ETA {_shown(data['eta_seconds'], '{:.0f} s')}"
     )
     click.echo(f"hypervolume {data['hypervolume']:.4f}")
+    for rung, value in data["rank_correlation"].items():
+        click.echo(f"rank correlation of rung {rung} with the end: {value:.2f} (trials that halving leaves alone)")
 
 
 def _shown(value: float | None, form: str) -> str:

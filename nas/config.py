@@ -10,10 +10,22 @@ from math import inf, isclose
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nas.errors import UserError
 from nas.records import Recipe, SpaceSpec
 from search_spaces import load_space
-from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest, nearest_default
+from search_spaces.base import (
+    Choices,
+    Domain,
+    Key,
+    Space,
+    SpaceError,
+    Suggest,
+    Uniform,
+    nearest,
+    nearest_default,
+)
 
 ENGINES = ("ray", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "gp", "evolution", "random", "qmc")
@@ -25,6 +37,7 @@ OBJECTIVES = {
 }
 DEFAULT_OBJECTIVES = {"text": ("bits_per_byte", "flops_per_token"), "images": ("accuracy", "flops_per_image")}
 
+SAMPLED = 2000  # architectures that limits are tried on before a search starts
 DEFAULT_RATE = 3e-3
 RATE_GRID = tuple(DEFAULT_RATE * 3.0**k for k in (-2, -1, 0, 1))
 
@@ -275,7 +288,7 @@ def make_plan(config: StudyConfig) -> Plan:
         batch_tokens=fixed[batch],
         seed=fixed["train.seed"],
     )
-    return Plan(
+    plan = Plan(
         space=space,
         space_spec=SpaceSpec(config.space, space_settings),
         objectives=_objectives(config, space),
@@ -285,6 +298,28 @@ def make_plan(config: StudyConfig) -> Plan:
         data_path=str(Path(fixed["data.path"]).resolve()) if fixed["data.path"] else None,
         limits=limits,
     )
+    _check_limits(plan)
+    return plan
+
+
+def _check_limits(plan: Plan) -> None:
+    """Raises UserError when no architecture of a large sample stays within the limits."""
+    if not plan.limits or plan.allows(plan.space.baseline()):
+        return
+    rng = np.random.default_rng(0)
+    least = dict.fromkeys(plan.limits, inf)
+    for _ in range(SAMPLED):
+        try:
+            arch, _ = plan.suggest(Uniform(rng))
+        except SpaceError:
+            continue
+        spent = plan.spent(arch)
+        if all(spent[name] <= limit for name, limit in plan.limits.items()):
+            return
+        least = {name: min(least[name], spent[name]) for name in least}
+    asked = ", ".join(f"{name}={limit:g}" for name, limit in plan.limits.items())
+    found = ", ".join(f"{name}={value:g}" for name, value in least.items())
+    raise UserError(f"no architecture of {SAMPLED} drawn stays within {asked}; each for itself, the least was {found}")
 
 
 def _default(key: Key, domain: Domain) -> Any:

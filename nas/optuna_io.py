@@ -83,15 +83,17 @@ class Proposer(Generic[T]):
         self._asked: dict[int, optuna.Trial] = {}
 
     def ask(
-        self, number: int, attempt: int, explore: bool = False
+        self, number: int, attempt: int, params: Mapping[str, Any] | None = None
     ) -> tuple[int, dict[str, Any], dict[str, Any], T | None]:
         """(handle, parameters, the sampler's attributes, what `suggest` returned) for proposal `number`; None in place
-        of the last where `suggest` raised SpaceError, as a space of conditions of its own may.
+        of the last where `suggest` raised SpaceError, as a space with conditions of its own may.
 
-        Drawn from a generator seeded by (study seed, number, attempt), whatever was asked before; `explore` draws
-        at random instead of asking the study's sampler.
+        Drawn from a generator seeded by (study seed, number, attempt), whatever was asked before; with `params`, these
+        are taken instead.
         """
-        name = "random" if explore else self._sampler
+        if params is not None:
+            self._study.enqueue_trial(dict(params))
+        name = self._sampler
         seed = int(np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)[0])
         # The quasi-random sequence is one for the study; its position is kept there.
         with warnings.catch_warnings():

@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 from nas import halving, pareto
 from nas.config import Plan
 from nas.optuna_io import FAILED, Outcome, Proposer
@@ -18,10 +20,10 @@ from nas.records import FINISHED, FailureKind, Recipe, Report, State, Trial
 from nas.samplers import population_size
 from nas.store import Proposal
 from nas.tasks import TASKS
-from search_spaces.base import SpaceError, arch_to_json, digest
+from search_spaces.base import SpaceError, Uniform, arch_to_json, digest
 
-DULL = 100  # draws in a row of known or refused configurations, after which anything new will do
-MAX_DRAWS = 2000  # and after these the space is as good as exhausted
+DULL = 50  # of a sampler's draws in a row are known or refused: then anything new will do
+MAX_DRAWS = 5000  # and when so many even draws find nothing new, the space is as good as exhausted
 JOURNAL = "journal"  # beside the sampler's own attributes of a trial
 NOT_ITS_FAULT = (FailureKind.WORKER_LOST, FailureKind.PREEMPTED)
 
@@ -47,7 +49,7 @@ class Proposals:
         session: str = "",
     ) -> None:
         self.cache_hits = self.refused = 0
-        self._plan, self._session = plan, session
+        self._plan, self._seed, self._session = plan, seed, session
         task = TASKS[plan.space.task]
         self._loss, self._flops = task.loss, f"flops_per_{task.unit}"
         self._proposer = Proposer(
@@ -151,23 +153,45 @@ class Proposals:
 
         `number` is the one its trial is expected to get; it seeds the draw.
         """
-        for attempt in range(MAX_DRAWS):
-            handle, params, attrs, drawn = self._proposer.ask(number, attempt, explore=attempt >= DULL)
-            if drawn is None or not self._plan.allows(drawn[0]):
-                # Drawn again rather than told as bad: a sampler that is told would shun whatever is large.
-                self.refused += 1
-                self._proposer.tell(handle, None)
-                continue
-            proposal = self._make(*drawn, "sampler", params)
-            if proposal.config_hash not in self._known:
-                self._known[proposal.config_hash] = None
-                self._asked[proposal.config_hash] = handle
-                journal = {"session": self._session, "asked": number, "told": self._told}
-                self._told = []
-                return replace(proposal, sampler_attrs={**attrs, JOURNAL: journal})
+        for attempt in range(DULL):
+            proposal = self._draw(number, attempt)
+            if proposal is not None:
+                return proposal
+        params = self._anything(number)
+        return None if params is None else self._draw(number, DULL, params)
+
+    def _draw(self, number: int, attempt: int, params: Mapping[str, Any] | None = None) -> Proposal | None:
+        """What the sampler answers, or what `params` say in its place; None where it is over a limit, or known."""
+        handle, answers, attrs, drawn = self._proposer.ask(number, attempt, params)
+        if drawn is None or not self._plan.allows(drawn[0]):
+            # Not told as bad: a sampler that is told would shun whatever is large.
+            self.refused += 1
+            self._proposer.tell(handle, None)
+            return None
+        proposal = self._make(*drawn, "sampler", answers)
+        if proposal.config_hash in self._known:
             # A known outcome is told at once: evolution goes on from it, and nothing is trained twice.
             self.cache_hits += 1
             self._proposer.tell(handle, self._known[proposal.config_hash])
+            return None
+        self._known[proposal.config_hash] = None
+        self._asked[proposal.config_hash] = handle
+        journal = {"session": self._session, "asked": number, "told": self._told}
+        self._told = []
+        return replace(proposal, sampler_attrs={**attrs, JOURNAL: journal})
+
+    def _anything(self, number: int) -> dict[str, Any] | None:
+        """Parameters of a configuration that is new and within the limits, drawn evenly; None when none is found."""
+        rng = np.random.default_rng([self._seed, number])
+        for _ in range(MAX_DRAWS):
+            trial = Uniform(rng)
+            try:
+                arch, recipe = self._plan.suggest(trial)
+            except SpaceError:
+                continue
+            known = config_hash(self._plan.space.arch_hash(arch), recipe) in self._known
+            if not known and self._plan.allows(arch):
+                return trial.answers
         return None
 
     def lost(self, proposal: Proposal) -> None:

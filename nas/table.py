@@ -26,7 +26,7 @@ from nas.store import Store
 from nas.study import open_search, prepare
 from nas.tasks import TASKS
 from nas.train import BACKWARD
-from search_spaces.base import FixedTrial
+from search_spaces.base import FixedTrial, Suggest
 
 TABLE = Path(__file__).parent / "tables" / "lm.json"
 STUDY = "table"
@@ -157,6 +157,11 @@ class Table:
     plan: Plan
     reference: tuple[float, ...]  # of the hypervolume, by objective, as costs
     recorded: Mapping[str, Recorded]
+
+    def entry(self, trial: Suggest) -> Recorded:
+        """The training of the configuration that a trial draws."""
+        arch, recipe = self.plan.suggest(trial)
+        return self.recorded[config_hash(self.plan.space.arch_hash(arch), recipe)]
 
     @property
     def mean_flops(self) -> float:
