@@ -196,10 +196,8 @@ class Stock:
 
     def ended(self, number: int) -> None:
         trial, entry = self._running.pop(number)
-        if entry.values:
-            self._study.tell(trial, list(pareto.costs(self._table.plan.objectives, entry.values)))
-        else:
-            self._study.tell(trial, state=2)  # FAIL
+        costs = list(pareto.costs(self._table.plan.objectives, entry.values)) if entry.values else None
+        self._study.tell(trial, costs, skip_if_finished=costs is None)  # Optuna notes a failure where there are none
 
 
 class RayAsha:
