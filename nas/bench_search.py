@@ -11,13 +11,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from nas.config import StudyConfig
 from nas.driver import run
-from nas.executors import Executor, Inline, RayPool
+from nas.executors import Executor, make_executor
 from nas.progress import Silent
 from nas.records import Job, Result
 from nas.store import Store
@@ -58,12 +58,12 @@ def overhead(trials: int) -> dict[str, Any]:
 
 
 def _our_engines(trials: int) -> dict[str, float]:
-    pool = RayPool(WORKERS)
-    try:
-        out = {f"ray/{sampler}/sqlite": _ours(pool, sampler, trials) for sampler in ("nsgaii", "tpe")}
-    finally:
-        pool.close()
-    return out | {"inline/nsgaii/sqlite": _ours(Inline(), "nsgaii", trials)}
+    out: dict[str, float] = {}
+    for engine, samplers in (("ray", ("nsgaii", "tpe")), ("tune", ("nsgaii",)), ("inline", ("nsgaii",))):
+        executor = make_executor(engine, WORKERS, address=None, gpus_per_trial=0.0, timeout=None)
+        with closing(executor):
+            out |= {f"{engine}/{sampler}/sqlite": _ours(executor, sampler, trials) for sampler in samplers}
+    return out
 
 
 def _row(backend: str, ms: float, ours: float | None = None) -> dict[str, Any]:

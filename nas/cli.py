@@ -85,9 +85,14 @@ def _print_json(data: Any) -> None:
 @click.option("--objectives", metavar="A,B[,C]", callback=_names, help="What to trade off.  [default: loss and flops]")
 @click.option("--trials", type=int, metavar="N", help="Trials in the study when it is done.  [default: the preset's]")
 @click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
+@click.option("--device-hours", type=float, metavar="H", help="Start no trial once all have used so much of a device.")
 @click.option("--workers", type=int, metavar="N", help="Trials at once.  [default: one a core, or one a GPU]")
 @click.option("--gpus-per-trial", type=float, metavar="F", help="GPUs a trial takes; a fraction shares one.")
-@click.option("--engine", metavar="NAME", help="ray (warm worker processes) or inline (this one).  [default: ray]")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="ray (warm worker processes), tune (Ray Tune) or inline (this process).  [default: ray]",
+)
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
 @click.option(
     "--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, gp, evolution, random, qmc or hub:NAME.  [default: nsgaii]"
@@ -98,7 +103,7 @@ def _print_json(data: Any) -> None:
 @click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
 @click.option("--checkpoints", metavar="DIR", help="Where half-trained trials are kept.  [default: beside the store]")
-@click.option("--kernels", metavar="NAME", help="auto or reference.  [default: auto]")
+@click.option("--kernels", metavar="NAME", help="auto, reference, triton or cpu.  [default: auto]")
 @click.option("--seed", type=int, metavar="N", help="Seed of the study: data order and proposals.  [default: 0]")
 @click.option("--resume", is_flag=True, default=None, help="Continue the study up to --trials; create it if unknown.")
 def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:

@@ -27,10 +27,10 @@ from search_spaces.base import (
     nearest_default,
 )
 
-ENGINES = ("ray", "inline")
+ENGINES = ("ray", "tune", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "gp", "evolution", "random", "qmc")
 HUB = "hub:"  # before the name of one of OptunaHub's samplers
-KERNELS = ("auto", "reference")
+KERNELS = ("auto", "reference", "triton", "cpu")
 OBJECTIVES = {
     "text": ("bits_per_byte", "accuracy", "flops_per_token", "parameters"),
     "images": ("loss", "accuracy", "flops_per_image", "parameters"),
@@ -116,6 +116,7 @@ class StudyConfig:
     objectives: tuple[str, ...] = ()  # empty: the space's own two
     trials: int = 0  # 0: the preset's
     time: float | None = None
+    device_hours: float | None = None  # of training and evaluation, over the whole study
     workers: int = 0  # 0: one a core, or one a GPU
     gpus_per_trial: float = 0.0
     engine: str = "ray"
@@ -148,6 +149,8 @@ class StudyConfig:
         for flag, seconds in (("--time", self.time), ("--trial-timeout", self.trial_timeout)):
             if seconds is not None and not 0 < seconds < inf:
                 raise UserError(f"{flag} {seconds:g}: wanted a number of seconds above 0")
+        if self.device_hours is not None and not 0 < self.device_hours < inf:
+            raise UserError(f"--device-hours {self.device_hours:g}: wanted a number of hours above 0")
         if not 0 <= self.gpus_per_trial < inf:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: wanted 0 or more")
         if not 0 <= self.seed < 2**63:
@@ -242,19 +245,32 @@ def _picked(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def split_settings(
-    settings: Mapping[str, str], space: Space
-) -> tuple[dict[str, str], dict[str, str], dict[str, float]]:
-    """`--set` keys of the space, those of the training, and limits. Raises SpaceError naming the nearest known key."""
-    training = training_keys(space.task)
-    known = (*space.keys, *training, *LIMITS)
+def recipe_with(recipe: Recipe, training: Mapping[str, str], task: str) -> Recipe:
+    """The recipe with what these keys say, each one value. Raises SpaceError naming what is legal."""
+    total, batch = COUNTED[task]
+    fields_of = {
+        "optim.lr": "learning_rate",
+        "optim.name": "optimizer",
+        "optim.weight_decay": "weight_decay",
+        "optim.schedule": "schedule",
+        "train.seed": "seed",
+        total: "tokens",
+        batch: "batch_tokens",
+    }
+    given = {name: text for name, text in training.items() if name in fields_of}
+    return replace(recipe, **{fields_of[name]: TRAINING_KEYS[name].check(text) for name, text in given.items()})
+
+
+def split_settings(settings: Mapping[str, str], space: Space) -> tuple[dict[str, str], dict[str, str]]:
+    """`--set` keys of the space, and all others. Raises SpaceError naming the nearest known key."""
+    training = {**training_keys(space.task), **LIMITS}
+    known = (*space.keys, *training)
     for name in settings:
         if name not in known:
             raise SpaceError(f"unknown key {name!r}; {nearest(name, known)}")
     return (
         {name: text for name, text in settings.items() if name in space.keys},
         {name: text for name, text in settings.items() if name in training},
-        {name: LIMITS[name].check(text) for name, text in settings.items() if name in LIMITS},
     )
 
 
@@ -264,7 +280,8 @@ def make_plan(config: StudyConfig) -> Plan:
     if bare.task not in OBJECTIVES:
         raise UserError(f"space {config.space} has task {bare.task!r}: wanted {' or '.join(OBJECTIVES)}")
     preset = PRESETS[config.preset]
-    space_settings, training, limits = split_settings(config.settings, bare)
+    space_settings, training = split_settings(config.settings, bare)
+    limits = {name: LIMITS[name].check(training.pop(name)) for name in LIMITS if name in training}
     if "base" not in space_settings:  # a named architecture brings its own
         space_settings = {**bare.presets.get(config.preset, {}), **space_settings}
     space = bare.restrict(space_settings) if space_settings else bare
@@ -364,9 +381,9 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
-    "time": (int, float), "workers": (int,), "gpus_per_trial": (int, float), "engine": (str,), "address": (str,),
-    "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float), "checkpoints": (str,), "kernels": (str,),
-    "seed": (int,), "resume": (bool,), "warm_start": (str,),
+    "time": (int, float), "device_hours": (int, float), "workers": (int,), "gpus_per_trial": (int, float),
+    "engine": (str,), "address": (str,), "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float),
+    "checkpoints": (str,), "kernels": (str,), "seed": (int,), "resume": (bool,), "warm_start": (str,),
 }  # fmt: skip
 
 
@@ -424,7 +441,18 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 
 # What belongs to one run on one machine, not to the study.
 HERE_AND_NOW = frozenset(
-    ("store", "resume", "warm_start", "time", "workers", "gpus_per_trial", "engine", "address", "checkpoints")
+    [
+        "store",
+        "resume",
+        "warm_start",
+        "time",
+        "device_hours",
+        "workers",
+        "gpus_per_trial",
+        "engine",
+        "address",
+        "checkpoints",
+    ]
 )
 CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
 

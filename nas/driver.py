@@ -1,4 +1,4 @@
-"""The loop of a search: lease, submit, store what comes back, tell the sampler. The only writer of trials.
+"""The loop that trains: lease, submit, store what comes back, tell the sampler. The only writer of trials.
 
 Whatever kills it, the store is consistent: every event is one transaction, and a new driver takes over.
 """
@@ -6,9 +6,10 @@ Whatever kills it, the store is consistent: every event is one transaction, and 
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from types import FrameType
 from typing import Protocol
 
@@ -16,8 +17,22 @@ from nas import worker
 from nas.artifacts import keep_weights
 from nas.checkpoints import discard, kept, open_folder
 from nas.executors import Event, Executor, Lost
-from nas.records import FINISHED, Job, Notice, Progress, Report, Result, Trial
-from nas.study import Search
+from nas.records import (
+    FINISHED,
+    POLICIES,
+    Failure,
+    FailureKind,
+    Job,
+    Notice,
+    Policy,
+    Progress,
+    Report,
+    Result,
+    State,
+    StudyRow,
+    Trial,
+)
+from nas.store import Store
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5
@@ -35,6 +50,46 @@ class View(Protocol):
     def tick(self) -> None: ...
 
 
+class Work(Protocol):
+    """What there is to train, and in which study: a search (nas/study.py) or a fixed list (nas/sweep.py)."""
+
+    store: Store
+    row: StudyRow
+    exhausted: bool  # nothing new can come any more
+    checkpoints: str  # the folder of half-trained trials
+
+    @property
+    def asked(self) -> int:
+        """Finished trials in the study when all is done."""
+        ...
+
+    def prefetch(self, count: int) -> None:
+        """Prepares up to `count` trials, so that no worker waits for one."""
+        ...
+
+    def lease(self, driver: int) -> Trial | None:
+        """The next trial to train, RUNNING under this driver's lease; None when there is none now."""
+        ...
+
+    def job(self, trial: Trial) -> Job: ...
+
+    def refresh(self) -> None:
+        """Takes in what changed in the store."""
+        ...
+
+    def reported(self, trial: Trial, report: Report, seq: int) -> bool:
+        """A report of ours, stored as change `seq`; whether the trial goes on after it."""
+        ...
+
+    def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
+        """The trial was stopped where the report was made."""
+        ...
+
+    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+        """A result of ours, stored as change `seq` (None: our lease was lost, and nothing was stored)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How the loop ended."""
@@ -43,7 +98,7 @@ class Outcome:
     asked: int
     interrupted: bool
     exhausted: bool
-    timed_out: bool
+    over_budget: bool  # of time or of device-hours
 
 
 class Interrupt:
@@ -68,97 +123,180 @@ class Interrupt:
         self.count += 1
 
 
-def run(search: Search, executor: Executor, view: View, *, seconds: float | None = None) -> Outcome:
-    """Runs the study to its number of trials, or until `seconds` have passed or the user interrupts."""
-    store, row = search.store, search.row
-    open_folder(search.checkpoints)
-    for number in kept(search.checkpoints):
+MAX_MICRO_BATCHES = 8
+
+
+def run(
+    work: Work,
+    executor: Executor,
+    view: View,
+    *,
+    seconds: float | None = None,
+    device_hours: float | None = None,
+) -> Outcome:
+    """Trains until the work is done, a budget is used up or the user interrupts.
+
+    `seconds` counts from here; `device_hours` all that the study's trials have trained and evaluated. Raises UserError
+    when checkpoints cannot be written.
+    """
+    store, row = work.store, work.row
+    open_folder(work.checkpoints)
+    for number in kept(work.checkpoints):
         if store.trial(row, number).state in FINISHED:
-            discard(search.checkpoints, number)
+            discard(work.checkpoints, number)
     driver = store.start_driver(row, executor.workers)
-    for number in store.reclaim(row):
-        view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
+    _take_over(work, view)
     interrupt = Interrupt()
     leased: dict[int, Trial] = {}
     deadline = None if seconds is None else time.monotonic() + seconds
     beat = time.monotonic()
     told = 0
+    waits = False
     with interrupt.caught():
         try:
             while True:
-                late = deadline is not None and time.monotonic() > deadline
-                stopping = interrupt.count > 0 or late
+                spent = (deadline is not None and time.monotonic() > deadline) or (
+                    device_hours is not None and store.device_seconds(row) >= 3600 * device_hours
+                )
+                stopping = interrupt.count > 0 or spent
                 if interrupt.count > told:
                     told = interrupt.count
                     if leased and told == 1:
                         view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
                 if not stopping:
-                    _fill(search, executor, driver, leased, view)
-                if not leased or interrupt.count > 1:
+                    _fill(work, executor, driver, leased, view)
+                if not leased and (stopping or _settled(work)):
                     break
-                search.prefetch(0 if stopping else executor.workers)
-                for event in executor.wait(TICK_SECONDS):
-                    _handle(search, executor, event, leased, view)
+                if interrupt.count > 1:
+                    break
+                if leased:
+                    work.prefetch(0 if stopping else executor.workers)
+                    for event in executor.wait(TICK_SECONDS):
+                        _handle(work, executor, event, leased, view)
+                else:  # others have the last trials, and may die over them
+                    if not waits:
+                        view.message("nothing is left to start: waiting for the trials of other drivers")
+                    waits = True
+                    time.sleep(TICK_SECONDS)
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     store.heartbeat(driver)
+                    _take_over(work, view)
                 view.tick()
         finally:
             executor.abandon()
             for trial in leased.values():
                 store.release(row, trial.number, trial.token, fault=False)
             store.stop_driver(driver)
-    late = deadline is not None and time.monotonic() > deadline
     return Outcome(
         finished=store.finished(row),
-        asked=search.plan.trials,
+        asked=work.asked,
         interrupted=interrupt.count > 0,
-        exhausted=search.exhausted,
-        timed_out=late,
+        exhausted=work.exhausted,
+        over_budget=spent,
     )
 
 
-def _fill(search: Search, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
+def _take_over(work: Work, view: View) -> None:
+    """Trials of drivers that died wait for a worker again."""
+    taken = work.store.reclaim(work.row)
+    for number in taken:
+        view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
+    if taken:
+        work.refresh()
+
+
+def _settled(work: Work) -> bool:
+    """Whether nothing runs or waits in the store, other drivers' trials included."""
+    work.refresh()
+    counts = work.store.states(work.row)
+    return not counts[State.RUNNING] and not counts[State.WAITING]
+
+
+def _fill(work: Work, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
     """Gives every free worker a trial, as long as there are any."""
     while executor.running < executor.workers:
-        trial = search.lease(driver)
+        trial = work.lease(driver)
         if trial is None:
             return
         leased[trial.number] = trial
         view.started(trial)
-        executor.submit(search.job(trial))
+        executor.submit(work.job(trial))
 
 
-def _handle(search: Search, executor: Executor, event: Event, leased: dict[int, Trial], view: View) -> None:
-    store, row = search.store, search.row
+def _handle(work: Work, executor: Executor, event: Event, leased: dict[int, Trial], view: View) -> None:
+    store, row = work.store, work.row
     if isinstance(event, Progress):
         view.progress(event)
     elif isinstance(event, Notice):
         view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
         trial = leased[event.trial]
-        goes_on = search.reported(trial, event, store.report(row, event, trial.token))
-        view.reported(event)
-        if not goes_on:
-            executor.stop(event.trial)
+        seq = store.report(row, event, trial.token)
+        if seq is None:  # we were silent for so long that another driver took it over
             del leased[event.trial]
-            search.stopped(trial, event, store.stop(row, event, trial.token))
-            discard(search.checkpoints, event.trial)
+            executor.stop(event.trial)
+            view.message(f"trial {event.trial} was taken over by another driver")
+            view.ended(event.trial, None)
+            return
+        view.reported(event)
+        if not work.reported(trial, event, seq):
+            del leased[event.trial]
+            executor.stop(event.trial)
+            work.stopped(trial, event, store.stop(row, event, trial.token))
+            discard(work.checkpoints, event.trial)
             view.stopped(event)
     elif isinstance(event, Lost):
         del leased[event.trial]
-        store.release(row, event.trial, event.token)
-        view.message(f"trial {event.trial} lost its worker ({event.reason})")
+        store.release(row, event.trial, event.token, fault=not event.preempted)
+        view.message(f"trial {event.trial} lost its worker: {event.reason}")
         view.ended(event.trial, None)
-        search.refresh()
+        work.refresh()
+    elif (parts := _parts_to_try(leased[event.trial], event)) is not None:
+        del leased[event.trial]
+        discard(work.checkpoints, event.trial)
+        store.release(row, event.trial, event.token, fault=False, provenance={"micro_batches": parts})
+        view.message(f"trial {event.trial} ran out of memory: once more, with its batches in {parts} parts")
+        view.ended(event.trial, None)
+        work.refresh()
     else:
         trial = leased.pop(event.trial)
-        event = search.checked(event)
-        search.ended(trial, event, store.finish(row, event))
-        discard(search.checkpoints, event.trial)
+        event = checked(event, row.objectives)
+        seq = store.finish(row, event)
+        work.ended(trial, event, seq)
+        if seq is None:
+            view.message(f"trial {event.trial} was taken over by another driver")
+            view.ended(event.trial, None)
+            return
+        discard(work.checkpoints, event.trial)
         if event.weights and any(trial.number == event.trial for trial in store.front(row)):
-            keep_weights(store, row, event.trial, event.weights)
+            try:
+                keep_weights(store, row, event.trial, event.weights)
+            except OSError as error:  # the trial's numbers are safe, and it re-trains to the same weights
+                view.message(f"trial {event.trial}: its weights could not be kept: {error}")
         view.ended(event.trial, event)
+
+
+def _parts_to_try(trial: Trial, result: Result) -> int | None:
+    """In how many parts a batch should be trained next, if memory ran out and smaller parts may help."""
+    if result.failure is None or POLICIES[result.failure.kind] != Policy.SHRINK:
+        return None
+    parts = 2 * trial.provenance.get("micro_batches", 1)
+    return parts if parts <= MAX_MICRO_BATCHES else None
+
+
+def checked(result: Result, objectives: Sequence[str]) -> Result:
+    """The result, or a failure where an objective was not measured or a value is no finite number."""
+    if result.failure is not None:
+        return result
+    missing = [name for name in objectives if name not in result.values]
+    if missing:
+        message = f"measured {', '.join(result.values) or 'nothing'}, but not the objective {', '.join(missing)}"
+        return replace(result, values={}, failure=Failure(FailureKind.ERROR, message))
+    wrong = [f"{name} is {value}" for name, value in result.values.items() if not isfinite(value)]
+    if wrong:
+        return replace(result, values={}, failure=Failure(FailureKind.DIVERGED, ", ".join(wrong)))
+    return result
 
 
 def retrain(job: Job, view: View) -> Result:

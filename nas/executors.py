@@ -1,6 +1,7 @@
 """Engines: they run jobs and hand back events. One small protocol (submit, wait, stop, abandon, close), two forms here.
 
-`ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process.
+`ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process. The third,
+`tune`, has a file of its own.
 """
 
 import os
@@ -23,15 +24,17 @@ class Started:
     """A worker took up its job; the clock of its timeout runs from here."""
 
     trial: int
+    node: str  # the Ray node it is on
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker died under its job; the job may run elsewhere."""
+    """A worker died under its job; the job may run elsewhere. `preempted` when its whole machine went away."""
 
     trial: int
     token: int
     reason: str
+    preempted: bool = False
 
 
 Event = Notice | Progress | Report | Result | Lost
@@ -112,15 +115,8 @@ def timed_out(job: Job, seconds: float) -> Result:
     return Result(job.trial, job.token, train_seconds=seconds, failure=failure)
 
 
-# A worker trains on one thread. Without these, glibc gives every large block back to the system and takes page
-# faults for it again at each step: 3 to 5 times slower on 32 MiB tensors. They must be set before the process starts.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
+# A worker trains on one thread. cuBLAS is deterministic only with a workspace of fixed size.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
@@ -149,8 +145,8 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _import_ray(own_cluster: bool) -> Any:
-    """The ray module. Its settings are read from the environment once, when it is first imported."""
+def set_environment(own_cluster: bool) -> None:
+    """Ray's settings, which it reads from the environment once, when it is first imported."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -167,8 +163,44 @@ def _import_ray(own_cluster: bool) -> Any:
         }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def join_cluster(workers: int, address: str | None, gpus_per_trial: float, namespace: str = "hypernas") -> Any:
+    """The ray module, connected to the cluster at `address`, or to one started on loopback for this process.
+
+    Raises UserError when there is no cluster at the address, or none of its nodes can hold a worker.
+    """
+    if address is not None:
+        _check_answers(address)
+    set_environment(own_cluster=address is None)
     import ray
 
+    # Trials that asked for no GPU train on a CPU, also where there is one.
+    environment = WORKER_ENVIRONMENT | ({} if gpus_per_trial else {"CUDA_VISIBLE_DEVICES": ""})
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "namespace": namespace,
+        "runtime_env": {"env_vars": environment},
+    }
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **settings,
+        )
+    else:
+        try:
+            ray.init(address=address, **settings)
+        except ConnectionError as error:
+            raise UserError(f"--address {address}: cannot join: {error}") from error
+    if gpus_per_trial:
+        most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        if most < gpus_per_trial:
+            ray.shutdown()
+            raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
     return ray
 
 
@@ -179,6 +211,7 @@ class _Slot:
     actor: Any
     job: Job | None = None
     events: Any = None  # the job's ObjectRefGenerator
+    node: str = ""  # where its last job started
     deadline: float | None = None  # on the monotonic clock, once the job has started
     stopped: bool = False  # its last job was stopped, and none has started since
     patience: float | None = None  # on the monotonic clock: until then a stopped job must have made room for this one
@@ -199,38 +232,14 @@ class RayPool:
         timeout: float | None = None,
         jobs_namespace: str = "hypernas",
     ) -> None:
-        if address is not None:
-            _check_answers(address)
-        ray = _import_ray(own_cluster=address is None)
-
-        self._ray = ray
+        self._ray = ray = join_cluster(workers, address, gpus_per_trial, namespace=jobs_namespace)
         self.workers = workers
         self._timeout = timeout
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": jobs_namespace}
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
-            try:
-                ray.init(address=address, **quiet)
-            except ConnectionError as error:
-                raise UserError(f"--address {address}: cannot join: {error}") from error
-        if gpus_per_trial:
-            most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-            if most < gpus_per_trial:
-                ray.shutdown()
-                raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
         self._actor_class = ray.remote(
             num_cpus=1,
             num_gpus=gpus_per_trial,
             max_restarts=0,
             concurrency_groups={CONTROL: 1},  # a stop reaches the actor while a job runs
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
         )(_Worker)
         self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
         # Warm before the first job. On a cluster that has yet to grow, jobs queue at the workers still to come.
@@ -265,9 +274,11 @@ class RayPool:
         try:
             event: Started | Event = self._ray.get(next(slot.events))
         except (self._ray.exceptions.RayError, StopIteration) as error:
+            node = slot.node
             self._replace(slot)
-            return Lost(job.trial, job.token, type(error).__name__)
+            return lost(self._ray, job, str(error), node)
         if isinstance(event, Started):
+            slot.node = event.node
             slot.deadline = time.monotonic() + self._timeout if self._timeout else None
             slot.stopped, slot.patience = False, None
             return None
@@ -318,6 +329,9 @@ class _Worker:
 
     def __init__(self) -> None:
         import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
+        from kernels._cpu import keep_freed_memory
+
+        keep_freed_memory()
 
         self._stopped: set[tuple[int, int]] = set()  # (trial, token) of jobs to put down
 
@@ -327,7 +341,7 @@ class _Worker:
     def run(self, job: Job) -> Iterator[Started | Event]:
         name = (job.trial, job.token)
         if name not in self._stopped:
-            yield Started(job.trial)
+            yield Started(job.trial, ray_node())
             with closing(worker.run(job)) as events:  # closed, a job lets go of its model
                 for event in events:
                     if name in self._stopped:
@@ -339,10 +353,33 @@ class _Worker:
         self._stopped.add((trial, token))
 
 
+def ray_node() -> str:
+    """The Ray node that the caller runs on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def lost(ray: Any, job: Job, error: str, node: str) -> Event:
+    """What became of a job whose actor died of `error`: killed for memory, gone with its machine, or dead by itself."""
+    text = error.lower()
+    if "running low on memory" in text:
+        failure = Failure(FailureKind.OUT_OF_MEMORY, "Ray killed its worker: the machine was running low on memory")
+        return Result(job.trial, job.token, failure=failure)
+    gone = node not in {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
+    preempted = gone or "preemption" in text or "node has died" in text
+    return Lost(job.trial, job.token, "its machine is gone" if preempted else "its process died", preempted)
+
+
 def make_executor(
     engine: str, workers: int, *, address: str | None, gpus_per_trial: float, timeout: float | None
 ) -> Executor:
-    """`ray` or `inline`. Raises UserError as the pools do."""
+    """`ray`, `tune` or `inline`. Raises UserError as the pools do."""
     if engine == "inline":
         return Inline(timeout)
+    if engine == "tune":
+        set_environment(own_cluster=address is None)
+        from nas.tune import TunePool
+
+        return TunePool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)
     return RayPool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)

@@ -51,7 +51,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             err=True,
         )
         with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:
-            outcome = run(search, executor, view, seconds=config.time)
+            outcome = run(search, executor, view, seconds=config.time, device_hours=config.device_hours)
         return _conclude(store, search, outcome)
 
 
@@ -69,8 +69,10 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
     if outcome.exhausted and not outcome.interrupted:
         click.echo("the space holds nothing new: every further proposal was trained before", err=True)
         return 0
-    why = "interrupted" if outcome.interrupted else "out of time" if outcome.timed_out else "not finished"
-    again = f"nas search --study {quote(search.row.name)} --store {quote(store.shown)} --resume"
+    why = "interrupted" if outcome.interrupted else "out of its budget" if outcome.over_budget else "not finished"
+    again = f"nas search --study {quote(search.row.name)} --store {quote(store.to_type)} --resume"
+    if store.url.password:
+        again = f"PGPASSWORD=... {again}"
     click.echo(f"{why}; nothing is lost. Continue with: {again}", err=True)
     return 1
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.layers import GatedSublayer, Sublayer
+from search_spaces.layers import ResidualStack
 
 
 @torch.no_grad()
@@ -16,20 +16,25 @@ def stream_diagnostics(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
     (forward) and the largest absolute column sum (backward); both are 1 where every matrix is doubly stochastic.
     Empty for a model with a single stream.
     """
-    matrices: list[Tensor] = []
-
-    def note(sublayer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        matrices.append(sublayer.connection.mean_mixing(arguments[0]).double())  # type: ignore[union-attr, operator]
-
-    sublayers = [module for module in model.modules() if isinstance(module, Sublayer | GatedSublayer)]
-    handles = [sublayer.register_forward_pre_hook(note) for sublayer in sublayers]
+    stack = next((module for module in model.modules() if isinstance(module, ResidualStack)), None)
+    if stack is None:
+        return {}
+    entered: list[Tensor] = []
+    handle = stack.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
     try:
         model.eval()
         model(inputs)
     finally:
-        for handle in handles:
-            handle.remove()
-    if not matrices or matrices[0].shape[0] == 1:
+        handle.remove()
+    matrices: list[Tensor] = []
+    sublayers: Any = stack.sublayers
+    streams = sublayers[0].connection.expand(entered[0])
+    for sublayer in sublayers:
+        connection = sublayer.connection
+        matrices.append(connection.mean_mixing(streams).double())
+        h, coefficients = connection.read(streams)
+        streams = connection.write(streams, sublayer(h), coefficients)
+    if matrices[0].shape[0] == 1:
         return {}
     product = torch.linalg.multi_dot(matrices[::-1]) if len(matrices) > 1 else matrices[0]
     return {

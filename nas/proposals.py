@@ -16,7 +16,7 @@ import numpy as np
 from nas import halving, pareto
 from nas.config import Plan
 from nas.optuna_io import FAILED, Outcome, Proposer
-from nas.records import FINISHED, FailureKind, Recipe, Report, State, Trial
+from nas.records import FINISHED, POLICIES, Policy, Recipe, Report, State, Trial
 from nas.samplers import population_size
 from nas.store import Proposal
 from nas.tasks import TASKS
@@ -25,7 +25,6 @@ from search_spaces.base import SpaceError, Uniform, arch_to_json, digest
 DULL = 50  # of a sampler's draws in a row are known or refused: then anything new will do
 MAX_DRAWS = 5000  # and when so many even draws find nothing new, the space is as good as exhausted
 JOURNAL = "journal"  # beside the sampler's own attributes of a trial
-NOT_ITS_FAULT = (FailureKind.WORKER_LOST, FailureKind.PREEMPTED)
 
 
 def config_hash(arch_hash: str, recipe: Recipe) -> str:
@@ -98,7 +97,7 @@ class Proposals:
     def _outcome(self, trial: Trial, curve: Sequence[Report]) -> Outcome | None:
         """What the sampler is told of a trial that ended; None where its end says nothing of the architecture."""
         outcome = self._measured(trial, curve)
-        if trial.failure is not None and trial.failure.kind in NOT_ITS_FAULT:
+        if trial.failure is not None and POLICIES[trial.failure.kind] not in (Policy.TEACH, Policy.SHRINK):
             return None
         if outcome is None or not all(map(isfinite, outcome.costs)):
             return Outcome(self._worst, unfinished=FAILED)

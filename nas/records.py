@@ -35,6 +35,26 @@ class FailureKind(StrEnum):
     ERROR = "error"
 
 
+class Policy(StrEnum):
+    """What becomes of a trial that failed in one way."""
+
+    RETRY = "retry"  # another worker takes it up; it was not to blame, or not yet
+    SHRINK = "shrink"  # once more, with each batch in twice as many parts
+    TEACH = "teach"  # it failed for what it is: the sampler hears that it scored as badly as can be
+    QUARANTINE = "quarantine"  # set aside, never proposed again, and no lesson for the sampler
+
+
+POLICIES = {
+    FailureKind.OUT_OF_MEMORY: Policy.SHRINK,
+    FailureKind.DIVERGED: Policy.TEACH,
+    FailureKind.BUILD_ERROR: Policy.QUARANTINE,
+    FailureKind.TIMEOUT: Policy.TEACH,
+    FailureKind.WORKER_LOST: Policy.RETRY,  # and quarantined after MAX_LOST
+    FailureKind.PREEMPTED: Policy.RETRY,  # as often as it takes
+    FailureKind.ERROR: Policy.QUARANTINE,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class SpaceSpec:
     """How a worker rebuilds the study's space: its name and the `--set` restrictions."""
@@ -138,7 +158,7 @@ class Trial:
     arch: Mapping[str, Any]
     arch_hash: str
     recipe: Recipe
-    origin: str  # baseline, sampler or enqueued
+    origin: str  # baseline, sampler or sweep
     sampler_attrs: Mapping[str, Any]
     token: int
     attempts: int

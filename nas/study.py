@@ -8,7 +8,6 @@ trained again.
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,11 +17,11 @@ from nas.checkpoints import checkpoint_path
 from nas.config import Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.proposals import Proposals
-from nas.records import Failure, FailureKind, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
+from nas.records import Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
 from nas.train import RUNGS
-from search_spaces.base import arch_to_json, digest
+from search_spaces.base import Cost, arch_to_json, digest
 
 
 class Search:
@@ -30,9 +29,7 @@ class Search:
 
     def __init__(self, store: Store, row: StudyRow, config: StudyConfig, plan: Plan) -> None:
         self.store, self.row, self.config, self.plan = store, row, config, plan
-        # Apart by store and study, as the weights are: studies may share a folder of checkpoints.
-        shared = Path(config.checkpoints) / Path(row.artifacts).name if config.checkpoints else Path(row.artifacts)
-        self.checkpoints = str(shared.resolve() / "checkpoints")
+        self.checkpoints = checkpoints_folder(row, config.checkpoints)
         self.exhausted = False
         self.proposals = make_proposals(row, plan, session=uuid4().hex[:8])
         self._ready: deque[Proposal] = deque()
@@ -40,6 +37,10 @@ class Search:
         self._waiting: set[int] = set()  # trials that were handed back
         self._next = 0  # the number the next proposal is expected to get
         self.refresh()
+
+    @property
+    def asked(self) -> int:
+        return self.plan.trials
 
     def refresh(self) -> None:
         """Takes in what changed in the store since the last look: our own results, and other drivers'."""
@@ -65,29 +66,17 @@ class Search:
         else:
             self.refresh()
 
-    def reported(self, trial: Trial, report: Report, seq: int | None) -> bool:
+    def reported(self, trial: Trial, report: Report, seq: int) -> bool:
         """Takes in a report of ours; whether the trial goes on after it, or is stopped there."""
         self._told(trial, [report], seq)
         last = report.rung == len(RUNGS) - 1
-        if seq is None or last or not self.config.halving:
+        if last or not self.config.halving:
             return True
         return self.proposals.goes_on(report.trial, report.rung)
 
     def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
         """Takes in that the trial was stopped at the report's rung."""
         self._told(replace(trial, state=State.STOPPED), [report], seq)
-
-    def checked(self, result: Result) -> Result:
-        """The result, or a failure where an objective was not measured or is no finite number."""
-        if result.failure is not None:
-            return result
-        missing = [name for name in self.row.objectives if name not in result.values]
-        if missing:
-            had = ", ".join(result.values) or "nothing"
-            failure = Failure(FailureKind.ERROR, f"measured {had}, but not the objective {', '.join(missing)}")
-            return replace(result, failure=failure)
-        wrong = [f"{name} is {value}" for name, value in result.values.items() if not isfinite(value)]
-        return replace(result, failure=Failure(FailureKind.DIVERGED, ", ".join(wrong))) if wrong else result
 
     def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
         """Takes in a result of ours."""
@@ -178,6 +167,12 @@ def artifacts_folder(store: Store, study: str) -> str:
     return str((base.parent / f"{base.stem}-artifacts" / digest({"store": store.shown, "study": study})).resolve())
 
 
+def checkpoints_folder(row: StudyRow, shared: str | None) -> str:
+    """Where half-trained trials are kept: beside the weights, or in a folder that several studies may share."""
+    study = Path(row.artifacts)
+    return str((Path(shared) / study.name if shared else study).resolve() / "checkpoints")
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A configuration that was checked against its space and its data, before any store is touched."""
@@ -212,36 +207,42 @@ def open_search(
 
     `enqueued`, architectures and how to train them, come before what the sampler draws from now on.
     """
+    space = prepared.plan.space
+    row = open_study(store, prepared, space.cost(space.largest()), evaluate)
+    if enqueued:
+        waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
+        row = replace(row, settings={**row.settings, "enqueued": [*row.settings.get("enqueued", ()), *waiting]})
+        store.update_settings(row, row.settings)
+    return Search(store, row, prepared.config, prepared.plan)
+
+
+def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = "nas.train:evaluate") -> StudyRow:
+    """The study, new or, when `config.resume`, as stored; `largest` bounds the hypervolume. Raises StudyError."""
     config, plan = prepared.config, prepared.plan
-    waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
     if config.resume and any(study["name"] == config.study for study in store.studies()):
         row = store.study(config.study)
         _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
         # The same data may lie elsewhere by now.
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
-        settings["enqueued"] = [*settings.get("enqueued", ()), *waiting]
         store.update_settings(row, settings)
-        return Search(store, replace(row, settings=settings), config, plan)
-    largest = plan.space.cost(plan.space.largest())
+        return replace(row, settings=settings)
     worst = {
         **prepared.worst,
         "parameters": float(largest.parameters_total),
         f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
     }
-    row = store.create_study(
+    return store.create_study(
         config.study,
         space=plan.space_spec,
         objectives=plan.objectives,
         settings=to_json(config)
         | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
-        | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
-        | {"enqueued": waiting},
+        | {"task": plan.space.task, "scaling": dict(prepared.scaling)},
         reference={name: pareto.cost(name, worst[name]) for name in plan.objectives},
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,
         artifacts=artifacts_folder(store, config.study),
     )
-    return Search(store, row, config, plan)
 
 
 def _check_same(row: StudyRow, space: SpaceSpec, data_hash: str, data_name: str) -> None:

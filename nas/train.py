@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from kernels import _dispatch
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import DataError
 from nas.measure import stream_diagnostics
@@ -90,8 +91,9 @@ def score(model: nn.Module, batches: Iterable[Batch], nats: float) -> Score:
     """Mean cross-entropy, in units of `nats` nats, and accuracy over all predictions."""
     model.eval()
     total, right, count = 0.0, 0, 0
+    device = next(model.parameters()).device
     for inputs, classes in batches:
-        logits, targets = model(inputs).float().flatten(0, -2), classes.flatten()
+        logits, targets = model(inputs.to(device)).float().flatten(0, -2), classes.to(device).flatten()
         total += F.cross_entropy(logits, targets, reduction="sum").item()
         right += int((logits.argmax(-1) == targets).sum())
         count += targets.numel()
@@ -125,12 +127,26 @@ def _space(name: str, settings: tuple[tuple[str, str], ...]) -> Any:
 def deterministic() -> None:
     """One thread and deterministic algorithms, for this whole process."""
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    # A CUDA operator without a deterministic form warns; on a CPU there is none in use, and a new one is an error.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, and nothing here reads unwritten memory
 
 
-def provenance() -> dict[str, Any]:
-    """What a trial's number depends on besides its row."""
+def worker_device() -> torch.device:
+    """Where this process trains: a GPU if it was given one. (Workers that asked for none see none.)"""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Matrix products in bfloat16 on a GPU, weights and residual streams in float32; all in float32 on a CPU.
+
+    On a CPU without matrix units bfloat16 gains a third and costs reproducibility between machine types.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What a trial's number depends on besides its row: where it ran, and which kernels computed it and why."""
     from nas import version
 
     capability = torch.backends.cpu.get_cpu_capability()
@@ -138,10 +154,10 @@ def provenance() -> dict[str, Any]:
         "hypernas": version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": f"{platform.machine()} {capability}",
         "threads": torch.get_num_threads(),
-        "kernels": "reference",
+        "kernels": {op: f"{choice.backend}: {choice.reason}" for op, choice in _dispatch.chosen().items()},
         "worker": f"{platform.node()}:{os.getpid()}",
     }
 
@@ -150,22 +166,24 @@ def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
     """Trains the job's architecture: progress as it goes, a report at each rung, one result at the end.
 
     With a checkpoint, goes on from there; the numbers are those of training in one go. Raises SpaceError when the
-    architecture cannot be built, DivergedError when the loss is not finite.
+    architecture cannot be built, DivergedError when the loss is not finite, BackendError when kernels were asked for
+    that cannot run here.
     """
     deterministic()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):  # dropout in a user's space draws from the seed too
-        torch.manual_seed(job.recipe.seed)
-        yield from _evaluate(job)
+    device = worker_device()
+    _dispatch.forget_chosen()
+    with _dispatch.use_backend(job.kernels), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(job.recipe.seed)  # dropout in a user's space draws from the seed too
+        yield from _evaluate(job, device)
 
 
-def _evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
+def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Report | Result]:
     recipe = job.recipe
     space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
     task, data = TASKS[space.task], _data(space.task, job.data_path, job.data_hash)
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
-    model = seeded_build(space, arch, recipe.seed)
+    model = seeded_build(space, arch, recipe.seed).to(device)
     samples = max(1, recipe.batch_tokens // task.units(arch))
     step_units = samples * task.units(arch)
     steps = max(1, round(recipe.tokens / step_units))
@@ -187,8 +205,9 @@ def _evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
     scored = None
     model.train()
     for step in range(first, steps):
-        batch = task.batch(data, arch, job.data_seed, step, samples)
-        loss = _train_step(model, optimizers, batch, recipe, step, steps, job.micro_batches)
+        inputs, classes = task.batch(data, arch, job.data_seed, step, samples)
+        batch = (inputs.to(device), classes.to(device))
+        loss = train_step(model, optimizers, batch, recipe, step, steps, job.micro_batches)
         now = time.perf_counter()
         if now - shown > PROGRESS_SECONDS:
             shown = now
@@ -234,22 +253,22 @@ def _evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
         parameters=cost.parameters_total,
         train_seconds=train_seconds,
         evaluate_seconds=evaluate_seconds,
-        provenance=provenance() | ({"micro_batches": job.micro_batches} if job.micro_batches > 1 else {}),
-        diagnostics=({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs),
-        weights=save(model.state_dict()),
+        provenance=provenance(device) | ({"micro_batches": job.micro_batches} if job.micro_batches > 1 else {}),
+        diagnostics=({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs.to(device)),
+        weights=save({name: tensor.cpu() for name, tensor in model.state_dict().items()}),
     )
 
 
-def _train_step(
+def train_step(
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     batch: Batch,
     recipe: Recipe,
     step: int,
     steps: int,
-    micro_batches: int,
+    micro_batches: int = 1,
 ) -> float:
-    """One update; the batch's mean loss in nats. Raises DivergedError."""
+    """One update, its gradients summed over the parts of the batch; its mean loss in nats. Raises DivergedError."""
     progress = step / steps
     start_step(model, recipe.seed, step, progress)
     for optimizer in optimizers:
@@ -257,7 +276,8 @@ def _train_step(
     value = 0.0
     for inputs, classes in zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True):
         share = len(inputs) / len(batch[0])
-        logits: Tensor = model(inputs)
+        with mixed_precision(inputs.device):
+            logits: Tensor = model(inputs)
         loss = F.cross_entropy(logits.float().flatten(0, -2), classes.flatten())
         total = loss + gate_loss(model, progress) if gates_of(model) else loss
         value += share * loss.item()

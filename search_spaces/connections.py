@@ -2,14 +2,8 @@
 
     X' = H_res X + H_post^T F(H_pre X),   X (B, T, n, C): n streams of C channels        (mHC, eq. 1)
 
-Every class has the same methods. A sublayer F between `read` and `write` is one module:
-
-    expand(x)                  (B, T, C) -> X, once after the embedding: n copies
-    read(X)                    -> h = H_pre X (B, T, C), not normalised, and the coefficients `write` needs
-    write(X, y, coefficients)  -> X', for y = F(h) (B, T, C)
-    reduce(X)                  -> (B, T, C), once before the head: the plain sum over the streams
-    matrices(X)                -> (B, T, n, n), H_res of every token in the stream basis, for diagnostics alone
-    mean_mixing(X)             -> (n, n), their mean
+`Connection` says what every class does; `read` and `write` are the two halves of a sublayer, and `advance` is the write
+of one sublayer with the read of the next, which fused kernels do in one pass over the streams.
 
 Sources: hc_static and hc: Hyper-Connections, 2409.19606. mhc: 2512.24880. mhc_lite: 2601.05732. kromhc: 2601.21579.
 In each class `projection` is the dynamic part; every other tensor (bias or static matrix, gamma, alpha) is static
@@ -26,6 +20,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kernels.sinkhorn import sinkhorn
+from kernels.stream_boundary import stream_boundary
+from kernels.stream_mix import stream_mix
 from search_spaces.base import SpaceError
 
 STREAMS = (1, 2, 3, 4, 6, 8, 9, 12, 16)
@@ -33,7 +30,48 @@ MIXINGS = ("none", "hc_static", "hc", "mhc", "mhc_lite", "kromhc")
 LARGEST_FACTOR = 4  # 5! = 120 permutations would cost more than the matrix they mix
 
 
-class PlainResidual(nn.Module):
+class Connection(nn.Module):
+    """What every mixing does, for n streams. `coefficients` is whatever `read` found that the write needs."""
+
+    n: int
+
+    def expand(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> X (B, T, n, C), once after the embedding: n copies."""
+        return x.unsqueeze(-2).repeat_interleave(self.n, -2)
+
+    def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """h = H_pre X (B, T, C), not normalised, and the coefficients."""
+        raise NotImplementedError
+
+    def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        """X' = H_res X + H_post^T y, for y = F(h) (B, T, C)."""
+        raise NotImplementedError
+
+    def advance(
+        self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The write of the sublayer before, and the read of this connection's own: X', h and its coefficients."""
+        X = self.write(X, y, coefficients)
+        return X, *self.read(X)
+
+    def reduce(self, X: Tensor) -> Tensor:
+        """X -> (B, T, C), once before the head: the plain sum over the streams."""
+        return X.sum(-2)
+
+    def finish(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        """The last sublayer's write, reduced: (B, T, C)."""
+        return self.reduce(self.write(X, y, coefficients))
+
+    def matrices(self, X: Tensor) -> Tensor:
+        """(B, T, n, n): H_res of every token in the stream basis, for diagnostics alone."""
+        raise NotImplementedError
+
+    def mean_mixing(self, X: Tensor) -> Tensor:
+        """(n, n): the mean of `matrices`."""
+        return self.matrices(X).flatten(0, -3).mean(0)
+
+
+class PlainResidual(Connection):
     """The residual connection of every Transformer: X' = X + y, with X (B, T, C)."""
 
     def expand(self, x: Tensor) -> Tensor:
@@ -51,9 +89,6 @@ class PlainResidual(nn.Module):
     def matrices(self, X: Tensor) -> Tensor:
         return torch.ones(*X.shape[:-1], 1, 1, device=X.device, dtype=X.dtype)
 
-    def mean_mixing(self, X: Tensor) -> Tensor:
-        return self.matrices(X).flatten(0, -3).mean(0)
-
     @staticmethod
     def parameter_count() -> int:
         return 0
@@ -64,6 +99,23 @@ class PlainResidual(nn.Module):
         return 0, d_model
 
 
+class PostNormResidual(PlainResidual):
+    """X' = norm(X + y), the original Transformer's order (Vaswani et al. 2017): the norm of the sublayer before.
+
+    The norm after the last sublayer is the model's own, before its head.
+    """
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def advance(
+        self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        X = self.norm(X + y)
+        return X, *self.read(X)
+
+
 def _hyper_connection_init(n: int, layer_index: int) -> Tensor:
     """[A_m | A_r | B] (n, n + 2) = [e_(k mod n) | I | 1], the pre-norm residual in disguise (2409.19606, eq. 14)."""
     read = torch.zeros(n, 1)
@@ -71,7 +123,7 @@ def _hyper_connection_init(n: int, layer_index: int) -> Tensor:
     return torch.cat([read, torch.eye(n), torch.ones(n, 1)], 1)
 
 
-class StaticHyperConnection(nn.Module):
+class StaticHyperConnection(Connection):
     """Static hyper-connections: the same matrices for every token (2409.19606, eq. 2).
 
     h = A_m^T X and X' = A_r^T X + B^T y. `static` (n, n + 2) holds [A_m | A_r | B].
@@ -82,27 +134,17 @@ class StaticHyperConnection(nn.Module):
         self.n, self.d_model, self.layer_index = n, d_model, layer_index
         self.static = nn.Parameter(_hyper_connection_init(n, layer_index))
 
-    def expand(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-2).repeat_interleave(self.n, -2)
-
     def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         to_branch, to_streams, from_branch = self.static.split((1, self.n, 1), 1)
         return (X * to_branch).sum(-2), (to_streams, from_branch)
 
     def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
         to_streams, from_branch = coefficients
-        # Expanded, because matmul would transpose X to multiply it by a lone matrix: 6 times slower.
-        mixed = to_streams.mT.expand(*X.shape[:-2], -1, -1) @ X
-        return torch.addcmul(mixed, from_branch, y.unsqueeze(-2))
-
-    def reduce(self, X: Tensor) -> Tensor:
-        return X.sum(-2)
+        lead = X.shape[:-2]
+        return stream_mix(X, y, to_streams.mT.expand(*lead, -1, -1), from_branch.squeeze(-1).expand(*lead, -1))
 
     def matrices(self, X: Tensor) -> Tensor:
         return self.static[:, 1:-1].mT.expand(*X.shape[:-2], -1, -1)
-
-    def mean_mixing(self, X: Tensor) -> Tensor:
-        return self.matrices(X).flatten(0, -3).mean(0)
 
     @staticmethod
     def parameter_count(n: int) -> int:
@@ -114,7 +156,7 @@ class StaticHyperConnection(nn.Module):
         return 2 * n * n * d_model, (2 * n - 1) * d_model + 2 * n * d_model
 
 
-class HyperConnection(nn.Module):
+class HyperConnection(Connection):
     """Dynamic hyper-connections (2409.19606, eq. 10 to 13): the static matrices plus a small term from each stream.
 
     X^ = RMSNorm(X) per stream with weight 1 + gamma; [A_m | A_r | B](X) = static + s tanh(X^ W^T), W (n + 2, C),
@@ -133,9 +175,6 @@ class HyperConnection(nn.Module):
         self.alpha = nn.Parameter(torch.full((2,), 0.01))
         self.register_buffer("columns", torch.tensor([0] * (n + 1) + [1]), persistent=False)
 
-    def expand(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-2).repeat_interleave(self.n, -2)
-
     def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         logits = rms_project(X, self.projection, self.gamma, self.epsilon)  # (B, T, n, n + 2)
         mixing = torch.addcmul(self.static, logits.tanh(), self.alpha[self.columns])
@@ -144,17 +183,11 @@ class HyperConnection(nn.Module):
 
     def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
         to_streams, from_branch = coefficients
-        return torch.addcmul(to_streams.mT @ X, from_branch, y.unsqueeze(-2))
-
-    def reduce(self, X: Tensor) -> Tensor:
-        return X.sum(-2)
+        return stream_mix(X, y, to_streams.mT, from_branch.squeeze(-1))
 
     def matrices(self, X: Tensor) -> Tensor:
         _, (to_streams, _) = self.read(X)
         return to_streams.mT
-
-    def mean_mixing(self, X: Tensor) -> Tensor:
-        return self.matrices(X).flatten(0, -3).mean(0)
 
     @staticmethod
     def parameter_count(n: int, d_model: int, norm_weights: int | None = None) -> int:
@@ -192,7 +225,7 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     return (weight @ x.flatten(0, -2).mT).mT.unflatten(0, x.shape[:-1])
 
 
-class DoublyStochasticConnection(nn.Module):
+class DoublyStochasticConnection(Connection):
     """What mHC, mHC-lite and KromHC share: dynamic H_pre in (0, 1), H_post in (0, 2), and a doubly stochastic H_res.
 
     x' = RMSNorm(vec X) over nC, one statistic a token;  logits = alpha (projection x') + bias, with rows
@@ -217,9 +250,6 @@ class DoublyStochasticConnection(nn.Module):
         columns = torch.tensor([0] * n + [1] * n + [2] * len(res_bias))
         self.register_buffer("columns", columns, persistent=False)
 
-    def expand(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-2).repeat_interleave(self.n, -2)
-
     def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         projected = rms_project(X.flatten(-2), self.projection, self.gamma, self.epsilon)
         logits = torch.addcmul(self.bias, projected, self.alpha[self.columns])
@@ -228,27 +258,16 @@ class DoublyStochasticConnection(nn.Module):
         return h, (2 * post, *self.mixing(logits[..., 2 * self.n :]))
 
     def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
-        post, *mixing = coefficients
-        return torch.addcmul(self.mix(X, mixing), post.unsqueeze(-1), y.unsqueeze(-2))
-
-    def reduce(self, X: Tensor) -> Tensor:
-        return X.sum(-2)
+        post, matrices = coefficients
+        return stream_mix(X, y, matrices, post)
 
     def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
-        """H_res from its logits (B, T, R), in whatever form `mix` applies it."""
-        raise NotImplementedError
-
-    def mix(self, X: Tensor, mixing: list[Tensor]) -> Tensor:
-        """H_res X."""
+        """H_res (B, T, n, n) from its logits (B, T, R), or whatever else the class's own `write` applies."""
         raise NotImplementedError
 
     def matrices(self, X: Tensor) -> Tensor:
-        _, (_, *mixing) = self.read(X)
-        identity = torch.eye(self.n, device=X.device, dtype=X.dtype)
-        return self.mix(identity.expand(*X.shape[:-2], -1, -1), mixing)
-
-    def mean_mixing(self, X: Tensor) -> Tensor:
-        return self.matrices(X).flatten(0, -3).mean(0)
+        _, (_, matrices) = self.read(X)
+        return matrices
 
 
 def stream_parameters(n: int, d_model: int, res: int) -> int:
@@ -267,22 +286,6 @@ def stream_flops(n: int, d_model: int, res: int) -> tuple[int, int]:
     return 2 * width * (2 * n + res), 6 * width - d_model + 2 + 3 * (2 * n + res) + 3 * n
 
 
-def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
-    """exp(logits) (..., n, n), its columns then its rows divided by their sums, `iterations` times (2512.24880, eq. 9).
-
-    The last step makes rows sum to 1 exactly; columns only approach 1. Works on (n, n, tokens) inside: a sum over
-    an outer axis runs at vector speed where a sum over n = 4 neighbours does not.
-    """
-    n = logits.shape[-1]
-    # The softmax is exp and the first column step in one; the floor keeps a row of underflowed entries from 0 / 0.
-    matrix = logits.flatten(0, -3).movedim(0, -1).contiguous().softmax(0) + 1e-30
-    matrix = matrix / matrix.sum(1, keepdim=True)
-    for _ in range(iterations - 1):
-        matrix = matrix / matrix.sum(0, keepdim=True)
-        matrix = matrix / matrix.sum(1, keepdim=True)
-    return matrix.movedim(-1, 0).reshape(*logits.shape[:-2], n, n)
-
-
 class SinkhornHyperConnection(DoublyStochasticConnection):
     """mHC (2512.24880, eq. 7 to 9): H_res by 20 Sinkhorn iterations on n x n logits, columns first and rows last."""
 
@@ -293,9 +296,6 @@ class SinkhornHyperConnection(DoublyStochasticConnection):
 
     def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
         return (sinkhorn(res.unflatten(-1, (self.n, self.n)), self.iterations),)
-
-    def mix(self, X: Tensor, mixing: list[Tensor]) -> Tensor:
-        return mixing[0] @ X
 
     @staticmethod
     def parameter_count(n: int, d_model: int) -> int:
@@ -325,9 +325,6 @@ class PermutationHyperConnection(DoublyStochasticConnection):
 
     def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
         return ((res.softmax(-1) @ self.permutations).unflatten(-1, (self.n, self.n)),)
-
-    def mix(self, X: Tensor, mixing: list[Tensor]) -> Tensor:
-        return mixing[0] @ X
 
     @staticmethod
     def parameter_count(n: int, d_model: int) -> int:
@@ -363,7 +360,17 @@ class KroneckerHyperConnection(DoublyStochasticConnection):
             for factor, logits in zip(self.factors, res.split(self.counts, -1), strict=True)
         )
 
+    def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        post, *mixing = coefficients
+        return torch.addcmul(self.mix(X, mixing), post.unsqueeze(-1), y.unsqueeze(-2))
+
+    def matrices(self, X: Tensor) -> Tensor:
+        _, (_, *mixing) = self.read(X)
+        identity = torch.eye(self.n, device=X.device, dtype=X.dtype)
+        return self.mix(identity.expand(*X.shape[:-2], -1, -1), mixing)
+
     def mix(self, X: Tensor, mixing: list[Tensor]) -> Tensor:
+        """H_res X, one factor after another."""
         shape, outer = X.shape, 1
         for factor, matrix in zip(self.factors, mixing, strict=True):
             X = matrix.unsqueeze(-3) @ X.reshape(*shape[:-2], outer, factor, -1)
@@ -395,25 +402,16 @@ def walsh_transform(x: Tensor) -> Tensor:
     return x.reshape(shape) * shape[1] ** -0.5
 
 
-def walsh_spectrum(eigenvalues: Tensor) -> Tensor:
-    """lambda_S = prod of eigenvalues_k over k in S, for every subset S of the K factors: (..., K) -> (..., 2^K).
-
-    The first factor is the highest bit of S, as it is of the stream's number.
-    """
-    spectrum = torch.ones_like(eigenvalues[..., :1])
-    for eigenvalue in reversed(eigenvalues.split(1, -1)):
-        spectrum = torch.cat([spectrum, spectrum * eigenvalue], -1)
-    return spectrum
-
-
 class WalshKroneckerHyperConnection(DoublyStochasticConnection):
     """KromHC with n = 2 x 2 x ... x 2, in the basis where its H_res is diagonal: no mixing of streams at all.
 
     A 2 x 2 factor [[p, 1 - p], [1 - p, p]] has eigenvalues 1 and 2p - 1 = tanh((res_0 - res_1) / 2), and the
     orthonormal Walsh-Hadamard matrix W diagonalises every Kronecker product of them. So from `expand` to `reduce` the
-    streams are kept as W X, where with lambda from `walsh_spectrum`
+    streams are kept as W X, where with lambda_S the product of the eigenvalues of the factors in S
 
         X'_S = lambda_S X_S + (W H_post)_S y,   h = sum_S (W H_pre)_S X_S,   ||W X|| = ||X||
+
+    Its `advance` is one op, kernels/stream_boundary.py.
 
     Parameters stay in the stream basis, with names, shapes and first values of `KroneckerHyperConnection`: the same
     `state_dict` gives the same function there.
@@ -430,36 +428,40 @@ class WalshKroneckerHyperConnection(DoublyStochasticConnection):
         return nn.functional.pad(math.sqrt(self.n) * x.unsqueeze(-2), (0, 0, 0, self.n - 1))
 
     def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        projection, bias, alpha = self.walsh_weights()
-        norm = torch.linalg.vector_norm(X.flatten(-2), dim=-1, keepdim=True)
-        projected = project(X.flatten(-2), projection) / norm.clamp_min(self.epsilon)
-        logits = torch.addcmul(bias, projected, alpha)
-        pre_post = (logits[..., : 2 * self.n].sigmoid() * self.n**-0.5).unflatten(-1, (2, self.n)) @ self.signs
-        pre, post = pre_post.unbind(-2)
-        h = (pre.unsqueeze(-1) * X).sum(-2)
-        return h, (2 * post, walsh_spectrum((0.5 * logits[..., 2 * self.n :]).tanh()))
+        _, h, coefficients = stream_boundary(X, None, None, *self.walsh_weights())
+        return h, (coefficients,)
 
     def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
-        post, spectrum = coefficients
-        return torch.addcmul(X * spectrum.unsqueeze(-1), post.unsqueeze(-1), y.unsqueeze(-2))
+        post, spectrum = coefficients[0].to(X.dtype).unsqueeze(-1).chunk(2, -2)
+        return torch.addcmul(X * spectrum, post, y.unsqueeze(-2))
+
+    def advance(
+        self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        X, h, following = stream_boundary(X, y, coefficients[0], *self.walsh_weights())
+        return X, h, (following,)
 
     def reduce(self, X: Tensor) -> Tensor:
         return math.sqrt(self.n) * X[..., 0, :]
 
-    def walsh_weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(projection (2n + K, nC), bias (2n + K), alpha (2n + K)) for streams in the Walsh basis.
+    def finish(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
+        """Of the last write only the first stream is needed: in the Walsh basis it is the sum over all."""
+        return self.reduce(self.write(X[..., :1, :], y, (coefficients[0][..., :: self.n],)))
 
-        gamma is in the projection and sqrt(nC) in alpha; the two logits of a factor have become their difference.
+    def walsh_weights(self) -> tuple[Tensor, Tensor]:
+        """Projection (2n + K, nC) and bias (2n + K) for streams in the Walsh basis.
+
+        gamma and alpha are in the projection; the two logits of a factor have become their difference.
         """
         two_n = 2 * self.n
-        weight = torch.addcmul(self.projection, self.projection, self.gamma)
+        weight = torch.addcmul(self.projection, self.projection, self.gamma) * self.alpha[self.columns].unsqueeze(-1)
         weight = torch.cat([weight[:two_n], weight[two_n::2] - weight[two_n + 1 :: 2]])
         weight = walsh_transform(weight.unflatten(1, (self.n, self.d_model))).flatten(1)
-        bias = torch.cat([self.bias[:two_n], self.bias[two_n::2] - self.bias[two_n + 1 :: 2]])
-        return weight, bias, self.alpha[self.columns[: len(bias)]] * math.sqrt(self.n * self.d_model)
+        return weight, torch.cat([self.bias[:two_n], self.bias[two_n::2] - self.bias[two_n + 1 :: 2]])
 
     def matrices(self, X: Tensor) -> Tensor:
-        _, (_, spectrum) = self.read(X)
+        _, (coefficients,) = self.read(X)
+        spectrum = coefficients[..., self.n :].to(X.dtype)
         return self.signs * spectrum.unsqueeze(-2) @ self.signs / self.n
 
     @staticmethod
@@ -468,22 +470,11 @@ class WalshKroneckerHyperConnection(DoublyStochasticConnection):
 
     @staticmethod
     def flops(n: int, d_model: int) -> tuple[int, int]:
-        """As `stream_flops` with K logits for H_res, plus W on H_pre and H_post (4n^2: matmul, 2n), 2K for the
-        eigenvalues, n - 1 for the spectrum and nC for its use."""
+        """As `stream_flops` with K logits for H_res, plus W on H_pre and H_post (nK sums and n products each), 2K for
+        the eigenvalues, n - 1 for the spectrum and nC for its use."""
         factors = n.bit_length() - 1
         matmul, elementwise = stream_flops(n, d_model, factors)
-        return matmul + 4 * n * n, elementwise + 2 * n + 2 * factors + n - 1 + n * d_model
-
-
-Connection = (
-    PlainResidual
-    | StaticHyperConnection
-    | HyperConnection
-    | SinkhornHyperConnection
-    | PermutationHyperConnection
-    | KroneckerHyperConnection
-    | WalshKroneckerHyperConnection
-)
+        return matmul, elementwise + 2 * n * (factors + 1) + 2 * factors + n - 1 + n * d_model
 
 
 def make_connection(n: int, mixing: str, factors: str | None, d_model: int, layer_index: int) -> Connection:

@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kernels.cosine_gate import cosine_gate
 from search_spaces.base import SpaceError
 
 
@@ -81,13 +82,12 @@ class CosineGate(nn.Module):
             return branch * self.decide(features).unsqueeze(-1)
         predicted = self.predict(features)
         logit = self.logit(predicted.detach())
-        gate = straight_through(logit / self.temperature + self.noise(logit)).unsqueeze(-1)
-        y = gate * branch
-        cir = 1.0 - nn.functional.cosine_similarity(h, branch, dim=-1).detach()
+        gate = straight_through(logit / self.temperature + self.noise(logit))
+        y, cir, distance = cosine_gate(h, branch.to(h.dtype), gate)
         self.terms = (
-            (predicted - cir).square().mean(),
+            (predicted - cir.detach()).square().mean(),
             straight_through(logit).mean(),  # without noise and at temperature 1: the rate inference will see
-            direction_distance(h + y, h + branch).mean(),
+            distance.mean(),
         )
         return y
 
@@ -97,6 +97,36 @@ class CosineGate(nn.Module):
         if self.noise_seed is not None:
             generator = torch.Generator(like.device).manual_seed(self.noise_seed)
         return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype).logit(eps=1e-6)
+
+
+class SteadyGate(CosineGate):
+    """A gate with the paper's other consistency term, E ||f(x) - f(x + eps)||^2.
+
+    f is the gated block, f(x) = x + g(x) F(x). f(x + eps) - f(x) has three parts: eps; g (F(x + eps) - F(x)), the
+    smoothness of F, which every net has or lacks without gates; and (g(x + eps) - g(x)) F, the only one a gate causes,
+    and the only one that does not vanish with eps: a decision near its threshold flips. The term is that third part,
+    as the distance between the directions of h + g(x) F and h + g(x + eps) F, with the decisions that inference will
+    take; so F is not run a second time.
+    """
+
+    perturbation: ClassVar[float] = 0.1  # standard deviation of eps, in units of the features' root mean square
+
+    def forward(self, h: Tensor, branch: Tensor, features: Tensor | None = None) -> Tensor:
+        y = super().forward(h, branch, features)
+        if self.training and self.terms is not None:
+            self.terms = (*self.terms[:2], self.unsteadiness(h, branch, h if features is None else features).mean())
+        return y
+
+    def unsteadiness(self, h: Tensor, branch: Tensor, features: Tensor) -> Tensor:
+        """How far the gated output turns where a small change of the features flips the decision: (...)."""
+        size = features.detach().square().mean(-1, keepdim=True).sqrt()
+        deviation = math.pi / math.sqrt(3)  # of the noise
+        moved = features + self.perturbation / deviation * size * self.noise(features)
+        before, after = (straight_through(self.logit(self.predict(x).detach())) for x in (features, moved))
+        return direction_distance(h + before.unsqueeze(-1) * branch, h + after.unsqueeze(-1) * branch)
+
+
+GATES = {"distance": CosineGate, "perturbation": SteadyGate}  # by `gates.consistency`
 
 
 def straight_through(logit: Tensor) -> Tensor:

@@ -9,12 +9,16 @@ multiply-accumulate is 2 FLOPs; elementwise work counts 1 for each add, multiply
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.gather_scatter import gather_scatter
+from kernels.rms_norm import rms_norm
+from kernels.swiglu import swiglu
 from search_spaces.base import Cost
 
 
@@ -60,7 +64,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d_model))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.d_model,), self.weight, eps=1e-6)
+        return rms_norm(x, self.weight)
 
 
 class LayerNorm(nn.Module):
@@ -235,12 +239,11 @@ class SwiGLU(nn.Module):
     def __init__(self, d_model: int, d_hidden: int) -> None:
         super().__init__()
         self.d_model, self.d_hidden = d_model, d_hidden
-        self.gate = nn.Linear(d_model, d_hidden, bias=False)
-        self.linear = nn.Linear(d_model, d_hidden, bias=False)
+        self.gate_up = nn.Linear(d_model, 2 * d_hidden, bias=False)  # [W_gate; W_in], one product
         self.out = nn.Linear(d_hidden, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.silu(self.gate(x)) * self.linear(x))
+        return self.out(swiglu(self.gate_up(x)))
 
 
 class TwoMatrixNet(nn.Module):
@@ -291,9 +294,7 @@ class Hourglass(nn.Module):
 
     def selected(self, x: Tensor, mask: Tensor) -> Tensor:
         """The rows of `forward(x)` where mask (B, T) is true, zero elsewhere; other rows are not computed."""
-        out = torch.zeros_like(x)
-        out[mask] = self(x[mask])
-        return out
+        return gather_scatter(x, mask, self)
 
 
 def ffn_cost(activation: str, d_model: int, d_hidden: int) -> LayerCost:
@@ -328,21 +329,18 @@ class PreNormFFN(PreNorm):
     """A feed-forward net behind its norm, with a form that computes selected tokens only."""
 
     def selected(self, x: Tensor, mask: Tensor) -> Tensor:
-        out = torch.zeros_like(x)
-        out[mask] = self(x[mask])
-        return out
+        return gather_scatter(x, mask, self)
 
 
 class Sublayer(nn.Module):
-    """One branch on the residual streams: read them, run the branch, write back."""
+    """One branch on the residual streams: h = H_pre X (B, T, C) -> y, for its connection to write."""
 
     def __init__(self, connection: nn.Module, branch: nn.Module) -> None:
         super().__init__()
         self.connection, self.branch = connection, branch
 
-    def forward(self, streams: Tensor) -> Tensor:
-        h, coefficients = self.connection.read(streams)
-        return self.connection.write(streams, self.branch(h), coefficients)
+    def forward(self, h: Tensor) -> Tensor:
+        return self.branch(h)
 
 
 class GatedSublayer(nn.Module):
@@ -355,25 +353,29 @@ class GatedSublayer(nn.Module):
         super().__init__()
         self.connection, self.branch, self.gate = connection, branch, gate
 
-    def forward(self, streams: Tensor) -> Tensor:
-        h, coefficients = self.connection.read(streams)
-        y = self.gate(h, self.branch(h)) if self.training else self.branch.selected(h, self.gate.decide(h))
-        return self.connection.write(streams, y, coefficients)
+    def forward(self, h: Tensor) -> Tensor:
+        return self.gate(h, self.branch(h)) if self.training else self.branch.selected(h, self.gate.decide(h))
 
 
-class PostNormSublayer(nn.Module):
-    """norm(x + branch(x)), the original Transformer's order (Vaswani et al. 2017), for a single plain stream."""
+class ResidualStack(nn.Module):
+    """Sublayers one after another on the residual streams: x (B, T, C) -> (B, T, C).
 
-    def __init__(self, sublayer: nn.Module, norm: nn.Module) -> None:
+    Each write is one step with the read that follows it, so that a fused kernel passes over the streams once.
+    """
+
+    def __init__(self, sublayers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.sublayer, self.norm = sublayer, norm
+        self.sublayers = nn.ModuleList(sublayers)
 
-    @property
-    def connection(self) -> Tensor | nn.Module:
-        return self.sublayer.connection
-
-    def forward(self, streams: Tensor) -> Tensor:
-        return self.norm(self.sublayer(streams))
+    def forward(self, x: Tensor) -> Tensor:
+        connection: Any = self.sublayers[0].connection
+        streams = connection.expand(x)
+        h, coefficients = connection.read(streams)
+        for sublayer, following in pairwise(self.sublayers):
+            y = sublayer(h)
+            streams, h, coefficients = following.connection.advance(streams, y, coefficients)
+        last = self.sublayers[-1]
+        return last.connection.finish(streams, last(h), coefficients)
 
 
 # ---- whole models ---------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def cost(arch: Arch) -> Cost:
 
 
 class LanguageModel(TokenModel):
-    """Byte (or token) embedding, sublayers on residual streams, a norm, logits."""
+    """Byte (or token) embedding, the residual stack, a norm, logits."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class LanguageModel(TokenModel):
         d_model: int,
         context: int,
         positions: nn.Module,
-        sublayers: list[nn.Module],
+        stack: nn.Module,
         norm: nn.Module,
         head: nn.Module,
     ) -> None:
@@ -71,34 +71,28 @@ class LanguageModel(TokenModel):
         self.vocab, self.d_model, self.context = vocab, d_model, context
         self.embedding = nn.Embedding(vocab, d_model)
         self.positions = positions
-        self.sublayers = nn.ModuleList(sublayers)
+        self.stack = stack
         self.norm = norm
         self.head = head
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) integers, T at most `context` -> logits (B, T, vocab)."""
         x = self.positions(self.embedding(tokens))
-        connection = self.sublayers[0].connection  # expand and reduce are the same in all
-        streams = connection.expand(x)
-        for sublayer in self.sublayers:
-            streams = sublayer(streams)
-        x = self.norm(connection.reduce(streams))
-        return self.head(x, self.embedding.weight)
+        return self.head(self.norm(self.stack(x)), self.embedding.weight)
 
 
 def build(arch: Arch) -> LanguageModel:
     """The module, initialised from torch's global generator."""
-    sublayers = transformer.make_sublayers(arch, layers.Attention, arch.context)
     model = LanguageModel(
         vocab=arch.vocab,
         d_model=arch.d_model,
         context=arch.context,
         positions=transformer.make_positions(arch, arch.context),
-        sublayers=sublayers,
-        norm=transformer.make_final_norm(arch),
+        stack=transformer.make_stack(arch, layers.Attention, arch.context),
+        norm=transformer.make_norm(arch),
         head=layers.TiedHead() if arch.tied_head else layers.Head(arch.d_model, arch.vocab),
     )
-    layers.initialise(model, branches=2 * arch.depth)
+    layers.initialise(model, branches=transformer.residual_writes(arch))
     return model
 
 

@@ -19,13 +19,15 @@ from search_spaces.base import Choices, Key, SpaceError, arch_from, arch_to_json
 from search_spaces.connections import (
     MIXINGS,
     STREAMS,
+    Connection,
+    PostNormResidual,
     canonical_streams,
     check_streams,
     connection_cost,
     factorisations,
     make_connection,
 )
-from search_spaces.gates import CosineGate, gate_cost, gated_layers
+from search_spaces.gates import GATES, gate_cost, gated_layers
 from search_spaces.grid import Flat, Joint, Options, Solve, Values
 from search_spaces.layers import FREE, LayerCost
 
@@ -55,6 +57,7 @@ class Gates:
     placement: str
     layers: str | None
     rate: float | None  # target share of executed tokens (or images)
+    consistency: str | None  # what its loss asks of a gate's decisions
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,9 @@ def by_name(*keys: Key) -> dict[str, Key]:
     return {key.name: key for key in keys}
 
 
+CONSISTENCY = make_key("gates.consistency", "distance", ("distance",),
+                       "gated output close to the whole one (distance), or steady under small changes (perturbation)",
+                       options=tuple(GATES))  # fmt: skip
 STACK_KEYS = by_name(
     make_key("head_dim", 16, (16,), "width of an attention head; even", low=2, high=1024),
     make_key("ffn.shape", "conventional", ("conventional", "hourglass"), "wide or narrow hidden layer",
@@ -127,6 +133,7 @@ STACK_KEYS = by_name(
              options=("none", "ffn", "attention", "both")),
     make_key("gates.layers", "all", ("all", "upper"), "which layers: all, alternate, upper or a mask like 0110"),
     make_key("gates.rate", 0.5, (0.5, 0.75), "target share of executed tokens", low=0.01, high=1.0),
+    CONSISTENCY,
     make_key("norm.kind", "rmsnorm", ("rmsnorm",), "normalisation", options=tuple(layers.NORMS)),
     make_key("norm.position", "pre", ("pre",), "before each branch, or after its addition to the stream",
              options=("pre", "post")),
@@ -184,17 +191,18 @@ def gate_options(values: Values) -> Options:
         if placement == "none":
             out["none"] = {"gates.placement": "none"}
             continue
-        for chosen, rate in product(values("gates.layers"), values("gates.rate")):
+        for chosen, rate, form in product(values("gates.layers"), values("gates.rate"), values("gates.consistency")):
             option = {"gates.placement": placement, "gates.layers": chosen, "gates.rate": rate}
-            out[f"{placement} {chosen} {rate:g}"] = option
+            label = f"{placement} {chosen} {rate:g}" + (f" {form}" if form != "distance" else "")
+            out[label] = option | {"gates.consistency": form}
     return out
 
 
-GATES = Joint(
+GATE_CHOICES = Joint(
     "gates",
-    ("gates.placement", "gates.layers", "gates.rate"),
+    ("gates.placement", "gates.layers", "gates.rate", "gates.consistency"),
     gate_options,
-    ({"gates.placement": "none"}, {"gates.layers": "all", "gates.rate": 0.5}),
+    ({"gates.placement": "none"}, {"gates.layers": "all", "gates.rate": 0.5, "gates.consistency": "distance"}),
 )
 JOINTS = (
     Joint(
@@ -212,7 +220,7 @@ JOINTS = (
         _stream_options,
         ({"streams.n": 1, "streams.mixing": "none"},),
     ),
-    GATES,
+    GATE_CHOICES,
 )
 INTERACTING = (("d_model", "attention.ratio", "head_dim"), ("depth", "gates"), ("norm.position", "streams"))
 
@@ -231,8 +239,8 @@ def without_unused(flat: Flat) -> dict[str, Any]:
 
 
 def without_idle_gates(flat: Flat) -> dict[str, Any]:
-    idle = ("gates.layers", "gates.rate") if flat["gates.placement"] == "none" else ()
-    return {name: value for name, value in flat.items() if name not in idle}
+    idle = flat["gates.placement"] == "none"
+    return {name: value for name, value in flat.items() if not (idle and name in GATE_CHOICES.keys[1:])}
 
 
 def stack_arch(kind: type[AnyStack], flat: Flat) -> AnyStack:
@@ -291,7 +299,10 @@ def canonical_gates(flat: Flat, gated: Iterable[bool]) -> dict[str, Any]:
     """Names of layers written as the mask they stand for; a mask without a gate is no gate."""
     mask = "".join(str(int(on)) for on in gated)
     if flat["gates.placement"] != "none" and "1" in mask:
-        return {**flat, "gates.layers": mask}
+        # Its usual value goes unnamed: hashes are older than the key.
+        usual = flat["gates.consistency"] == CONSISTENCY.default
+        named = {name: value for name, value in flat.items() if not (usual and name == CONSISTENCY.name)}
+        return named | {"gates.layers": mask}
     return without_idle_gates({**flat, "gates.placement": "none"})
 
 
@@ -330,7 +341,7 @@ def stack_cost(arch: Stack, tokens: int) -> tuple[dict[str, LayerCost], tuple[in
         *connection_cost(arch.streams.n, arch.streams.mixing, arch.streams.factors or "", arch.d_model)
     )
     gates = sum(map(sum, arch.gated))
-    # Pre: one before attention, those of the feed-forward branch, one before the head. Post: one after each branch.
+    # Pre: one before attention, those of the feed-forward branch, one before the head. Post: one after each sum.
     norms = arch.depth * (1 + inner_norms(arch)) + 1
     if arch.norm.position == "post":
         norms = arch.depth * (2 + inner_norms(arch))
@@ -359,48 +370,57 @@ def stack_cost(arch: Stack, tokens: int) -> tuple[dict[str, LayerCost], tuple[in
 # ---- modules -------------------------------------------------------------------------------------------------
 
 
-def _make_norm(arch: Stack) -> nn.Module:
+def make_norm(arch: Stack) -> nn.Module:
+    """Before a branch, after a sum, or before the head: the norm that the architecture asks for."""
     return layers.NORMS[arch.norm.kind](arch.d_model)
 
 
 def _make_ffn(arch: Stack) -> nn.Module:
     net = layers.ACTIVATIONS[arch.ffn.activation]
     if arch.ffn.shape == "conventional":
-        norm = _make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
+        norm = make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
         return layers.PreNormFFN(norm, net(arch.d_model, arch.d_hidden))
-    nets = [layers.PreNorm(_make_norm(arch), net(arch.d_model, arch.d_hidden)) for _ in range(arch.ffn.sub_mlps or 1)]
+    nets = [layers.PreNorm(make_norm(arch), net(arch.d_model, arch.d_hidden)) for _ in range(arch.ffn.sub_mlps or 1)]
     return layers.Hourglass(nets)
 
 
 def _make_attention(arch: Stack, kind: type[layers.Attention], tokens: int) -> nn.Module:
     rotary = layers.Rotary(arch.head_dim, tokens) if arch.position == "rope" else layers.NoRotation()
-    norm = _make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
+    norm = make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
     return layers.PreNormAttention(norm, kind(arch.d_model, arch.attention_width, arch.head_dim, rotary))
 
 
-def make_sublayers(arch: Stack, attention: type[layers.Attention], tokens: int) -> list[nn.Module]:
+def make_stack(arch: Stack, attention: type[layers.Attention], tokens: int) -> layers.ResidualStack:
     """Attention and feed-forward sublayers in turn, for sequences of at most `tokens`."""
     costs = branch_costs(arch, tokens)
     sublayers: list[nn.Module] = []
     for gated in arch.gated:
         branches = (_make_attention(arch, attention, tokens), _make_ffn(arch))
         for branch, on, flops in zip(branches, gated, (costs.query, costs.token), strict=True):
-            connection = make_connection(
-                arch.streams.n, arch.streams.mixing, arch.streams.factors or "", arch.d_model, len(sublayers)
-            )
-            sublayer: nn.Module = layers.Sublayer(connection, branch)
+            connection = _make_connection(arch, len(sublayers))
             if on:
-                gate = CosineGate(arch.d_model, arch.gates.rate or 1.0, float(flops))
-                sublayer = layers.GatedSublayer(connection, branch, gate)
-            if arch.norm.position == "post":
-                sublayer = layers.PostNormSublayer(sublayer, _make_norm(arch))
-            sublayers.append(sublayer)
-    return sublayers
+                gate = GATES[arch.gates.consistency or "distance"](arch.d_model, arch.gates.rate or 1.0, float(flops))
+                sublayers.append(layers.GatedSublayer(connection, branch, gate))
+            else:
+                sublayers.append(layers.Sublayer(connection, branch))
+    return layers.ResidualStack(sublayers)
 
 
-def make_final_norm(arch: Stack) -> nn.Module:
-    """Before the head; after post-norm sublayers there is nothing left to normalise."""
-    return _make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
+def _make_connection(arch: Stack, index: int) -> Connection:
+    """The connection of sublayer number `index`; that of a post-norm net normalises what the sublayer before wrote."""
+    if arch.norm.position == "post" and index:
+        return PostNormResidual(make_norm(arch))
+    return make_connection(arch.streams.n, arch.streams.mixing, arch.streams.factors or "", arch.d_model, index)
+
+
+def residual_writes(arch: Stack) -> int:
+    """By whose square root `initialise` divides the weights that write to the residual stream.
+
+    Hyper-connections sum n streams before the head, and their paper scales those weights by sqrt(n) more so that the
+    sum keeps the standard deviation of a plain net's output (2409.19606, section 4): which way, only its reason says.
+    """
+    streams = arch.streams.n if arch.streams.mixing in ("hc_static", "hc") else 1
+    return 2 * arch.depth * streams
 
 
 def make_positions(arch: Stack, tokens: int) -> nn.Module:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from search_spaces import layers, transformer
 from search_spaces.base import Cost, arch_from, arch_to_json
-from search_spaces.gates import CosineGate, gate_cost, gated_layers
+from search_spaces.gates import CosineGate, SteadyGate, gate_cost, gated_layers
 from search_spaces.grid import Family, Flat, GridSpace, Solve
 from search_spaces.layers import FREE, LayerCost
-from search_spaces.transformer import GATES, STACK_KEYS, Gates, by_name, make_key
+from search_spaces.transformer import CONSISTENCY, GATE_CHOICES, STACK_KEYS, Gates, by_name, make_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ RESNET_KEYS = {
                  options=("none", "blocks")),
         make_key("gates.layers", "all", ("all", "upper"), "which blocks: all, alternate, upper or a mask like 011011"),
         make_key("gates.rate", 0.5, (0.5, 0.75), "target share of executed images", low=0.01, high=1.0),
+        CONSISTENCY,
     ),
     **IMAGE_KEYS,
 }  # fmt: skip
@@ -98,6 +99,15 @@ class BlockGate(CosineGate):
     """A cosine gate of a residual block, with the controller of the authors' notebook: pooled input, 64, 32, 1."""
 
     hidden: ClassVar[tuple[int, ...]] = (64, 32)
+
+
+class SteadyBlockGate(SteadyGate):
+    """The same controller, with the paper's other consistency term."""
+
+    hidden: ClassVar[tuple[int, ...]] = BlockGate.hidden
+
+
+BLOCK_GATES = {"distance": BlockGate, "perturbation": SteadyBlockGate}  # by `gates.consistency`
 
 
 class SameShape(nn.Module):
@@ -270,7 +280,8 @@ def build_resnet(arch: ResNetArch) -> ResNet:
         branch = TwoConvolutions(shape.inputs, shape.outputs, shape.stride)
         shortcut = Projection(shape.inputs, shape.outputs, shape.stride) if shape.projects else SameShape()
         if shape.gated:
-            gate = BlockGate(shape.inputs, arch.gates.rate or 1.0, float(next(flops)))
+            kind = BLOCK_GATES[arch.gates.consistency or "distance"]
+            gate = kind(shape.inputs, arch.gates.rate or 1.0, float(next(flops)))
             blocks.append(GatedBlock(shortcut, branch, gate))
         else:
             blocks.append(Block(shortcut, branch))
@@ -288,7 +299,7 @@ RESNET = Family(
     cost=resnet_cost,
     build=build_resnet,
     canonical=canonical_resnet,
-    joints=(GATES,),
+    joints=(GATE_CHOICES,),
     interacting=(("depth", "stages", "gates"),),
     solves={"width": Solve(1, make_resnet_arch), "depth": Solve(1, make_resnet_arch)},
 )
@@ -367,7 +378,7 @@ class Patches(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, sublayers on residual streams, a norm, the mean over patches, logits (2010.11929)."""
+    """Patches, the residual stack, a norm, the mean over patches, logits (2010.11929)."""
 
     def __init__(
         self,
@@ -375,23 +386,20 @@ class VisionTransformer(nn.Module):
         classes: int,
         patches: nn.Module,
         positions: nn.Module,
-        sublayers: list[nn.Module],
+        stack: nn.Module,
         norm: nn.Module,
     ) -> None:
         super().__init__()
         self.d_model, self.classes = d_model, classes
         self.patches, self.positions = patches, positions
-        self.sublayers = nn.ModuleList(sublayers)
+        self.stack = stack
         self.norm = norm
         self.head = nn.Linear(d_model, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> logits (B, classes)."""
-        connection = self.sublayers[0].connection  # expand and reduce are the same in all
-        streams = connection.expand(self.positions(self.patches(images)))
-        for sublayer in self.sublayers:
-            streams = sublayer(streams)
-        return self.head(self.norm(connection.reduce(streams)).mean(1))
+        x = self.stack(self.positions(self.patches(images)))
+        return self.head(self.norm(x).mean(1))
 
 
 def build_vit(arch: ViTArch) -> VisionTransformer:
@@ -401,10 +409,10 @@ def build_vit(arch: ViTArch) -> VisionTransformer:
         classes=arch.image.classes,
         patches=Patches(arch.image.channels, arch.d_model, arch.patch),
         positions=transformer.make_positions(arch, arch.tokens),
-        sublayers=transformer.make_sublayers(arch, layers.BidirectionalAttention, arch.tokens),
-        norm=transformer.make_final_norm(arch),
+        stack=transformer.make_stack(arch, layers.BidirectionalAttention, arch.tokens),
+        norm=transformer.make_norm(arch),
     )
-    layers.initialise(model, branches=2 * arch.depth)
+    layers.initialise(model, branches=transformer.residual_writes(arch))
     return model
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import random
 from time import sleep
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 
 from nas import pareto
 from nas.errors import StoreError, StudyError
@@ -62,8 +63,7 @@ T = TypeVar("T")
 
 HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver on another host that is silent for longer is dead
 MAX_LOST = 3  # leases a trial may lose before it is set aside as FAILED(worker_lost)
-RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
-PASSING_FAULTS = ("database is locked", "deadlock detected", "could not serialize", "server closed the connection")
+RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)  # longer than a database server takes to restart
 
 
 # The statements of every trial, built once: SQLAlchemy takes longer to build one than a database to run it. What an
@@ -177,6 +177,8 @@ class Store:
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = _parse_url(url)
         self.shown = self.url.render_as_string(hide_password=True)
+        # What a user can type again: libpq takes the password from PGPASSWORD or ~/.pgpass.
+        self.to_type = self.url.set(password=None).render_as_string()
         path = self.url.database if self.url.get_backend_name() == "sqlite" else None
         if path and path != ":memory:":
             folder = Path(path).resolve().parent
@@ -186,12 +188,12 @@ class Store:
                 message = f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
                 raise StoreError(message, missing=True)
         self._engine = _engine(self.url)
+        self._writer = self._engine.execution_options(writes=True)
         self._fronts: dict[int, _Front] = {}  # by study; good while every change since was ours
         try:
             self._check_schema(create)
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-            raise StoreError(f"--store {self.shown}: cannot be opened: {reason}") from error
+            raise StoreError(f"--store {self.shown}: cannot be opened: {_reason(error)}") from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -240,18 +242,37 @@ class Store:
             connection.commit()
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work` in one write transaction, again after a passing fault."""
+        """Runs `work` in one write transaction, again after a passing fault.
+
+        When the connection is cut while a transaction is committed, nobody knows whether it was: what runs again must
+        recognise its own work.
+        """
+        return self._patiently(work, writes=True)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work`, which writes nothing, again after a passing fault."""
+        return self._patiently(work, writes=False)
+
+    def _all(self, query: Any) -> Sequence[Any]:
+        return self._read(lambda connection: connection.execute(query).all())
+
+    def _patiently(self, work: Callable[[Connection], T], *, writes: bool) -> T:
+        engine = self._writer if writes else self._engine
         for pause in (*RETRY_SECONDS, None):
             try:
-                with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+                with engine.connect() as connection, connection.begin():
                     return work(connection)
             except IntegrityError:
                 raise
             except DBAPIError as error:
-                passing = error.connection_invalidated or any(word in str(error) for word in PASSING_FAULTS)
-                if not passing or pause is None:
+                if not _passes(error, self.url):
                     raise
-                sleep(pause)
+                if pause is None:
+                    raise StoreError(
+                        f"--store {self.shown}: not reachable for {sum(RETRY_SECONDS):.0f} seconds: {_reason(error)}; "
+                        "nothing that was stored is lost, nas search --resume continues"
+                    ) from error
+                sleep(pause * (0.5 + random()))  # drivers that were turned away together do not come back together
         raise AssertionError("unreachable")
 
     # ---- studies ---------------------------------------------------------------------------------------------
@@ -291,12 +312,12 @@ class Store:
 
     def study(self, name: str) -> StudyRow:
         """Raises StudyError naming the studies there are."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(StudyTable.__table__).where(StudyTable.name == name)).mappings().first()
-            if row is None:
-                names = connection.execute(select(StudyTable.name).order_by(StudyTable.name)).scalars().all()
-                known = "it has: " + ", ".join(names) if names else "it has none yet"
-                raise StudyError(f"no study {name!r} in {self.shown}; {known}")
+        query = select(_STUDIES).where(_STUDIES.c.name == name)
+        row = self._read(lambda connection: connection.execute(query).mappings().first())
+        if row is None:
+            names = [name for (name,) in self._all(select(StudyTable.name).order_by(StudyTable.name))]
+            known = "it has: " + ", ".join(names) if names else "it has none yet"
+            raise StudyError(f"no study {name!r} in {self.shown}; {known}")
         return StudyRow(
             id=row["id"],
             name=row["name"],
@@ -318,8 +339,7 @@ class Store:
             .outerjoin(counts, counts.c.study_id == StudyTable.id)
             .order_by(StudyTable.created, StudyTable.id)
         )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
+        rows = self._all(query)
         return [
             {"name": name, "space": space, "trials": trials, "created": created.isoformat()}
             for name, space, trials, created in rows
@@ -364,8 +384,7 @@ class Store:
     def live_drivers(self, study: StudyRow) -> dict[int, int]:
         """Workers of every driver that is still alive, by driver id."""
         query = select(DriverTable.__table__).where(DriverTable.study_id == study.id, DriverTable.stopped.is_(None))
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()
+        rows = self._read(lambda connection: connection.execute(query).mappings().all())
         return {row["id"]: row["workers"] for row in rows if _is_alive(row)}
 
     def reclaim(self, study: StudyRow) -> list[int]:
@@ -387,7 +406,16 @@ class Store:
             .limit(1)
         )
 
+        now = _utcnow()
+        tries = 0
+
         def work(connection: Connection) -> int | None:
+            nonlocal tries
+            tries += 1
+            if tries > 1:
+                mine = select(TrialTable.id).where(TrialTable.driver_id == driver, TrialTable.started == now)
+                if (done := connection.execute(mine).scalar()) is not None:
+                    return int(done)
             seq = _next_seq(connection, study)
             trial_id = connection.execute(oldest).scalar()
             if trial_id is None:
@@ -395,7 +423,7 @@ class Store:
             values = {
                 "state": State.RUNNING,
                 "driver_id": driver,
-                "started": _utcnow(),
+                "started": now,
                 "token": TrialTable.token + 1,
                 "attempts": TrialTable.attempts + 1,
                 "seq": seq,
@@ -439,8 +467,15 @@ class Store:
 
         try:
             leased = self._write(work)
-        except IntegrityError:  # another driver got the same configuration first
-            return None
+        except IntegrityError:
+            # Another driver got the same configuration first; or we did, and the connection was cut at that moment.
+            query = select(_TRIALS.c.number, _TRIALS.c.seq).where(
+                _TRIALS.c.study_id == study.id,
+                _TRIALS.c.config_hash == proposal.config_hash,
+                _TRIALS.c.driver_id == driver,
+                _TRIALS.c.created == now,
+            )
+            leased = next((tuple(row) for row in self._all(query)), None)
         if leased is None:
             return None
         self._noted(study, leased[1])
@@ -535,7 +570,13 @@ class Store:
                 "failure_traceback": failure.traceback,
             }
 
+        tries = 0
+
         def work(connection: Connection) -> tuple[int, _Front | None] | None:
+            nonlocal tries
+            tries += 1
+            if tries > 1 and (before := _finished_under(connection, study, result)) is not None:
+                return before, None
             trial_id, seq = _touch(connection, study, result.trial, result.token, values)
             if trial_id is None:
                 return None
@@ -544,8 +585,8 @@ class Store:
             rows = [{"trial_id": trial_id, "name": name, "value": value} for name, value in result.values.items()]
             connection.execute(_INSERT_VALUES, rows)
             known = self._fronts.get(study.id)
-            before = known.points if known and known.seq == seq - 1 else _front_points(connection, study)
-            return seq, _Front(seq, _extend_front(connection, study, trial_id, result, before))
+            points = known.points if known and known.seq == seq - 1 else _front_points(connection, study)
+            return seq, _Front(seq, _extend_front(connection, study, trial_id, result, points))
 
         done = self._write(work)
         if done is None:
@@ -563,14 +604,26 @@ class Store:
         if front is not None and front.seq == seq - 1:
             front.seq = seq
 
-    def release(self, study: StudyRow, number: int, token: int, *, fault: bool = True) -> bool:
+    def release(
+        self,
+        study: StudyRow,
+        number: int,
+        token: int,
+        *,
+        fault: bool = True,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Hands a RUNNING trial back to WAITING; a trial that lost its worker too often becomes FAILED.
 
-        `fault` is False when the search was interrupted or its driver died: that never counts against a trial.
+        `fault` is False when the search was interrupted, its driver died or the machine went away: that never counts
+        against a trial. `provenance` says how it is to be trained the next time.
         """
+        values: dict[str, Any] = {"state": State.WAITING, "driver_id": None}
+        if provenance is not None:
+            values["provenance"] = dict(provenance)
 
         def work(connection: Connection) -> bool:
-            trial_id, _ = _touch(connection, study, number, token, {"state": State.WAITING, "driver_id": None})
+            trial_id, _ = _touch(connection, study, number, token, values)
             if trial_id is None:
                 return False
             if not fault:
@@ -579,13 +632,13 @@ class Store:
                 return True
             lost = connection.execute(select(TrialTable.attempts).where(TrialTable.id == trial_id)).scalar_one()
             if lost >= MAX_LOST:
-                values = {
+                failed = {
                     "state": State.FAILED,
                     "finished": _utcnow(),
                     "failure_kind": str(FailureKind.WORKER_LOST),
                     "failure_message": f"its worker died {lost} times while training it",
                 }
-                connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(values))
+                connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(failed))
             return True
 
         return self._write(work)
@@ -609,9 +662,7 @@ class Store:
         """Raises StudyError when there is no such trial."""
         found = self.trials(study, number=number)
         if not found:
-            with self._engine.connect() as connection:
-                query = select(StudyTable.next_number).where(StudyTable.id == study.id)
-                count = connection.execute(query).scalar_one()
+            ((count,),) = self._all(select(StudyTable.next_number).where(StudyTable.id == study.id))
             has = f"it has 0 to {count - 1}" if count else "it has none yet"
             raise StudyError(f"study {study.name!r} has no trial {number}; {has}")
         return found[0]
@@ -626,24 +677,32 @@ class Store:
         return self._read_trials(query, values_query, {})
 
     def _read_trials(self, query: Any, values_query: Any, at: Mapping[str, Any]) -> list[Trial]:
-        with self._engine.connect() as connection:
+        def work(connection: Connection) -> tuple[Sequence[RowMapping], Sequence[Any]]:
             rows = connection.execute(query, at).mappings().all()
-            values: dict[int, dict[str, float]] = {}
-            for trial_id, name, value in connection.execute(values_query, at) if rows else ():
-                values.setdefault(trial_id, {})[name] = value
+            return rows, connection.execute(values_query, at).all() if rows else ()
+
+        rows, found = self._read(work)
+        values: dict[int, dict[str, float]] = {}
+        for trial_id, name, value in found:
+            values.setdefault(trial_id, {})[name] = value
         return [_trial(row, values.get(row["id"], {})) for row in rows]
 
     def states(self, study: StudyRow) -> dict[str, int]:
         """How many trials are in each state; states without trials count 0."""
         query = select(TrialTable.state, func.count()).where(TrialTable.study_id == study.id).group_by(TrialTable.state)
-        with self._engine.connect() as connection:
-            counts: dict[str, int] = dict(connection.execute(query).tuples().all())
+        counts: dict[str, int] = dict(self._all(query))
         return {str(state): counts.get(str(state), 0) for state in State}
 
     def finished(self, study: StudyRow) -> int:
         """COMPLETE + STOPPED + FAILED."""
         counts = self.states(study)
         return sum(counts[str(state)] for state in FINISHED)
+
+    def device_seconds(self, study: StudyRow) -> float:
+        """What training and evaluating the study's finished trials took on their workers."""
+        seconds = func.coalesce(TrialTable.train_seconds, 0.0) + func.coalesce(TrialTable.evaluate_seconds, 0.0)
+        ((total,),) = self._all(select(func.coalesce(func.sum(seconds), 0.0)).where(TrialTable.study_id == study.id))
+        return float(total)
 
     def reports(self, study: StudyRow, number: int | None = None, *, after: int = 0) -> list[Report]:
         """The learning curves, by trial and rung: all, trial `number`'s, or those of trials changed since `after`."""
@@ -663,8 +722,7 @@ class Store:
         )
         if number is not None:
             query = query.where(TrialTable.number == number)
-        with self._engine.connect() as connection:
-            return [Report(*row) for row in connection.execute(query)]
+        return [Report(*row) for row in self._all(query)]
 
     def front(self, study: StudyRow) -> list[Trial]:
         """The non-dominated COMPLETE trials, best quality first."""
@@ -686,9 +744,7 @@ class Store:
             .where(FrontHistoryTable.study_id == study.id, TrialTable.seq > after)
             .order_by(TrialTable.finished, TrialTable.number)
         )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
-        return [(number, finished, volume) for number, finished, volume in rows if finished is not None]
+        return [(number, finished, volume) for number, finished, volume in self._all(query) if finished is not None]
 
     # ---- artifacts -------------------------------------------------------------------------------------------
 
@@ -714,8 +770,18 @@ class Store:
             .join(TrialTable, TrialTable.id == ArtifactTable.trial_id)
             .where(TrialTable.study_id == study.id, ArtifactTable.kind == kind)
         )
-        with self._engine.connect() as connection:
-            return {number: (uri, sha256) for number, uri, sha256 in connection.execute(query)}
+        return {number: (uri, sha256) for number, uri, sha256 in self._all(query)}
+
+
+def _passes(error: DBAPIError, url: URL) -> bool:
+    """Whether the fault may be gone in a while: a locked file, a server that restarts, a transaction in the way."""
+    if url.get_backend_name() == "sqlite":
+        return "locked" in str(error.orig) or "busy" in str(error.orig)
+    return error.connection_invalidated or isinstance(error, OperationalError)
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", error)).strip().splitlines()[0]
 
 
 def _is_alive(row: RowMapping) -> bool:
@@ -748,6 +814,18 @@ def _touch(
     seq = _next_seq(connection, study)
     at = {"at_study": study.id, "at_number": number, "at_token": token}
     return connection.execute(_HELD, {**values, **at, "seq": seq}).scalar(), seq
+
+
+def _finished_under(connection: Connection, study: StudyRow, result: Result) -> int | None:
+    """The sequence of the change that ended the trial under the result's token, if there is one."""
+    query = select(_TRIALS.c.seq).where(
+        _TRIALS.c.study_id == study.id,
+        _TRIALS.c.number == result.trial,
+        _TRIALS.c.token == result.token,
+        _TRIALS.c.state.in_([str(state) for state in FINISHED]),
+    )
+    seq = connection.execute(query).scalar()
+    return None if seq is None else int(seq)
 
 
 def _front_points(connection: Connection, study: StudyRow) -> dict[tuple[int, int], tuple[float, ...]]:

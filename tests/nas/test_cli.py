@@ -192,8 +192,16 @@ BAD = {
     "ray client": (["search", "--study", "new", "--preset", "quick", "--address", "ray://127.0.0.1:1"], "Ray Client"),
     "config missing": ([*SEARCH, "--config", "none.toml"], "none.toml"),
     "describe factors": (["describe", "--set", "streams.n=4", "--set", "streams.factors=2x3"], "2x3"),
-    "describe head": (["describe", "--set", "head_dim=10"], "head_dim"),
-    "describe mask": (["describe", "--set", "gates.placement=ffn", "--set", "gates.layers=01"], "mask"),
+    "describe factor": (["describe", "--set", "streams.n=8", "--set", "streams.factors=8"], "wanted 2x2x2 or 2x4"),
+    "describe mhc-lite": (
+        ["describe", "--set", "streams.n=8", "--set", "streams.mixing=mhc_lite"], "n=8: it mixes n! permutations"
+    ),
+    "describe head": (["describe", "--set", "head_dim=10"], "head_dim=10 does not divide the attention width 128"),
+    "describe mask": (["describe", "--set", "gates.placement=ffn", "--set", "gates.layers=01"], "=01: wanted all"),
+    "describe budget": (["describe", "--set", "match.parameters=1000"], "match.parameters=1000: wanted 6472 to"),
+    "search budget": ([*SEARCH, "--set", "match.flops=1000"], "match.flops=1000: wanted"),
+    "search mhc-lite": ([*SEARCH, "--set", "streams.n=8", "--set", "streams.mixing=mhc_lite"], "wanted n = 2, 3 or 4"),
+    "search mask": ([*SEARCH, "--set", "gates.placement=ffn", "--set", "gates.layers=01"], "a mask of"),
     "describe ratio": (["describe", "--set", "ffn.shape=hourglass", "--set", "ffn.ratio=2"], "below 1"),
     "no store": (["front", "--study", "s"], "no such file"),
     "unknown command": (["serach"], "serach"),

@@ -3,7 +3,6 @@
 import inspect
 import math
 from itertools import permutations
-from typing import ClassVar
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from search_spaces import connections
+from kernels.sinkhorn import sinkhorn
 from search_spaces.base import SpaceError
 from search_spaces.connections import (
     MIXINGS,
@@ -29,7 +28,6 @@ from search_spaces.connections import (
     connection_parameters,
     factorisations,
     make_connection,
-    sinkhorn,
     stochastic_errors,
 )
 
@@ -159,6 +157,23 @@ def test_first_coefficients_are_the_published_ones(mixing, factors, dtype, toler
         torch.testing.assert_close(matrix.diagonal(), want[:1].expand(4), rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("mixing, factors", [("kromhc", "2x2"), ("kromhc", "4"), ("mhc", None), ("mhc_lite", None)])
+def test_every_stream_is_first_read_and_written_with_the_published_weights(mixing, factors, dtype, tolerance):
+    connection = make_connection(4, mixing, factors, 6, layer_index=6).to(dtype)  # layer 6: stream 2 is the special one
+    one_stream_each = torch.eye(4, dtype=dtype)[None, :, :, None].expand(1, 4, 4, 6)  # token t lives in stream t alone
+    walsh = isinstance(connection, WalshKroneckerHyperConnection)
+    into = connection.signs / 2 if walsh else torch.eye(4, dtype=dtype)
+    h, coefficients = connection.read(into @ one_stream_each)
+    y = torch.ones(1, 4, 6, dtype=dtype)
+    written = into @ connection.write(torch.zeros(1, 4, 4, 6, dtype=dtype), y, coefficients)
+    sigmoid = torch.tensor([-1.0, -1.0, 1.0, -1.0], dtype=dtype).sigmoid()
+    torch.testing.assert_close(h[0, :, 0], sigmoid, rtol=tolerance, atol=0)
+    torch.testing.assert_close(written[0, 0, :, 0], 2 * sigmoid, rtol=tolerance, atol=0)
+    assert [round(value, 6) for value in h[0, :, 0].tolist()] == [0.268941, 0.268941, 0.731059, 0.268941]
+    assert [round(value, 6) for value in written[0, 0, :, 0].tolist()] == [0.537883, 0.537883, 1.462117, 0.537883]
+
+
 @pytest.mark.parametrize("n, mixing", [(1, "hc"), (2, "hc"), (4, "hc"), (8, "hc"), (4, "hc_static"), (3, "hc_static")])
 def test_hyper_connections_start_as_the_plain_residual_in_every_stream(n, mixing):
     torch.manual_seed(0)
@@ -225,6 +240,24 @@ def test_spectrum_of_factors_of_two_is_the_walsh_closed_form(factors):
         product = [value * factor for value in product for factor in (1.0, eigenvalue)]
     got = torch.linalg.eigvalsh(connection.matrices(X)[0, 0])
     torch.testing.assert_close(got, torch.tensor(sorted(product), dtype=torch.float64), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_walsh_matrices_have_the_closed_form_spectrum_of_their_own_logits(n, dtype, tolerance):
+    factors = n.bit_length() - 1
+    connection = randomised(WalshKroneckerHyperConnection(n, 6, 0), dtype, scale=1.0)
+    with torch.no_grad():
+        connection.projection.zero_()  # logits are the bias alone, the same for every token
+    logits = connection.bias[2 * n :].detach().double().view(factors, 2)
+    want = torch.ones(1, dtype=torch.float64)
+    for p in logits.softmax(-1)[:, 0]:  # eigenvalues of [[p, 1 - p], [1 - p, p]]: 1 and 2p - 1
+        want = torch.cat([want, want * (2 * p - 1)])
+    matrix = connection.matrices(states(connection, dtype, tokens=1))[0, 0]
+    torch.testing.assert_close(matrix, matrix.mT, rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        torch.linalg.eigvalsh(matrix.double()), want.sort().values, rtol=0, atol=tolerance * math.sqrt(n)
+    )
 
 
 @pytest.mark.parametrize("dtype, one, product", [(torch.float32, 1e-6, 1e-5), (torch.float64, 1e-14, 1e-13)])
@@ -371,7 +404,7 @@ def test_factors_of_two_never_make_an_n_by_n_matrix_per_token():
     connection = make_connection(8, "kromhc", "2x2x2", 6, 0)
     assert type(connection) is WalshKroneckerHyperConnection
     _, coefficients = connection.read(states(connection, torch.float32))
-    assert [tuple(tensor.shape) for tensor in coefficients] == [(1, 7, 8), (1, 7, 8)]
+    assert [tuple(tensor.shape) for tensor in coefficients] == [(1, 7, 16)]  # H_post and the spectrum
 
 
 def test_names_for_one_function_share_a_class_and_a_canonical_form():
@@ -428,30 +461,3 @@ def test_impossible_streams_are_refused_with_the_value_and_the_legal_ones(n, mix
         with pytest.raises(SpaceError) as error:
             refuse()
         assert all(word in str(error.value) for word in words), str(error.value)
-
-
-HELPERS = (
-    "_hyper_connection_init",
-    "permutation_matrices",
-    "project",
-    "rms_project",
-    "sinkhorn",
-    "stream_flops",
-    "stream_parameters",
-    "walsh_spectrum",
-    "walsh_transform",
-)
-
-
-@pytest.mark.parametrize("n, mixing, factors", FEW)
-def test_classes_run_from_a_file_of_their_own(n, mixing, factors):
-    connection = randomised(make_connection(n, mixing, factors, 6, 2))
-    namespace = {"torch": torch, "math": math, "permutations": permutations, "nn": torch.nn}
-    namespace |= {"Tensor": torch.Tensor, "ClassVar": ClassVar}
-    lineage = [cls for cls in reversed(type(connection).__mro__) if cls.__module__ == connections.__name__]
-    for thing in (*(getattr(connections, name) for name in HELPERS), *lineage):
-        exec(inspect.getsource(thing), namespace)
-    copy = namespace[type(connection).__name__](**constructor_arguments(connection)).double()
-    copy.load_state_dict(connection.state_dict())
-    x = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(run(copy, x), run(connection, x))

@@ -1,7 +1,6 @@
 """Cosine gates: what they decide, what they learn from, and that their noise repeats."""
 
 import copy
-import inspect
 
 import pytest
 import torch
@@ -10,13 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from search_spaces import gates
+from kernels.cosine_gate import cosine_gate
 from search_spaces.base import SpaceError
 from search_spaces.gates import (
     PENALTY_RAMP,
     PENALTY_WEIGHT,
     CosineGate,
-    direction_distance,
+    SteadyGate,
     execution_rates,
     gate_cost,
     gate_loss,
@@ -30,10 +29,10 @@ from search_spaces.gates import (
 C = 12
 
 
-def make_gate(seed=0, rate=0.5, cost=100.0, spread=2.0):
+def make_gate(seed=0, rate=0.5, cost=100.0, spread=2.0, kind=CosineGate):
     """A float64 gate whose predictions spread over tokens and whose threshold lies among them."""
     torch.manual_seed(seed)
-    gate = CosineGate(C, rate, cost).double()
+    gate = kind(C, rate, cost).double()
     with torch.no_grad():
         gate.controller[2].weight.normal_(0.0, spread)
         gate.bias.fill_(-1.0 / gate.bias_gain)
@@ -175,9 +174,9 @@ def test_the_temperature_falls_over_training():
     assert seen == pytest.approx([0.3, (0.3 * 0.05) ** 0.5, 0.05])
 
 
-def terms_and_gradients(pick, seed=1):
+def terms_and_gradients(pick, seed=1, kind=CosineGate):
     """Gradients of one recorded term with respect to h, the controller, s and b."""
-    gate, h = make_gate(), tokens(4, 50, seed=seed).requires_grad_()
+    gate, h = make_gate(kind=kind), tokens(4, 50, seed=seed).requires_grad_()
     gate(h, h.sin())
     wanted = {"h": h, "controller": gate.controller[0].weight, "scale": gate.scale, "bias": gate.bias}
     found = torch.autograd.grad(gate.terms[pick], list(wanted.values()), allow_unused=True)
@@ -215,10 +214,45 @@ def test_consistency_is_zero_where_nothing_is_skipped_and_positive_where_somethi
     assert gate.terms[2].abs() < 1e-12
 
 
+def test_a_steady_gate_differs_in_its_consistency_term_alone():
+    usual, steady, h = make_gate(), make_gate(kind=SteadyGate), tokens(4, 50)
+    start_step(usual, 0, 0, 0.5)
+    start_step(steady, 0, 0, 0.5)
+    assert torch.equal(usual(h, h.sin()), steady(h, h.sin()))
+    assert torch.equal(torch.stack(usual.terms[:2]), torch.stack(steady.terms[:2]))
+    assert usual.terms[2] != steady.terms[2]
+    assert torch.equal(usual.eval().decide(h), steady.eval().decide(h))
+
+
+def test_steadiness_moves_the_threshold_and_leaves_the_controller_to_cir():
+    assert terms_and_gradients(2, kind=SteadyGate) == {"h", "scale", "bias"}
+
+
+def test_a_steady_gate_pays_for_the_tokens_whose_decision_a_small_change_flips():
+    gate, h = make_gate(kind=SteadyGate), tokens(4000)
+    start_step(gate, 0, 0, 1.0)
+    margin = gate.logit(gate.predict(h)).detach().abs()
+    moved = gate.unsteadiness(h, h.flip(-1), h).detach() > 1e-9
+    near = margin < margin.median()
+    assert moved[near].double().mean() > 0.02 and not moved[~near].any()
+    with torch.no_grad():
+        gate.bias.fill_(10.0)  # every decision is far from its threshold
+    assert gate.unsteadiness(h, h.flip(-1), h).abs().max() < 1e-12
+
+
+def test_a_steady_gate_in_evaluation_keeps_the_terms_of_its_last_training_forward():
+    gate, h = make_gate(kind=SteadyGate), tokens(4, 50)
+    gate(h, h)
+    terms = gate.terms
+    gate.eval()(h, h)
+    assert gate.terms is terms
+
+
 def test_differentiable_pieces_agree_with_finite_differences():
     gate = make_gate()
     a, b = tokens(3).requires_grad_(), tokens(3, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(direction_distance, (a, b))
+    values = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(cosine_gate, (a, b, values))
     weight = gate.controller[0].weight.detach().requires_grad_()
 
     def logit(scale, bias, weight):
@@ -313,20 +347,6 @@ def test_images_are_gated_one_by_one_on_pooled_features(training):
     y = gate(shortcut.flatten(1), branch.flatten(1), x.mean((2, 3))).view_as(branch)
     assert y.flatten(1).std(1).max() == 0 and set(y.unique().tolist()) <= {0.0, 1.0}
     assert gate.decide(x.mean((2, 3))).shape == (16,)
-
-
-def test_the_class_runs_from_a_file_of_its_own():
-    namespace = {"torch": torch, "nn": nn, "Tensor": torch.Tensor, "math": gates.math, "ClassVar": gates.ClassVar}
-    for thing in (straight_through, direction_distance, CosineGate):
-        exec(inspect.getsource(thing), namespace)
-    gate, h = make_gate(), tokens(4, 50)
-    other = namespace["CosineGate"](d_model=gate.d_model, rate=gate.rate, cost=gate.cost).double()
-    other.load_state_dict(gate.state_dict())
-    torch.manual_seed(0)
-    first = gate(h, h)
-    torch.manual_seed(0)
-    assert torch.equal(other(h, h), first)
-    assert torch.equal(other.decide(h), gate.decide(h))
 
 
 def test_placements_name_their_layers():

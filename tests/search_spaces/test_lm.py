@@ -6,7 +6,7 @@ from torch import nn
 
 from search_spaces import load_space, lstm
 from search_spaces.base import SpaceError, arch_to_json
-from search_spaces.layers import PostNormSublayer
+from search_spaces.connections import PostNormResidual
 
 LM = load_space("lm")
 
@@ -58,6 +58,7 @@ def test_an_hourglass_of_four_narrow_nets_counts_as_in_the_paper():
         ({"gates.placement": "ffn", "gates.layers": "upper"}, {"gates.placement": "ffn", "gates.layers": "0011"}),
         ({"gates.placement": "ffn", "gates.layers": "0000"}, {"gates.placement": "none"}),
         ({"ffn.ratio": 2.667}, {"ffn.ratio": 8 / 3}),
+        ({"gates.placement": "ffn"}, {"gates.placement": "ffn", "gates.consistency": "distance"}),
     ],
 )  # fmt: skip
 def test_equal_functions_share_a_hash(one, other):
@@ -70,6 +71,50 @@ def test_equal_functions_share_a_hash(one, other):
 )
 def test_different_functions_have_different_hashes(keys):
     assert LM.arch_hash(LM.from_json(keys)) != LM.arch_hash(LM.baseline())
+
+
+def test_the_form_of_consistency_changes_the_hash_only_where_it_is_not_the_usual_one():
+    assert LM.arch_hash(arch(gates__placement="ffn")) == "e873d6cd515b47f5"  # as before there was a choice
+    assert LM.arch_hash(arch(gates__placement="ffn", gates__consistency="perturbation")) != "e873d6cd515b47f5"
+
+
+# ---- hyper-connections at first ------------------------------------------------------------------------------
+
+
+def into_the_head(model, tokens):
+    """What the norm before the head is given."""
+    seen = []
+    handle = model.norm.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    with torch.no_grad():
+        model(tokens)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("mixing, n", [("hc_static", 2), ("hc_static", 4), ("hc", 1), ("hc", 4), ("hc", 8)])
+@pytest.mark.parametrize("gates", ["none", "both"])
+def test_a_hyper_connected_net_is_at_first_n_times_the_plain_net_of_its_weights(mixing, n, gates):
+    shape = {"depth": 3, "d_model": 32, "context": 12, "gates__placement": gates}
+    torch.manual_seed(0)
+    plain = LM.build(arch(**shape)).double().eval()
+    model = LM.build(arch(**shape, streams__n=n, streams__mixing=mixing)).double().eval()
+    unknown = model.load_state_dict(plain.state_dict(), strict=False)
+    assert unknown.unexpected_keys == [] and all(".connection." in name for name in unknown.missing_keys)
+    tokens = torch.randint(256, (2, 12))
+    torch.testing.assert_close(into_the_head(model, tokens), n * into_the_head(plain, tokens), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixing, scale", [("hc", 2.0), ("hc_static", 2.0), ("kromhc", 1.0), ("mhc", 1.0)])
+def test_hyper_connections_alone_scale_the_first_output_weights_by_the_root_of_n(mixing, scale):
+    built = []
+    for streams in ({}, {"streams__n": 4, "streams__mixing": mixing}):
+        torch.manual_seed(0)
+        built.append(dict(LM.build(arch(depth=2, d_model=32, **streams)).named_parameters()))
+    plain, mixed = built
+    assert sum(name.endswith("out.weight") for name in plain) == 4
+    for name, weight in plain.items():
+        want = weight / scale if name.endswith("out.weight") else weight
+        torch.testing.assert_close(mixed[name], want, rtol=1e-6, atol=0)
 
 
 # ---- what cannot be built ------------------------------------------------------------------------------------
@@ -192,18 +237,24 @@ def test_post_norm_sublayers_leave_a_normalised_stream():
     torch.manual_seed(0)
     found = arch(norm__position="post", depth=1, d_model=32, context=8, position="learned")
     model = LM.build(found)
-    assert all(isinstance(sublayer, PostNormSublayer) for sublayer in model.sublayers)
-    x = torch.randn(2, 8, 32)
-    for sublayer in model.sublayers:
-        x = sublayer(x)
-        torch.testing.assert_close(x.square().mean(-1), torch.ones(2, 8), rtol=1e-4, atol=1e-4)
+    following = model.stack.sublayers[1].connection
+    assert isinstance(following, PostNormResidual)
+    x, y = torch.randn(2, 8, 32), torch.randn(2, 8, 32)
+    streams, h, _ = following.advance(x, y, ())
+    torch.testing.assert_close(streams.square().mean(-1), torch.ones(2, 8), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(streams, following.norm(x + y))
+    assert torch.equal(h, streams)
 
 
 def test_post_norm_adds_the_branch_before_it_normalises():
     torch.manual_seed(0)
-    sublayer = LM.build(arch(norm__position="post", depth=1, d_model=32, context=8)).sublayers[1]
-    x = torch.randn(2, 8, 32)
-    torch.testing.assert_close(sublayer(x), sublayer.norm(x + sublayer.sublayer.branch(x)))
+    model = LM.build(arch(norm__position="post", depth=1, d_model=32, context=8))
+    attention, ffn = model.stack.sublayers
+    tokens = torch.randint(256, (2, 8))
+    x = model.embedding(tokens)
+    x = ffn.connection.norm(x + attention.branch(x))
+    x = model.norm(x + ffn.branch(x))
+    torch.testing.assert_close(model(tokens), model.head(x, model.embedding.weight))
 
 
 # ---- LSTM ----------------------------------------------------------------------------------------------------

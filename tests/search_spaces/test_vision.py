@@ -112,7 +112,7 @@ def test_patches_are_cut_row_by_row_and_filled_with_zeros():
 
 def test_a_patch_sees_those_after_it():
     keys = {"family": "vit", "depth": 1, "image__height": 8, "image__width": 8}
-    attention = build(**keys).eval().sublayers[0]
+    attention = build(**keys).eval().stack.sublayers[0]
     x = torch.randn(1, 4, 64)
     other = x.clone()
     other[:, -1] += 1
@@ -122,7 +122,7 @@ def test_a_patch_sees_those_after_it():
 def test_a_skipped_query_of_an_image_changes_no_other():
     torch.manual_seed(0)
     model = build(family="vit", depth=1, image__height=8, image__width=8)
-    attention = model.sublayers[0].branch
+    attention = model.stack.sublayers[0].branch
     x, mask = torch.randn(2, 4, 64), torch.rand(2, 4) < 0.5
     torch.testing.assert_close(attention.selected(x, mask), attention(x) * mask.unsqueeze(-1))
 
