@@ -6,19 +6,28 @@ halving; the peers are the real libraries, at their defaults, where they are ins
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from heapq import heappop, heappush
+from importlib.metadata import version
+from importlib.util import find_spec
+from math import inf
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import click
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
 from nas import pareto
+from nas.config import StudyConfig
 from nas.proposals import Proposals
 from nas.records import Failure, FailureKind, Report, State, Trial
 from nas.store import Proposal
-from nas.table import Recorded, Table
+from nas.table import Recorded, Table, load_table
 from nas.train import RUNGS
 from search_spaces.base import Uniform
 
@@ -55,6 +64,10 @@ class Curve:
     def at(self, spent: float) -> float:
         place = int(np.searchsorted(self.spent, spent, side="right"))
         return self.volume[place - 1] if place else 0.0
+
+    def reaches(self, volume: float) -> float:
+        """The training FLOPs after which the hypervolume is reached; infinite where it never is."""
+        return next((s for s, v in zip(self.spent, self.volume, strict=True) if v >= volume), inf)
 
 
 def replay(table: Table, method: Method, budget: float, workers: int = WORKERS) -> Curve:
@@ -94,10 +107,10 @@ def replay(table: Table, method: Method, budget: float, workers: int = WORKERS) 
 class Ours:
     """The product's proposals, prefetched as its driver does, and its halving."""
 
-    def __init__(self, table: Table, sampler: str, halving: bool, seed: int) -> None:
+    def __init__(self, table: Table, sampler: str, halving: bool, seed: int, baselines: bool = True) -> None:
         plan = table.plan
         self._table, self._halving = table, halving
-        given = [(arch, recipe, "baseline") for arch, recipe in plan.baselines()]
+        given = [(arch, recipe, "baseline") for arch, recipe in plan.baselines() if baselines]
         self._proposals = Proposals(plan, sampler, seed, table.reference, given)
         self._ready: deque[Proposal] = deque()
         self._trials: dict[int, Trial] = {}
@@ -259,3 +272,107 @@ class SyneTuneMoasha:
 def _named(number: int) -> Any:
     """As much of a trial as a scheduler looks at."""
     return SimpleNamespace(trial_id=str(number))
+
+
+# ---- what is printed -----------------------------------------------------------------------------------------
+
+TRAININGS = 40  # the budget N, in full trainings of the mean configuration: what `--preset small` asks for
+SHARES = (1 / 4, 1 / 2, 1.0)
+DEFAULT = "default"  # what a search does unless told otherwise
+BARE = "default, without its baselines"  # three trainings that no peer pays for, of the largest net here
+YARDSTICK = "random, full trainings"
+
+
+def methods(table: Table) -> tuple[dict[str, Callable[[int], Method]], list[str]]:
+    """By name, how each method is made from a seed; and why others are left out."""
+    default = StudyConfig()
+    found: dict[str, Callable[[int], Method]] = {
+        DEFAULT: lambda seed: Ours(table, default.sampler, default.halving, seed),
+        BARE: lambda seed: Ours(table, default.sampler, default.halving, seed, baselines=False),
+        YARDSTICK: lambda seed: Stock(table, "random", seed),
+        "optuna nsgaii": lambda seed: Stock(table, "nsgaii", seed),
+        "optuna tpe": lambda seed: Stock(table, "tpe", seed),
+        "ray tune asha": lambda seed: RayAsha(table, seed),
+        "syne tune moasha": lambda seed: SyneTuneMoasha(table, seed),
+    }
+    for sampler in ("evolution", "nsgaii", "tpe", "random"):
+        for halving in (True, False):
+            if (sampler, halving) != (default.sampler, default.halving):
+                name = f"{sampler}, halving {'on' if halving else 'off'}"
+                found[name] = partial(Ours, table, sampler, halving)
+    missing = []
+    if find_spec("syne_tune") is None:
+        del found["syne tune moasha"]
+        missing.append("syne tune moasha is left out: pip install syne-tune")
+    return found, missing
+
+
+def compare(seeds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`nas bench --json`, and for the figure each method's median and quartiles over the budget. Raises UserError."""
+    table = load_table()
+    rows, curves = quality(table, seeds)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("hypernas", "optuna", "ray", "syne-tune") if _has(name))
+    shares = np.linspace(0.0, 1.0, 101)
+    budget = TRAININGS * table.mean_flops
+    spread = {
+        name: {
+            "trainings": (TRAININGS * shares).tolist(),
+            "quartiles": np.percentile(
+                [[c.at(share * budget) / table.best for share in shares] for c in runs], (25, 50, 75), axis=0
+            ).tolist(),
+        }
+        for name, runs in curves.items()
+    }
+    device = f"{len(table.recorded)} recorded trainings of lm, {seeds} seeds, {WORKERS} workers"
+    return {"device": device, "versions": versions, "rows": rows}, spread
+
+
+def _has(package: str) -> bool:
+    return find_spec(package.replace("-", "_").replace("hypernas", "nas")) is not None
+
+
+def quality(
+    table: Table, seeds: int, trainings: int = TRAININGS
+) -> tuple[list[dict[str, Any]], dict[str, list[Curve]]]:
+    """Rows of `nas bench --json`, and every method's curves: hypervolume as a share of the whole table's.
+
+    Median over the seeds, and the quartiles; then, of each method, the median share of the budget after which it has
+    the hypervolume that random search with full trainings has at its end.
+    """
+    budget = trainings * table.mean_flops
+    made, missing = methods(table)
+    for line in missing:
+        click.echo(line, err=True)
+    curves: dict[str, list[Curve]] = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("searching", total=len(made) * seeds)
+        for name, make in made.items():
+            for seed in range(seeds):
+                np.random.seed(seed)  # Ray Tune and Syne Tune draw their brackets from the global generator
+                curves.setdefault(name, []).append(replay(table, make(seed), budget))
+                progress.advance(bar)
+    rows = []
+    for share in SHARES:
+        reached = {name: [c.at(share * budget) / table.best for c in runs] for name, runs in curves.items()}
+        base = float(np.median(reached[YARDSTICK]))
+        for name, values in reached.items():
+            low, middle, high = (float(x) for x in np.percentile(values, (25, 50, 75)))
+            rows.append(_row(f"hypervolume at {share * trainings:g} trainings", name, middle, base, low, high))
+    goal = float(np.median([c.at(budget) for c in curves[YARDSTICK]]))
+    for name, runs in curves.items():
+        spent = [c.reaches(goal) / budget for c in runs]
+        low, middle, high = (float(x) for x in np.percentile(spent, (25, 50, 75)))
+        rows.append(_row(f"budget to random's at {trainings}", name, middle, 1.0, low, high))
+    return rows, curves
+
+
+def _row(name: str, method: str, value: float, base: float, low: float, high: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "backend": method,
+        "value": value,
+        "unit": "share",
+        "baseline": YARDSTICK,
+        "ratio": value / base,
+        "quartiles": [low, high],
+    }

@@ -407,29 +407,63 @@ def study_delete(name: str, store: str, yes: bool) -> None:
     click.echo(f"deleted study {name}")
 
 
+@study_group.command(name="replay")
+@click.argument("name")
+@store_option
+def study_replay(name: str, store: str) -> None:
+    """Draw every proposal of a study again, from what was told when, and compare."""
+    from nas.replay import replayed
+    from nas.store import Store
+
+    with Store(store) as opened:
+        found = list(replayed(opened, opened.study(name)))
+    other = [entry for entry in found if entry.stored != entry.drawn]
+    for entry in other:
+        click.echo(f"trial {entry.trial} was {entry.stored}, and is drawn as {entry.drawn}")
+    click.echo(f"{len(found) - len(other)} of {len(found)} proposals of study {name} are drawn again as they were")
+    sys.exit(1 if other else 0)
+
+
 @cli.group(cls=Commands)
 def bench() -> None:
     """Measure hypernas itself, side by side with its peers."""
 
 
 @bench.command(name="search")
-@click.option("--part", type=click.Choice(["overhead"]), default="overhead", show_default=True)
-@click.option("--trials", type=click.IntRange(min=10), default=200, show_default=True)
-@click.option("--record", is_flag=True, help="Train the table that `--part quality` replays: 288 short trainings.")
+@click.option("--part", type=click.Choice(["overhead", "quality"]), default="overhead", show_default=True)
+@click.option("--trials", type=click.IntRange(min=10), default=200, show_default=True, help="Of --part overhead.")
+@click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Of --part quality.")
+@click.option("--figure", metavar="FILE", help="Of --part quality: hypervolume against compute, as HTML, PNG or SVG.")
+@click.option("--record", is_flag=True, help="Train the table that --part quality replays: short trainings, resumable.")
 @click.option("--store", default="table.db", show_default=True, metavar="URL", help="Where --record keeps its study.")
 @click.option("--out", default="lm.json", show_default=True, metavar="FILE", help="The table that --record writes.")
 @json_option
-def bench_search(part: str, trials: int, record: bool, store: str, out: str, as_json: bool) -> None:
-    """What a trial costs beyond its training: our engines and Ray Tune with its own OptunaSearch, in one run."""
+def bench_search(
+    part: str, trials: int, seeds: int, figure: str | None, record: bool, store: str, out: str, as_json: bool
+) -> None:
+    """What a trial costs beyond its training (overhead), or how good a front the same compute finds (quality).
+
+    Both run the peers beside ours: Ray Tune, Optuna, and Syne Tune where it is installed.
+    """
     if record:
         from nas.table import record as record_table
 
         sys.exit(record_table(store, Path(out)))
-    from nas.bench_search import overhead
     from nas.progress import print_table
     from nas.summary import bench_table
 
-    data = overhead(trials)
+    if part == "overhead":
+        from nas.bench_search import overhead
+
+        data = overhead(trials)
+    else:
+        from nas.bench_quality import compare
+
+        data, curves = compare(seeds)
+        if figure:
+            from dashboards.quality import write_figure
+
+            write_figure(curves, figure)
     if as_json:
         _print_json(data)
     else:

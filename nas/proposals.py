@@ -22,7 +22,7 @@ from nas.store import Proposal
 from nas.tasks import TASKS
 from search_spaces.base import SpaceError, Uniform, arch_to_json, digest
 
-DULL = 50  # of a sampler's draws in a row are known or refused: then anything new will do
+DULL = 20  # of a sampler's draws in a row are known or refused: then anything new will do
 MAX_DRAWS = 5000  # and when so many even draws find nothing new, the space is as good as exhausted
 JOURNAL = "journal"  # beside the sampler's own attributes of a trial
 
@@ -175,7 +175,7 @@ class Proposals:
             return None
         self._known[proposal.config_hash] = None
         self._asked[proposal.config_hash] = handle
-        journal = {"session": self._session, "asked": number, "told": self._told}
+        journal = {"session": self._session, "trials": self._plan.trials, "asked": number, "told": self._told}
         self._told = []
         return replace(proposal, sampler_attrs={**attrs, JOURNAL: journal})
 
