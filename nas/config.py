@@ -121,8 +121,8 @@ class StudyConfig:
     gpus_per_trial: float = 0.0
     engine: str = "ray"
     address: str | None = None
-    sampler: str = "nsgaii"
-    halving: bool = False
+    sampler: str = "evolution"
+    halving: bool = True
     trial_timeout: float | None = None
     checkpoints: str | None = None  # folder; None: beside the weights
     kernels: str = "auto"

@@ -29,7 +29,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, text: str) -> str:
         "data.path": text,
     }
     flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    assert main(["search", "--study", "s", "--store", store, "--trials", "6", *FAST, *flags]) == 0
+    assert main(["search", "--study", "s", "--store", store, "--trials", "6", "--halving", "off", *FAST, *flags]) == 0
     return store
 
 

@@ -54,7 +54,7 @@ def test_a_small_space_is_searched_to_its_last_point(sampler: str, tmp_path: Pat
 def test_a_refilled_study_goes_on_with_the_next_generation(tmp_path: Path) -> None:
     trials, _ = searched(tmp_path, "nsgaii", 30)
     with Store(str(tmp_path / "nas.db")) as store:
-        resumed = StudyConfig(study="s", trials=40, preset="quick", resume=True)
+        resumed = StudyConfig(study="s", sampler="nsgaii", trials=40, preset="quick", resume=True)
         search = open_search(store, prepare(resumed), evaluate=TRIVIAL)
         run(search, Inline(), Silent())
         later = store.trials(search.row)[30:]
@@ -80,7 +80,7 @@ def front_volume(sampler: str, seed: int, trials: int) -> float:
     return pareto.hypervolume(points, (2.0, 2.0))
 
 
-@pytest.mark.parametrize("sampler", ["nsgaii", "tpe"])
+@pytest.mark.parametrize("sampler", ["nsgaii", "tpe", "evolution"])
 def test_a_sampler_that_is_told_outcomes_beats_chance(sampler: str) -> None:
     ahead = [front_volume(sampler, seed, 120) > front_volume("random", seed, 120) for seed in range(5)]
     assert sum(ahead) >= 4
