@@ -10,6 +10,7 @@ import socket
 import tempfile
 import zipfile
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -20,7 +21,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from dashboards import figures, frames, pages
 from dashboards.live import LiveStudy, Watch
-from dashboards.picture import architecture_figure, gate_names
+from dashboards.picture import architecture_figure, connection_names, gate_names
 from dashboards.texts import label, number, short
 from nas import records
 from nas.artifacts import find_weights
@@ -29,7 +30,7 @@ from nas.pareto import LOGARITHMIC
 from nas.store import Store
 
 TICK = 2_000  # milliseconds
-ALL_CURVES = 200  # trials whose curves a live page draws
+ALL_CURVES = 100  # trials whose curves a live page draws
 
 
 def serve(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> None:
@@ -46,7 +47,8 @@ def serve(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> None:
 
 def make_app_server(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> BaseWSGIServer:
     """A server ready for `serve_forever`; port 0 takes a free one, `server.port` says which. Raises UserError."""
-    app = make_app(Watch(store_url))
+    watch = Watch(store_url)
+    app = make_app(watch)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -59,6 +61,7 @@ def make_app_server(store_url: str, host: str = "127.0.0.1", port: int = 8050) -
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request would bury the address
     server = make_server(host, port, app.server, threaded=True, fd=listening.fileno())
     listening.close()  # the server holds its own copy
+    Thread(target=watch.warm_up, daemon=True).start()  # while the browser loads its scripts
     return server
 
 
@@ -88,6 +91,7 @@ def _layout() -> html.Div:
             dcc.Interval(id="tick", interval=TICK),
             dcc.Store(id="study"),  # the shown study's name
             dcc.Store(id="seq"),  # grows when it changes
+            dcc.Store(id="selection"),  # {study, x, y}: the region of the front that filters every page
             html.Header(
                 [
                     html.Nav(html.Ul(id="nav"), **{"aria-label": "Pages"}),
@@ -100,6 +104,13 @@ def _layout() -> html.Div:
                     ),
                 ],
                 className="page bar",
+            ),
+            html.P(
+                [html.Span(id="selection-said"), " ", html.Button("Show all", id="selection-clear", type="button")],
+                id="selection-bar",
+                className="page",
+                hidden=True,
+                role="status",
             ),
             dcc.Download(id="download"),
             html.Main(id="page"),
@@ -148,7 +159,10 @@ def _wire_shell(app: Dash, watch: Watch) -> None:
         )
 
     @app.callback(
-        Output("page", "children"), Output("nav", "children"), Input("url", "pathname"), Input("study", "data")
+        Output("page", "children"),
+        Output("nav", "children"),
+        Input("url", "pathname"),
+        Input("study", "data"),
     )
     def page(pathname: str, shown: dict | None) -> tuple[Any, list]:
         shown = shown or {}
@@ -169,6 +183,10 @@ def _wire_shell(app: Dash, watch: Watch) -> None:
             return pages.trial_page(), links
         return (pages.space_page(study) if path == "/space" else pages.cluster_page(study)), links
 
+    app.clientside_callback(
+        "shown => { document.title = shown?.name ? `${shown.name} – hypernas` : 'hypernas'; }", Input("study", "data")
+    )
+
     @app.callback(
         Output("url", "search", allow_duplicate=True),
         Input("studies", "value"),
@@ -187,8 +205,6 @@ def _wire_shell(app: Dash, watch: Watch) -> None:
 def _wire_front(app: Dash, watch: Watch) -> None:
     @app.callback(
         Output("front", "figure"),
-        Output("front-facts", "children"),
-        Output("front-best", "children"),
         Output("front-moment", "max"),
         Output("front-moment", "value"),
         Input("seq", "data"),
@@ -198,31 +214,98 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         Input("front-compare", "value"),
         Input("front-moment", "value"),
         Input("front-budget", "value"),
+        Input("selection", "data"),
         State("front-moment", "max"),
         State("study", "data"),
     )
     def front(
-        _: int, x: str, y: str, states: list, compare: list, moment: int, share: float, most: int, shown: dict
+        _: int,
+        x: str,
+        y: str,
+        states: list,
+        compare: list,
+        moment: int,
+        share: float,
+        selection: dict | None,
+        most: int,
+        shown: dict,
     ) -> tuple:
         study = watch.study(shown["name"])
         if study is None:
-            return (no_update,) * 5
-        finished = study.frame["finished"].dropna().sort_values()
-        # A slider that stands at its end follows the search.
-        now = moment >= most or moment > len(finished)
-        most = max(1, len(finished))
-        moment = most if now else moment
-        frame = study.frame if now else _until(study.frame, finished, moment)
-        frame = frame[frame["state"].isin(states)]
+            return (no_update,) * 3
+        frame, most, moment = _at_moment(study.frame, moment, most)
+        frame = _in_states(frame, states)
         figure = figures.pareto_figure(frame, x, y)
         for index, name in enumerate(compare or []):
             other = watch.study(name)
             if other is not None:
                 figures.add_front(figure, other.frame, x, y, name, index)
-        volumes = study.hypervolumes()
-        said = _within_budget(figure, frame, x, y, share)
+        budget = _budget(frame, x, y, share)
+        if budget is not None:
+            figures.add_budget(figure, budget)
+        if selection and _holds(selection, study) and (selection["x"][0], selection["y"][0]) == (x, y):
+            figures.add_region(figure, selection["x"][1:], selection["y"][1:])
+        return figure, most, moment
+
+    @app.callback(
+        Output("front-facts", "children"),
+        Output("front-best", "children"),
+        Input("seq", "data"),
+        Input("front-x", "value"),
+        Input("front-y", "value"),
+        Input("front-states", "value"),
+        Input("front-moment", "value"),
+        Input("front-budget", "value"),
+        Input("selection", "data"),
+        State("front-moment", "max"),
+        State("study", "data"),
+    )
+    def said(
+        _: int, x: str, y: str, states: list, moment: int, share: float, selection: dict, most: int, shown: dict
+    ) -> tuple:
+        study = watch.study(shown["name"])
+        if study is None:
+            return no_update, no_update
+        needed = study.frame[list({"trial", "state", "violation", "finished", "on_front", x, y})]
+        frame = _in_states(_at_moment(needed, moment, most)[0], states)
+        best = _best_within(_selected(frame, study, selection), x, y, _budget(frame, x, y, share))
+        volumes = _volumes(study, selection)
         volume = float(volumes["hypervolume"].iloc[-1]) if len(volumes) else None
-        return figure, pages.study_facts(study, volume), said, most, moment
+        return pages.study_facts(study, _selected(needed, study, selection), volume), best
+
+    @app.callback(
+        Output("selection-said", "children"),
+        Output("selection-bar", "hidden"),
+        Input("seq", "data"),
+        Input("selection", "data"),
+        Input("study", "data"),
+    )
+    def bar(_: int, selection: dict | None, shown: dict | None) -> tuple:
+        study = watch.study(shown["name"]) if shown and shown.get("name") else None
+        if study is None or not _holds(selection, study):
+            return "", True
+        count = len(_selected(study.frame, study, selection))
+        return f"{count} selected on the front: all figures but the front itself show these alone.", False
+
+    @app.callback(
+        Output("selection", "data"),
+        Input("selection-clear", "n_clicks"),
+        Input("front", "relayoutData", allow_optional=True),
+        State("front-x", "value", allow_optional=True),
+        State("front-y", "value", allow_optional=True),
+        State("study", "data"),
+        prevent_initial_call=True,
+    )
+    def select(_: int, changed: dict | None, x: str, y: str, shown: dict) -> Any:
+        """A region was drawn, moved or cleared; `selectedData` would be emptied by redraws too."""
+        if ctx.triggered_id == "selection-clear":
+            return None
+        moved = {side: (changed or {}).get(f"selections[0].{side}") for side in ("x0", "x1", "y0", "y1")}
+        drawn = (changed or {}).get("selections", [moved])
+        if drawn and None in [drawn[-1].get(side) for side in moved]:
+            return no_update
+        box = drawn[-1] if drawn else None
+        return box and {"study": shown["name"], "x": [x, box["x0"], box["x1"]], "y": [y, box["y0"], box["y1"]]}
 
     @app.callback(
         Output("front-budget", "value"),
@@ -246,35 +329,31 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         Output("front-curves", "figure"),
         Output("front-table", "children"),
         Input("seq", "data"),
-        Input("front", "selectedData"),
+        Input("selection", "data"),
         Input("front-states", "value"),
         State("study", "data"),
     )
-    def details(_: int, selected: dict | None, states: list, shown: dict) -> tuple:
+    def details(_: int, selection: dict | None, states: list, shown: dict) -> tuple:
         study = watch.study(shown["name"])
         if study is None:
             return no_update, no_update
-        frame = study.frame[study.frame["state"].isin(states)]
-        note = "Select a region of the front to see its trials alone."
-        if selected and selected.get("points"):
-            chosen = {point.get("customdata") for point in selected["points"]}
-            frame = frame[frame["trial"].isin(chosen)]
-            note = f"{len(frame)} selected; a double click on the front lists all again."
+        frame = _in_states(study.frame, states)
+        frame = _selected(frame, study, selection)
         best = frame[frame["on_front"]]["trial"].tolist()
         drawn = [*best, *frame.loc[~frame["on_front"], "trial"].tolist()[-ALL_CURVES:]]
-        loss = next((name for name in study.row.objectives if name in frames.LOSSES), "loss")
-        curves = figures.curve_figure(study.curves(sorted(drawn)), best, loss)
-        return curves, pages.trials_table(study, frame, note)
+        curves = figures.curve_figure(study.curves(sorted(drawn)), best, _loss(study))
+        return curves, pages.trials_table(study, frame, "Select a region of the front to see its trials alone.")
 
     @app.callback(
         Output("front-volume", "figure"),
         Input("seq", "data"),
         Input("front-over", "value"),
+        Input("selection", "data"),
         State("study", "data"),
     )
-    def volume(_: int, over: str, shown: dict) -> Any:
+    def volume(_: int, over: str, selection: dict | None, shown: dict) -> Any:
         study = watch.study(shown["name"])
-        return no_update if study is None else figures.hypervolume_figure(study.hypervolumes(), over)
+        return no_update if study is None else figures.hypervolume_figure(_volumes(study, selection), over)
 
     @app.callback(
         Output("url", "pathname"),
@@ -290,9 +369,47 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         return "/trial", "?" + urlencode({"study": shown["name"], "trial": point["customdata"]})
 
 
-def _until(frame: pd.DataFrame, finished: pd.Series, count: int) -> pd.DataFrame:
-    """The trials that had finished when `count` of them had."""
-    return frame[frame["finished"] <= finished.iloc[count - 1]] if count else frame.iloc[:0]
+def _loss(study: LiveStudy) -> str:
+    return next((name for name in study.row.objectives if name in frames.LOSSES), "loss")
+
+
+def _holds(selection: dict | None, study: LiveStudy) -> bool:
+    return selection is not None and selection["study"] == study.row.name
+
+
+def _selected(frame: pd.DataFrame, study: LiveStudy, selection: dict | None) -> pd.DataFrame:
+    """The trials that lie in the region chosen on this study's front; all when none is."""
+    if selection is None or not _holds(selection, study):
+        return frame
+    inside = pd.Series(True, index=frame.index)
+    for name, one, other in (selection["x"], selection["y"]):
+        inside &= study.frame.loc[frame.index, name].between(min(one, other), max(one, other))
+    return frame[inside]
+
+
+def _volumes(study: LiveStudy, selection: dict | None) -> pd.DataFrame:
+    if not _holds(selection, study):
+        return study.hypervolumes()
+    chosen = _selected(study.frame, study, selection)
+    return frames.selected_hypervolume_frame(chosen, study.frame, study.row.objectives, study.row.reference)
+
+
+def _at_moment(frame: pd.DataFrame, moment: int, most: int) -> tuple[pd.DataFrame, int, int]:
+    """The trials finished when `moment` of them were, with the slider's new maximum and place.
+
+    A slider that stands at its maximum, `most`, follows the search: every trial is there, unfinished ones too.
+    """
+    ended = max(1, int(frame["finished"].count()))
+    if moment >= most or moment > ended:
+        return frame, ended, ended
+    finished = frame["finished"].dropna().sort_values()
+    past = frame[frame["finished"] <= finished.iloc[moment - 1]] if moment else frame.iloc[:0]
+    return past, ended, moment
+
+
+def _in_states(frame: pd.DataFrame, states: list[str]) -> pd.DataFrame:
+    """The trials in some states; the frame itself when those are all."""
+    return frame if set(frame["state"].unique()) <= set(states) else frame[frame["state"].isin(states)]
 
 
 def _scale(name: str, value: float) -> float:
@@ -304,15 +421,20 @@ def _cost_range(frame: pd.DataFrame, x: str, y: str) -> tuple[float, float]:
     return (_scale(x, costs.min()), _scale(x, costs.max())) if len(costs) else (0.0, 1.0)
 
 
-def _within_budget(figure: Any, frame: pd.DataFrame, x: str, y: str, share: float) -> str:
-    """Draws the budget's line and says which trial is best within it."""
-    shown = figures.placed(frame, x, y)
-    if shown.empty:
-        return ""
+def _budget(frame: pd.DataFrame, x: str, y: str, share: float) -> float | None:
+    """The cost at `share` of the axis; None while nothing has a place."""
+    if figures.placed(frame, x, y).empty:
+        return None
     low, high = _cost_range(frame, x, y)
     at = low + share * (high - low)
-    budget = 10**at if x in LOGARITHMIC else at
-    figures.add_budget(figure, budget)
+    return float(10**at if x in LOGARITHMIC else at)
+
+
+def _best_within(frame: pd.DataFrame, x: str, y: str, budget: float | None) -> str:
+    """Which trial is best within the budget."""
+    if budget is None:
+        return ""
+    shown = figures.placed(frame, x, y)
     within = frames.front_frame(shown[shown[x] <= budget * (1 + 1e-9)], (y, x))
     if within.empty:
         return f"No completed trial within {short(budget)} {label(x)}."
@@ -342,13 +464,17 @@ def _wire_trial(app: Dash, watch: Watch) -> None:
             return no_update  # a finished trial never changes
         reports = store.reports(study.row, found.number)
         pictures = {"Architecture": architecture_figure(found.arch, found.diagnostics.get("gate_rates", ()))}
-        loss = next((name for name in study.row.objectives if name in frames.LOSSES), "loss")
-        pictures["Learning curve"] = figures.curve_figure(frames.curve_frame(reports), [found.number], loss)
+        pictures["Learning curve"] = figures.curve_figure(frames.curve_frame(reports), [found.number], _loss(study))
         rates = gate_rate_frame(found)
         if len(rates):
             pictures["Share of tokens each gate lets through"] = figures.bar_figure(
                 rates, "gate", "rate", "share", "", 1.0
             )
+        matrices = found.diagnostics.get("mean_mixing")
+        if matrices:
+            names = connection_names(found.arch, len(matrices))
+            pictures["How the streams mix: mean matrix of each connection"] = figures.mixing_figure(matrices, names)
+            pictures["Composite gain over depth"] = figures.gain_figure(frames.gain_frame(matrices))
         exportable = found.state == records.State.COMPLETE and _is_kept(store, study, found.number)
         parts = cost_frame(study, found)
         return pages.trial_content(study.row, found, reports, parts, pictures, watch.url, exportable)
@@ -436,28 +562,43 @@ def _wire_space(app: Dash, watch: Watch) -> None:
         Output("space-marginal", "figure"),
         Output("space-tried", "figure"),
         Output("space-parallel", "figure"),
+        Output("space-pair", "figure"),
         Output("space-choice", "options"),
         Output("space-choice", "value"),
+        Output("space-other", "options"),
+        Output("space-other", "value"),
         Input("seq", "data"),
         Input("space-objective", "value"),
         Input("space-choice", "value"),
+        Input("space-other", "value"),
+        Input("selection", "data"),
         State("study", "data"),
     )
-    def space(_: int, objective: str, choice: str | None, shown: dict) -> tuple:
+    def space(
+        _: int, objective: str, choice: str | None, other: str | None, selection: dict | None, shown: dict
+    ) -> tuple:
         study = watch.study(shown["name"])
         if study is None:
-            return (no_update,) * 6
-        frame, names = frames.space_frame(study.frame, study.choices())
+            return (no_update,) * 9
+        frame, names = frames.space_frame(_selected(study.frame, study, selection), study.choices())
         ranking = frames.importance_frame(frame, names, objective)
-        choice = choice if choice in names else next(iter([*ranking["choice"], *names]), None)
+        order = list(dict.fromkeys([*ranking["choice"], *names]))
+        choice = choice if choice in names else next(iter(order), None)
+        others = [name for name in order if name != choice]
+        other = other if other in others else next(iter(others), None)
         nothing = frame.iloc[:0]
         return (
             figures.importance_figure(ranking, objective),
             figures.marginal_figure(frame if choice else nothing, choice or "", objective),
             figures.tried_figure(frame if choice else nothing, choice or ""),
             figures.parallel_figure(frame if choice else nothing, names, study.row.objectives),
+            figures.pair_figure(frames.pair_frame(frame, choice, other, objective), choice, other, objective)
+            if choice and other
+            else figures.message_figure("This needs completed trials that differ in two choices."),
             [{"label": pages.plain(name, 60), "value": name} for name in names],
             choice,
+            [{"label": pages.plain(name, 60), "value": name} for name in others],
+            other,
         )
 
 
@@ -484,13 +625,14 @@ def _wire_cluster(app: Dash, watch: Watch) -> None:
     @app.callback(
         Output("cluster-failures", "figure"),
         Output("cluster-ranks", "figure"),
+        Output("cluster-curves", "figure"),
         Input("seq", "data"),
         State("study", "data"),
     )
     def history(_: int, shown: dict) -> tuple:
         study = watch.study(shown["name"])
         if study is None:
-            return no_update, no_update
+            return (no_update,) * 3
         counts = frames.failure_counts(study.frame)
         causes = pd.DataFrame({"cause": [kind.replace("_", " ") for kind in counts], "trials": list(counts.values())})
         complete = study.frame.loc[study.frame["state"] == records.State.COMPLETE, "trial"]
@@ -498,9 +640,13 @@ def _wire_cluster(app: Dash, watch: Watch) -> None:
         ranks["rung"] = [
             f"rung {rung} ({trials} trials)" for rung, trials in zip(ranks["rung"], ranks["trials"], strict=True)
         ]
+        running = study.frame.loc[study.frame["state"] == records.State.RUNNING, "trial"].tolist()
         return (
             figures.bar_figure(causes, "cause", "trials", "failed trials", "No trial has failed."),
             figures.bar_figure(
                 ranks, "rung", "correlation", "rank correlation", "Too few trials with several rungs yet.", 1.0
             ),
+            figures.curve_figure(study.curves(running), running, _loss(study))
+            if running
+            else figures.message_figure("Nothing is running."),
         )

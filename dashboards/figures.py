@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboards.frames import front_frame
+from dashboards.frames import front_frame, seed_frame
 from dashboards.texts import better, label, number, pseudo, setting, short
 from nas.pareto import LOGARITHMIC
 from nas.records import State
@@ -22,6 +22,7 @@ from nas.records import State
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, GREY = "#2380C4", "#B87F00", "#009E73", "#D55E00", "#C0659A", "#808080"
 HEIGHT, MESSAGE_HEIGHT = 460, 200  # pixels
 SVG_POINTS = 1_000  # above so many points a figure draws with WebGL
+MATRICES = 8  # mixing matrices side by side
 HIGHLIGHTED = 8  # front curves drawn each in its own colour
 
 
@@ -42,27 +43,28 @@ MARKS = {
     State.RUNNING: Mark("running, at its last report", ORANGE, "circle-open", 9),
 }
 BASELINE = Mark("baseline", GREEN, "diamond", 13)
+INFEASIBLE = Mark("infeasible: violates a constraint", GREY, "square-x-open", 9)
 CURVE_COLOURS = (VERMILLION, BLUE, GREEN, ORANGE, PURPLE)
 CURVE_DASHES = ("solid", "dash")
 
 
 def _figure(x: str = "", y: str = "") -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        height=HEIGHT,
-        margin={"l": 70, "r": 20, "t": 20, "b": 60},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 14},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hoverlabel={"align": "left"},
-        uirevision="kept",  # zoom and hidden legend entries outlive an update
-    )
     grid = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
-    figure.update_xaxes(title_text=x, **grid)
-    figure.update_yaxes(title_text=y, **grid)
-    return figure
+    # One layout at once: every update_... costs milliseconds of a live tick.
+    layout = {
+        "template": "none",
+        "height": HEIGHT,
+        "margin": {"l": 70, "r": 20, "t": 20, "b": 60},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 14},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hoverlabel": {"align": "left"},
+        "uirevision": "kept",  # zoom and hidden legend entries outlive an update
+        "xaxis": grid | {"title": {"text": x}},
+        "yaxis": grid | {"title": {"text": y}},
+    }
+    return go.Figure(layout=layout)
 
 
 def _logarithmic(figure: go.Figure, values: pd.Series) -> None:
@@ -100,12 +102,15 @@ def _hover(rows: pd.DataFrame, x: str, y: str) -> dict[str, Any]:
         return {
             "hovertemplate": f"<b>trial %{{customdata}}</b><br>{label(y)}: %{{y}}<br>{label(x)}: %{{x}}<extra></extra>"
         }
-    columns = ("trial", "state", "origin", y, x, "architecture", "learning_rate")
+    columns = ("trial", "state", "origin", "violation", y, x, "architecture", "learning_rate")
     texts = [
         f"<b>trial {trial}</b> {pseudo(state).lower()}{' (baseline)' if origin == 'baseline' else ''}"
+        f"{' infeasible' if violation > 0 else ''}"
         f"<br>{label(y)}: {number(y, quality)}<br>{label(x)}: {number(x, cost)}"
         f"<br>{pseudo(architecture)}<br>learning rate {rate:.3g}"
-        for trial, state, origin, quality, cost, architecture, rate in zip(*(rows[c] for c in columns), strict=True)
+        for trial, state, origin, violation, quality, cost, architecture, rate in zip(
+            *(rows[c] for c in columns), strict=True
+        )
     ]
     return {"hovertext": texts, "hoverinfo": "text"}
 
@@ -121,6 +126,7 @@ def placed(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 def pareto_figure(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
     """Quality `y` over cost `x`: every trial with its state, the front as a staircase, the baselines as diamonds.
 
+    Infeasible trials have a mark of their own. A bar on the front spans what other seeds of it gave.
     A trial's number is in `customdata`, as a list: Dash does not decode an array when a point is clicked. The
     staircase is what is reachable: at a budget x, the best y so far.
     """
@@ -132,8 +138,11 @@ def pareto_figure(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
         _logarithmic(figure, shown[x])
     scatter = _scatter(len(shown))
     front = front_frame(shown, (y, x)).sort_values(x)
-    is_baseline = (shown["origin"] == "baseline") & (shown["state"] == State.COMPLETE)
-    groups = [(mark, shown[(shown["state"] == state) & ~is_baseline]) for state, mark in MARKS.items()]
+    infeasible = (shown["violation"] > 0) & (shown["state"] == State.COMPLETE)
+    is_baseline = (shown["origin"] == "baseline") & (shown["state"] == State.COMPLETE) & ~infeasible
+    rest = shown[~is_baseline & ~infeasible]
+    groups = [(mark, rest[rest["state"] == state]) for state, mark in MARKS.items()]
+    groups.append((INFEASIBLE, shown[infeasible]))
     for mark, rows in groups:
         if len(rows):
             figure.add_trace(_points(scatter, rows, mark, x, y, opacity=0.75))
@@ -153,7 +162,33 @@ def pareto_figure(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
     if len(front):
         ring = Mark("on the front", VERMILLION, "circle-open", 14)
         figure.add_trace(_points(go.Scatter, front, ring, x, y, line_width=2.5))
+        spread = seed_frame(front, frame, y)
+        if len(spread):
+            figure.add_trace(_seed_bars(front.merge(spread, on="trial"), x, y))
     return figure
+
+
+def _seed_bars(rows: pd.DataFrame, x: str, y: str) -> go.Scatter:
+    """From the lowest to the highest value that a configuration reached, whatever its seed."""
+    return go.Scatter(
+        x=rows[x],
+        y=rows[y],
+        name="range over seeds",
+        mode="markers",
+        marker={"color": VERMILLION, "size": 1},
+        error_y={
+            "symmetric": False,
+            "array": rows["high"] - rows[y],
+            "arrayminus": rows[y] - rows["low"],
+            "color": VERMILLION,
+            "width": 6,
+        },
+        hovertext=[
+            f"<b>trial {trial}</b>: {seeds} seeds, {number(y, low)} to {number(y, high)}"
+            for trial, seeds, low, high in zip(*(rows[c] for c in ("trial", "seeds", "low", "high")), strict=True)
+        ],
+        hoverinfo="text",
+    )
 
 
 def _points(
@@ -162,7 +197,7 @@ def _points(
     return scatter(
         x=rows[x],
         y=rows[y],
-        customdata=rows["trial"].tolist(),
+        customdata=rows["trial"].to_numpy(object),
         name=mark.name,
         mode="markers",
         marker={
@@ -280,7 +315,15 @@ def add_front(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, name: str,
 
 def add_budget(figure: go.Figure, budget: float) -> None:
     """A vertical line at a budget of the cost on the x axis."""
-    figure.add_vline(x=budget, line={"color": GREY, "width": 3, "dash": "dot"})
+    line = {"color": GREY, "width": 3, "dash": "dot"}
+    figure.add_shape(type="line", x0=budget, x1=budget, y0=0, y1=1, yref="y domain", line=line)
+
+
+def add_region(figure: go.Figure, x: Sequence[float], y: Sequence[float]) -> None:
+    """The outline of a selected region, (from, to) on each axis: without it a redrawn figure forgets the selection."""
+    figure.update_layout(
+        selections=[{"type": "rect", "xref": "x", "yref": "y", "x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1]}]
+    )
 
 
 def bar_figure(
@@ -361,6 +404,91 @@ def tried_figure(frame: pd.DataFrame, parameter: str) -> go.Figure:
             )
         )
     figure.update_yaxes(type="category", categoryarray=[pseudo(setting(value), 40) for value in values])
+    return figure
+
+
+def pair_figure(frame: pd.DataFrame, across: str, down: str, objective: str) -> go.Figure:
+    """Two choices against each other: how many trials of each pair stand on the front. `frame` is pair_frame's."""
+    if frame.empty:
+        return message_figure("No trial has completed yet.")
+    figure = _figure(pseudo(across), pseudo(down))
+    columns = sorted(frame["across"].unique(), key=_natural)
+    rows = sorted(frame["down"].unique(), key=_natural)
+    counts = frame.pivot(index="down", columns="across", values="on_front").reindex(index=rows, columns=columns)
+    texts = {
+        (row.down, row.across): f"{row.on_front} of {row.trials}<br>best {number(objective, row.best)}"
+        for row in frame.itertuples(index=False)
+    }
+    figure.add_trace(
+        go.Heatmap(
+            z=counts.to_numpy(float),
+            x=[pseudo(setting(value), 40) for value in columns],
+            y=[pseudo(setting(value), 40) for value in rows],
+            text=[[texts.get((row, column), "") for column in columns] for row in rows],
+            texttemplate="%{text}" if len(frame) <= 60 else None,
+            hovertemplate="%{x} with %{y}: %{text}<extra></extra>",
+            hoverongaps=False,
+            colorscale=[[0, "rgba(128,128,128,0.15)"], [1, "rgba(213,94,0,0.75)"]],
+            colorbar={"title": {"text": "trials on<br>the front"}, "dtick": -(-int(counts.max(axis=None)) // 5) or 1},
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", showgrid=False)
+    return figure
+
+
+def mixing_figure(matrices: Sequence[Sequence[Sequence[float]]], names: Sequence[str]) -> go.Figure:
+    """Mixing matrices (n, n) side by side, in rows of MATRICES; `names` says whose each is. Row: to, column: from."""
+    n, across = len(matrices[0]), min(MATRICES, len(matrices))
+    down = -(-len(matrices) // across)
+    values = np.full((down * (n + 1) - 1, across * (n + 1) - 1), np.nan)
+    texts = np.full(values.shape, "", dtype=object)
+    figure = _figure()
+    for index, (matrix, name) in enumerate(zip(matrices, names, strict=True)):
+        top, left = index // across * (n + 1), index % across * (n + 1)
+        values[top : top + n, left : left + n] = matrix
+        for to, row in enumerate(matrix):
+            for origin, value in enumerate(row):
+                texts[top + to, left + origin] = f"{pseudo(name)}: stream {origin + 1} to {to + 1}, {value:.3f}"
+        figure.add_annotation(
+            text=pseudo(name), x=left + (n - 1) / 2, y=top - 0.55, yanchor="bottom", showarrow=False, font={"size": 11}
+        )
+    figure.add_trace(
+        go.Heatmap(
+            z=values,
+            text=texts.tolist(),
+            hovertemplate="%{text}<extra></extra>",
+            hoverongaps=False,
+            colorscale="Cividis",
+            zmin=min(0.0, float(np.nanmin(values))),
+            zmax=max(1.0, float(np.nanmax(values))),
+            xgap=1,
+            ygap=1,
+        )
+    )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, range=[len(values) - 0.4, -1.4])
+    figure.update_layout(height=90 + 105 * down)
+    return figure
+
+
+def gain_figure(frame: pd.DataFrame) -> go.Figure:
+    """The composite gain after each connection, forward and backward. `frame` is gain_frame's."""
+    figure = _figure("connections passed", "gain of the product of the mixing matrices")
+    for name, colour, dash in (("forward", BLUE, "solid"), ("backward", VERMILLION, "dash")):
+        figure.add_trace(
+            go.Scatter(
+                x=frame["connection"],
+                y=frame[name],
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "dash": dash, "width": 2.5},
+                hovertemplate="after %{x} connections: %{y:.4f}<extra>" + name + "</extra>",
+            )
+        )
+    figure.update_yaxes(rangemode="tozero")
     return figure
 
 

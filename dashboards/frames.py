@@ -1,10 +1,14 @@
 """Records of the store as tidy pandas DataFrames: what every figure, page and CSV is made of. No drawing here.
 
 A row of `trial_frame` is a trial. While a trial is not COMPLETE its loss is that of its last report, a measurement
-at a rung and not a result: `on_front` is true for COMPLETE trials alone.
+at a rung and not a result: `on_front` is true for COMPLETE trials alone, of those for the feasible.
+
+A trial is infeasible when a constraint of its search is violated: the sampler's attribute `constraints:NAME`, as Optuna
+writes it, is above 0. A trial without such attributes is feasible.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +22,7 @@ from nas.records import Report, State, Trial
 LOSSES = ("bits_per_byte", "loss")
 COSTS = ("flops_per_token", "flops_per_image")
 TRAINING = 3  # training FLOPs over forward FLOPs: the backward pass counts twice the forward
+CONSTRAINT = "constraints:"  # how the names of a trial's constraints start among its sampler's attributes
 
 COLUMNS = {
     "trial": "int64",
@@ -26,6 +31,9 @@ COLUMNS = {
     "architecture": "str",
     "arch_hash": "str",
     "learning_rate": "float64",
+    "recipe": "str",
+    "seed": "float64",
+    "violation": "float64",
     "parameters": "float64",
     "rung": "float64",
     "tokens": "float64",
@@ -38,6 +46,12 @@ COLUMNS = {
     "failure": "str",
     "message": "str",
 }
+
+
+def violation(trial: Trial) -> float:
+    """By how much the trial's constraints are violated, summed; 0 for a feasible one."""
+    values = [value for name, value in trial.sampler_attrs.items() if name.startswith(CONSTRAINT)]
+    return float(sum(value for value in values if value > 0))
 
 
 def trial_row(trial: Trial, last: Report | None, objectives: Sequence[str]) -> dict[str, Any]:
@@ -54,6 +68,9 @@ def trial_row(trial: Trial, last: Report | None, objectives: Sequence[str]) -> d
         "architecture": describe_arch(dict(trial.arch)),
         "arch_hash": trial.arch_hash,
         "learning_rate": trial.recipe.learning_rate,
+        "recipe": repr(replace(trial.recipe, seed=0)),
+        "seed": trial.recipe.seed,
+        "violation": violation(trial),
         "parameters": trial.parameters,
         "rung": last.rung if last else None,
         "tokens": last.tokens if last else None,
@@ -83,8 +100,11 @@ def merge(frame: pd.DataFrame, rows: Sequence[Mapping[str, Any]], objectives: Se
     A COMPLETE trial never changes, so the new front is among the old one and the new rows.
     """
     fresh = frame_of_rows(rows, objectives)
-    kept = frame[~frame["trial"].isin(fresh["trial"])]
-    out = pd.concat([kept, fresh]).sort_values("trial", ignore_index=True) if len(kept) else fresh
+    known = frame["trial"].isin(fresh["trial"])
+    kept = frame[~known] if known.any() else frame
+    out = pd.concat([kept, fresh], ignore_index=True) if len(kept) else fresh
+    if not out["trial"].is_monotonic_increasing:
+        out = out.sort_values("trial", ignore_index=True)
     rivals = out[out["on_front"]]
     out["on_front"] = False
     out.loc[pareto_rows(rivals, objectives), "on_front"] = True
@@ -108,12 +128,10 @@ def trial_frame(trials: Sequence[Trial], reports: Iterable[Report], objectives: 
 
 
 def pareto_rows(frame: pd.DataFrame, objectives: Sequence[str]) -> pd.Index:
-    """The rows of the COMPLETE trials that no other COMPLETE trial dominates in `objectives`, best first one first."""
-    complete = frame[(frame["state"] == State.COMPLETE) & np.isfinite(frame[list(objectives)]).all(axis=1)]
-    points = [
-        tuple(pareto.cost(name, value) for name, value in zip(objectives, row, strict=True))
-        for row in complete[list(objectives)].itertuples(index=False)
-    ]
+    """The rows of the feasible COMPLETE trials that no other such trial dominates in `objectives`, best first."""
+    finite = np.isfinite(frame[list(objectives)]).all(axis=1)
+    complete = frame[(frame["state"] == State.COMPLETE) & ~(frame["violation"] > 0) & finite]
+    points = pareto.cost_table(objectives, complete[list(objectives)].to_numpy(float))
     return complete.index[pareto.front(points)]
 
 
@@ -121,6 +139,22 @@ def front_frame(frame: pd.DataFrame, objectives: Sequence[str], until: datetime 
     """The front as rows of `frame`, best first objective first; as it stood at the moment `until`, if given."""
     past = frame if until is None else frame[frame["finished"] <= pd.Timestamp(until)]
     return past.loc[pareto_rows(past, objectives)].reset_index(drop=True)
+
+
+def seed_frame(front: pd.DataFrame, frame: pd.DataFrame, y: str) -> pd.DataFrame:
+    """How far seeds spread the quality `y` of the front's configurations: a row for each that was trained repeatedly.
+
+    Columns: trial (the front's), seeds, low and high (of `y`, over every COMPLETE trial of the same architecture and
+    recipe but for the seed).
+    """
+    key = ["arch_hash", "recipe"]
+    rivals = frame.loc[frame["arch_hash"].isin(front["arch_hash"]), ["state", *key, "seed", y]]
+    rivals = rivals[rivals["state"] == State.COMPLETE]
+    if rivals["arch_hash"].is_unique:  # the usual case, and grouping takes 10 ms
+        return pd.DataFrame({"trial": [], "seeds": [], "low": [], "high": []})
+    groups = rivals.groupby(key)[["seed", y]].agg(seeds=("seed", "nunique"), low=(y, "min"), high=(y, "max"))
+    found = front[["trial", *key]].merge(groups.reset_index(), on=key)
+    return found.loc[found["seeds"] > 1, ["trial", "seeds", "low", "high"]].reset_index(drop=True)
 
 
 def curve_frame(reports: Sequence[Report]) -> pd.DataFrame:
@@ -149,10 +183,40 @@ def hypervolume_frame(history: Sequence[tuple[int, datetime, float]], frame: pd.
         }
     )
     out.insert(1, "completed", np.arange(1, len(out) + 1))
+    return _over_time_and_compute(out, frame)
+
+
+def selected_hypervolume_frame(
+    chosen: pd.DataFrame, frame: pd.DataFrame, objectives: Sequence[str], reference: Mapping[str, float]
+) -> pd.DataFrame:
+    """`hypervolume_frame` of some trials alone: the volume that the `chosen` of `frame`'s rows reach by themselves.
+
+    `reference` is the study's reference point, as costs.
+    """
+    able = chosen[chosen["finished"].notna() & np.isfinite(chosen[list(objectives)]).all(axis=1)]
+    able = able[(able["state"] == State.COMPLETE) & ~(able["violation"] > 0)].sort_values(["finished", "trial"])
+    corner = tuple(reference[name] for name in objectives)
+    front: list[tuple[float, ...]] = []
+    volume, volumes = 0.0, []
+    for point in map(tuple, pareto.cost_table(objectives, able[list(objectives)].to_numpy(float)).tolist()):
+        if not any(other == point or pareto.dominates(other, point) for other in front):
+            front = [*(other for other in front if not pareto.dominates(point, other)), point]
+            volume = pareto.hypervolume(front, corner)
+        volumes.append(volume)
+    out = able[["trial", "finished"]].reset_index(drop=True)
+    out["hypervolume"] = pd.Series(volumes, dtype="float64")
+    out.insert(1, "completed", np.arange(1, len(out) + 1))
+    return _over_time_and_compute(out, frame)
+
+
+def _over_time_and_compute(out: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Moments of finishing as seconds and training FLOPs since the study's first trial started."""
     out["seconds"] = (out["finished"] - frame["started"].min()).dt.total_seconds()
     ended = frame[frame["finished"].notna()].sort_values("finished")
     spent = np.concatenate([[0.0], ended["training_flops"].fillna(0.0).cumsum().to_numpy()])
-    out["training_flops"] = spent[np.searchsorted(ended["finished"].to_numpy(), out["finished"].to_numpy(), "right")]
+    # As integers: numpy takes zoned moments one by one, 60 ms for 10,000.
+    ends, moments = ended["finished"].astype("int64"), out["finished"].astype("int64")
+    out["training_flops"] = spent[np.searchsorted(ends.to_numpy(), moments.to_numpy(), "right")]
     return out.drop(columns="finished")
 
 
@@ -180,7 +244,7 @@ def importance_frame(frame: pd.DataFrame, parameters: Sequence[str], objective: 
     Columns: choice and share, the omega squared of a one-way analysis of variance over the choice's values: corrected
     for the groups that chance alone would set apart, at least 0. Costs such as FLOPs count by their logarithm.
     """
-    values = np.array([pareto.cost(objective, value) for value in frame[objective]])
+    values = pareto.cost_table([objective], frame[[objective]].to_numpy(float))[:, 0]
     shares = {}
     for name in parameters:
         groups = pd.Series(values).groupby(frame[name].to_numpy())
@@ -195,6 +259,34 @@ def importance_frame(frame: pd.DataFrame, parameters: Sequence[str], objective: 
     return pd.DataFrame(
         {"choice": [name for name, _ in ordered], "share": pd.Series([share for _, share in ordered], dtype="float64")}
     )
+
+
+def pair_frame(frame: pd.DataFrame, across: str, down: str, objective: str) -> pd.DataFrame:
+    """Each pair of values of two choices that was tried. `frame` is space_frame's.
+
+    Columns: across and down (the values), trials, on_front (how many of them), best (of the objective) and trial (the
+    best one's number).
+    """
+    costs = pareto.cost_table([objective], frame[[objective]].to_numpy(float))[:, 0]
+    ranked = frame.iloc[np.argsort(costs, kind="stable")]
+    rows = [
+        (pair[0], pair[1], len(group), int(group["on_front"].sum()), group[objective].iloc[0], group["trial"].iloc[0])
+        for pair, group in ranked.groupby([across, down], sort=False)
+    ]
+    return pd.DataFrame(rows, columns=["across", "down", "trials", "on_front", "best", "trial"])
+
+
+def gain_frame(mean_mixing: Sequence[Sequence[Sequence[float]]]) -> pd.DataFrame:
+    """The gain of the product of the first so many mixing matrices, (n, n) each: a row a connection.
+
+    Columns: connection (from 1), forward (the largest absolute row sum) and backward (the largest absolute column sum).
+    Source: mHC, 2512.24880, section 3.
+    """
+    rows, product = [], None
+    for index, matrix in enumerate(mean_mixing):
+        product = np.array(matrix) if product is None else np.array(matrix) @ product
+        rows.append((index + 1, abs(product.sum(1)).max(), abs(product.sum(0)).max()))
+    return pd.DataFrame(rows, columns=["connection", "forward", "backward"])
 
 
 def rank_frame(curves: pd.DataFrame, complete: Iterable[int]) -> pd.DataFrame:

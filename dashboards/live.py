@@ -23,6 +23,7 @@ class LiveStudy:
         self._trials: dict[int, Trial] = {}
         self._reports: dict[int, list[Report]] = {}
         self._history: dict[int, tuple[int, datetime, float]] = {}
+        self._volumes: tuple[int, pd.DataFrame] | None = None  # with the sequence they belong to
 
     def refresh(self, store: Store) -> None:
         """Takes in what changed in the store since the last call."""
@@ -47,7 +48,11 @@ class LiveStudy:
 
     def hypervolumes(self) -> pd.DataFrame:
         """`frames.hypervolume_frame`."""
-        return frames.hypervolume_frame(sorted(self._history.values(), key=lambda entry: entry[1:]), self.frame)
+        held = self._volumes
+        if held is None or held[0] != self.seq:
+            history = sorted(self._history.values(), key=lambda entry: entry[1:])
+            held = self._volumes = self.seq, frames.hypervolume_frame(history, self.frame)
+        return held[1]
 
     def choices(self) -> pd.DataFrame:
         """`frames.choice_frame`."""
@@ -100,6 +105,12 @@ class Watch:
         """Every study's name, the newest first."""
         store = self.store()
         return [] if store is None else [str(study["name"]) for study in reversed(store.studies())]
+
+    def warm_up(self) -> None:
+        """Takes in the newest study, which a page without a name shows: 10,000 trials take a second."""
+        names = self.names()
+        if names:
+            self.study(names[0])
 
     def study(self, name: str) -> LiveStudy | None:
         """The study as it is now, or None when there is no such study."""

@@ -4,10 +4,12 @@ Dash escapes every text it is given; `texts.plain` also makes invisible characte
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from shlex import quote
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 import pandas as pd
 from dash import dcc, html
 
@@ -18,7 +20,7 @@ from nas.pareto import LOGARITHMIC
 from nas.records import Report, State, StudyRow, Trial
 
 PAGES = {"/": "Front", "/trial": "Trial", "/space": "Space", "/cluster": "Cluster"}
-ROWS = 100  # trials in a table
+ROWS = 50  # trials in a table
 TRACEBACK = 100_000  # characters
 STATES = [State.COMPLETE, State.STOPPED, State.FAILED, State.RUNNING]
 
@@ -117,7 +119,12 @@ def front_page(study: LiveStudy, others: Sequence[str]) -> list[Any]:
             ],
             className="controls",
         ),
-        graph("front", "Front", clear_on_unhover=True, config={"edits": {"shapePosition": True}}),
+        graph(
+            "front",
+            "Front",
+            clear_on_unhover=True,
+            config={"edits": {"shapePosition": True}, "modeBarButtonsToRemove": ["lasso2d"]},
+        ),
         html.P(id="front-best", role="status"),
         html.Div(
             [
@@ -166,11 +173,14 @@ def axis_choices(study: LiveStudy) -> tuple[list[dict[str, str]], list[dict[str,
     return options(costs or names), options(qualities)
 
 
-def study_facts(study: LiveStudy, volume: float | None) -> html.Dl:
-    states = [f"{count} {state.lower()}" for state, count in frames.state_counts(study.frame).items() if count]
+def study_facts(study: LiveStudy, frame: pd.DataFrame, volume: float | None) -> html.Dl:
+    """The study in a line; `frame` is the part of its trials that is shown."""
+    states = [f"{count} {state.lower()}" for state, count in frames.state_counts(frame).items() if count]
+    infeasible = int((frame["violation"] > 0).sum())
     pairs: list[tuple[str, object]] = [
         ("Trials", ", ".join(states) or "none yet"),
-        ("On the front", int(study.frame["on_front"].sum())),
+        *([("Infeasible", infeasible)] if infeasible else []),
+        ("On the front", int(frame["on_front"].sum())),
         ("Hypervolume", "–" if volume is None else f"{volume:.4f}"),
         ("Space", study.row.space.name),
         ("Data", study.row.data_name),
@@ -179,13 +189,15 @@ def study_facts(study: LiveStudy, volume: float | None) -> html.Dl:
 
 
 def trials_table(study: LiveStudy, rows: pd.DataFrame, note: str) -> list[Any]:
-    """Trials as a table, the front first; at most ROWS of them."""
-    ordered = rows.sort_values(["on_front", "trial"], ascending=[False, True])
+    """Trials, in order of number, as a table with the front first; at most ROWS of them."""
+    on_front = rows["on_front"].to_numpy(bool)
+    listed = rows.iloc[np.concatenate([np.flatnonzero(on_front), np.flatnonzero(~on_front)])[:ROWS]]
     head = ["trial", "state", *dict.fromkeys([*study.row.objectives, "parameters"]), "learning rate", "architecture"]
     body = []
-    for record in ordered.head(ROWS).to_dict("records"):
+    for record in listed.to_dict("records"):
         trial = int(record["trial"])
         state = str(record["state"]).lower() + (" (baseline)" if record["origin"] == "baseline" else "")
+        state += ", infeasible" if record["violation"] > 0 else ""
         body.append(
             [
                 dcc.Link(str(trial), href=link("/trial", study.row.name, trial)),
@@ -195,7 +207,7 @@ def trials_table(study: LiveStudy, rows: pd.DataFrame, note: str) -> list[Any]:
                 record["architecture"],
             ]
         )
-    more = f" The first {ROWS} are listed." if len(ordered) > ROWS else ""
+    more = f" The first {ROWS} are listed." if len(rows) > ROWS else ""
     if not body:
         return [html.P("No trials here yet.", className="note")]
     titles = [name.replace("_", " ") for name in head]
@@ -225,9 +237,13 @@ def trial_content(
     pairs += [(label(name), number(name, value)) for name, value in trial.values.items()]
     if trial.state != State.COMPLETE and last:
         pairs.append(("Last report", f"rung {last.rung}, loss {last.loss:.4f} after {short(last.tokens)} seen"))
+    if trial.state == State.COMPLETE and frames.violation(trial):
+        pairs.append(("Infeasible", f"violates its constraints by {frames.violation(trial):.4g}"))
     pairs += [
+        ("Waited", duration(_seconds(trial.created, trial.started))),
         ("Training", duration(trial.train_seconds)),
         ("Evaluation", duration(trial.evaluate_seconds)),
+        ("Finished", f"{trial.finished:%Y-%m-%d %H:%M:%S} UTC" if trial.finished else "–"),
         ("Attempts", trial.attempts),
         ("Worker", trial.worker or "–"),
     ]
@@ -266,15 +282,22 @@ def trial_content(
     return content + _taking_home(study, trial, store, exportable)
 
 
+def _seconds(start: datetime, end: datetime | None) -> float | None:
+    return None if end is None else (end - start).total_seconds()
+
+
 def _taking_home(study: StudyRow, trial: Trial, store: str, exportable: bool) -> list[Any]:
     if trial.state != State.COMPLETE:
         return []
     names = f"--study {quote(study.name)} --store {quote(store)} --trial {trial.number}"
+    again = f"nas train {names} --out trial-{trial.number}-trained"
     hint = "" if exportable else " Its weights are not kept here: the command trains it again first."
     return [
         html.H2("Take it home"),
         html.P(f"A folder with the model's source, its weights and a model card.{hint}"),
         html.Pre(plain(f"nas export {names} --out trial-{trial.number}", 2000), tabIndex="0"),
+        html.P("To train it again from its row, to the same weights, or longer with --tokens:"),
+        html.Pre(plain(again, 2000), tabIndex="0"),
         html.Button("Download the export", id="export-button", disabled=not exportable, type="button"),
         html.Span(id="export-status", role="status"),
     ]
@@ -315,6 +338,10 @@ def space_page(study: LiveStudy) -> list[Any]:
             className="note",
         ),
         graph("space-marginal", "One choice"),
+        html.Div(
+            field("space-other", "Against", dcc.Dropdown([], None, id="space-other", **control)), className="controls"
+        ),
+        graph("space-pair", "Two choices on the front"),
         graph("space-tried", "What the sampler tried over time"),
         graph("space-parallel", "All choices at once"),
         html.P("Drag along an axis to keep only the lines that cross it there.", className="note"),
@@ -330,6 +357,7 @@ def cluster_page(study: LiveStudy) -> list[Any]:
         html.Div(id="cluster-facts"),
         html.H2("Running"),
         html.Div(id="cluster-running"),
+        graph("cluster-curves", "Losses of running trials"),
         html.H2("Workers"),
         html.Div(id="cluster-workers"),
         graph("cluster-failures", "Failures by cause"),

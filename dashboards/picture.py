@@ -31,6 +31,13 @@ def gate_names(arch: Mapping[str, Any]) -> list[tuple[int, str]]:
     return [(layer, part) for layer in range(depth) if gated[layer] for part in parts]
 
 
+def connection_names(arch: Mapping[str, Any], count: int) -> list[str]:
+    """Whose each of `count` connections is, in model order."""
+    if count != 2 * int(arch.get("depth", 0)):
+        return [f"connection {index + 1}" for index in range(count)]
+    return [f"layer {index // 2 + 1} {('attention', 'ffn')[index % 2]}" for index in range(count)]
+
+
 def architecture_figure(arch: Mapping[str, Any], gate_rates: Sequence[float] = ()) -> go.Figure:
     """The blocks, their widths, the streams beside them, and each gate with the share of tokens it lets through."""
     if not drawable(arch):

@@ -1,11 +1,15 @@
-"""Pictures of every page for the documentation: python -m dashboards.screenshots --store URL --study NAME --out FOLDER.
+"""Pictures of every page for the documentation: python -m dashboards.screenshots [--study NAME] [--store URL].
 
+Without a study a small real one is searched first, in a temporary folder; that takes minutes.
 Needs playwright (in the `dev` extra) and Chromium.
 """
 
 import argparse
+import contextlib
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,6 +22,8 @@ from nas.store import Store
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
          "--disable-quic", "--disable-component-update", "--enable-unsafe-swiftshader")  # fmt: skip
+SEARCH = ("--study", "first", "--preset", "quick", "--trials", "16", "--set", "train.tokens=60000",
+          "--set", "depth=2..6", "--set", "d_model=64,96,128", "--set", "context=64")  # fmt: skip
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
@@ -67,14 +73,24 @@ def take(store_url: str, study: str, out: Path) -> list[Path]:
     return [out / f"{name}.png" for name, *_ in shots]
 
 
+def take_own(out: Path) -> list[Path]:
+    """`take` of a small study that is searched for it. Raises UserError when the search does not finish."""
+    target = out.resolve()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        command = [sys.executable, "-m", "nas", "search", *SEARCH]
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            raise UserError(f"the search for the pictures failed: {' '.join(command)}")
+        return take("nas.db", SEARCH[1], target)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dashboards.screenshots", description=__doc__)
     parser.add_argument("--store", default="nas.db", metavar="URL")
-    parser.add_argument("--study", required=True, metavar="NAME")
+    parser.add_argument("--study", metavar="NAME", help="default: search a small one first")
     parser.add_argument("--out", default="docs/images", metavar="FOLDER")
     given = parser.parse_args(argv)
     try:
-        written = take(given.store, given.study, Path(given.out))
+        written = take(given.store, given.study, Path(given.out)) if given.study else take_own(Path(given.out))
     except UserError as error:
         print(f"screenshots: {error}", file=sys.stderr)
         return 2

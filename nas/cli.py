@@ -325,14 +325,20 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
 @study_option()
 @store_option
 @click.option("--out", default="report.html", show_default=True, metavar="FILE.html", help="File to write.")
-def report(study: str, store: str, out: str) -> None:
+@click.option("--figures", metavar="DIR", help="Also write every figure here: PNG, SVG, and its numbers as CSV.")
+def report(study: str, store: str, out: str, figures: str | None) -> None:
     """One HTML file with front, trials, curves and hypervolume; it opens without a network."""
     from dashboards.report import write_report
     from nas.store import Store
 
     with Store(store) as opened:
         path = write_report(opened, study, out)
-    click.echo(f"report written to {path}")
+        click.echo(f"report written to {path}")
+        if figures is not None:
+            from dashboards.paper import write_figures
+
+            written = write_figures(opened, study, figures)
+            click.echo(f"{len(written)} figure files written to {figures}: {', '.join(path.name for path in written)}")
 
 
 @cli.command()
@@ -493,6 +499,24 @@ def bench_kernels(
         data = run(op, n, channels, tokens, dtype, backend, device)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if as_json:
+        _print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
+@bench.command(name="train")
+@json_option
+def bench_train(as_json: bool) -> None:
+    """Time whole training steps against eager PyTorch, a plain Transformer and the package hyper-connections.
+
+    Also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
+    """
+    from nas.bench_train import run
+    from nas.progress import print_table
+    from nas.summary import bench_table
+
+    data = run()
     if as_json:
         _print_json(data)
     else:

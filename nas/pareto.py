@@ -24,6 +24,17 @@ def costs(objectives: Sequence[str], values: Mapping[str, float]) -> tuple[float
     return tuple(cost(name, values[name]) for name in objectives)
 
 
+def cost_table(objectives: Sequence[str], values: np.ndarray) -> np.ndarray:
+    """`costs` of many trials at once: values (N, objectives) -> costs (N, objectives)."""
+    out = np.array(values, float)
+    for column, name in enumerate(objectives):
+        if name in LOGARITHMIC:
+            out[:, column] = np.log10(np.maximum(out[:, column], 1e-12))
+        elif name in MAXIMIZED:
+            out[:, column] *= -1
+    return out
+
+
 def quality(objectives: Sequence[str]) -> str:
     """The objective that says how good a model is, rather than what it costs; the first where there are several."""
     return next((name for name in objectives if name not in LOGARITHMIC), objectives[0])
@@ -34,11 +45,11 @@ def dominates(a: Point, b: Point) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
-def front(points: Sequence[Point]) -> list[int]:
+def front(points: Sequence[Point] | np.ndarray) -> list[int]:
     """Indices of the non-dominated points, in order of their first cost; of equal points the first counts."""
     from moocore import is_nondominated
 
-    if not points:
+    if len(points) == 0:
         return []
     keep = is_nondominated(np.asarray(points, float), keep_weakly=False)
     return sorted(np.flatnonzero(keep).tolist(), key=lambda i: tuple(points[i]))

@@ -6,6 +6,7 @@ tried again after a passing fault: a locked file, a serialisation failure, a con
 
 import os
 import socket
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from nas import pareto
 from nas.errors import StoreError, StudyError
@@ -149,9 +151,20 @@ def _parse_url(url: str) -> URL:
     return parsed
 
 
+def _open_read_only(path: Path) -> sqlite3.Connection:
+    """Opens a file in a folder that we may not write to. Without a writer there is no log beside it, and SQLite, which
+    would make one, has to be told that nothing changes; the connection is good for one look."""
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+    return sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, check_same_thread=False)
+
+
 def _engine(url: URL) -> Engine:
-    engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
     if url.get_backend_name() == "sqlite":
+        path = Path(url.database or "").resolve()
+        if os.access(path.parent, os.W_OK):
+            engine = create_engine(url)
+        else:
+            engine = create_engine(url, creator=lambda: _open_read_only(path), poolclass=NullPool)
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, _: Any) -> None:
@@ -165,7 +178,8 @@ def _engine(url: URL) -> Engine:
             writes = connection.get_execution_options().get("writes", False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    return engine
+        return engine
+    return create_engine(url, pool_pre_ping=True)
 
 
 class Store:

@@ -46,10 +46,19 @@ class Writer:
         self.store, self.study = store, study
         self.driver = store.start_driver(study, workers=2)
 
-    def lease(self, arch: dict | None = None, origin: str = "sampler", params: dict | None = None) -> tuple[int, int]:
+    def lease(
+        self,
+        arch: dict | None = None,
+        origin: str = "sampler",
+        params: dict | None = None,
+        attrs: dict | None = None,
+        arch_hash: str | None = None,
+        seed: int = 0,
+    ) -> tuple[int, int]:
         """A RUNNING trial: its number and token."""
         key = f"{random.random()}"
-        proposal = Proposal(params or {}, arch or ARCH, key[:16], key, Recipe(3e-3), origin, {})
+        recipe = Recipe(3e-3, seed=seed)
+        proposal = Proposal(params or {}, arch or ARCH, arch_hash or key[:16], key, recipe, origin, attrs or {})
         trial = self.store.lease_new(self.study, self.driver, proposal, limit=10**6)
         assert trial is not None
         return trial.number, trial.token
@@ -59,12 +68,17 @@ class Writer:
         report = Report(trial, rung, tokens // 100, tokens, 3 * flops * tokens, loss, float(rung + 1))
         assert self.store.report(self.study, report, token)
 
-    def complete(self, loss: float, flops: float, *, rungs: int = 0, **more: object) -> int:
+    def complete(
+        self, loss: float, flops: float, *, rungs: int = 0, diagnostics: dict | None = None, **more: object
+    ) -> int:
         number, token = self.lease(**more)  # type: ignore[arg-type]
         for rung in range(rungs):
             self.report(number, token, rung, loss + rungs - 1 - rung, flops)
         values = {"bits_per_byte": loss, "flops_per_token": flops, "accuracy": 0.5, "training_flops": flops * 3e4}
-        result = Result(number, token, values, parameters=1000, train_seconds=2.0, evaluate_seconds=0.5)
+        result = Result(
+            number, token, values, parameters=1000, train_seconds=2.0, evaluate_seconds=0.5,
+            diagnostics=diagnostics or {}, provenance={"torch": "2.13", "kernels": "reference"},
+        )  # fmt: skip
         assert self.store.finish(self.study, result)
         return number
 

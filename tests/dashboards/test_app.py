@@ -1,5 +1,6 @@
 """The live pages in a real browser, and the server behind them."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from nas.errors import UserError
 from nas.store import Store
 
 WAIT = 30_000  # milliseconds: the machine may be busy
+ARCH = {"family": "transformer", "depth": 4, "d_model": 128, "ffn.shape": "conventional", "ffn.ratio": 4.0,
+        "attention.ratio": 1.0, "gates.placement": "none"}  # fmt: skip
 
 
 @pytest.fixture
@@ -257,6 +260,102 @@ def test_selecting_a_region_lists_its_trials_alone(serve, page, small):
     page.mouse.up()
     says(page, "1 selected")
     assert page.locator("#front-table tbody tr td:first-child").all_inner_texts() == ["2"]
+    facts = page.locator("#front-facts")
+    facts.get_by_text("1 complete", exact=True).wait_for()
+    facts.get_by_text("13.1887").wait_for()  # (8 - 2.5)(9 - log10 4e6): trial 2 by itself
+    page.locator("#front-budget [role=slider]").focus()
+    page.keyboard.press("ArrowLeft")
+    says(page, "No completed trial within")  # trial 0 would be, and is not selected
+    page.get_by_role("link", name="Space").click()
+    says(page, "1 selected on the front")
+    page.get_by_role("link", name="Front").click()
+    says(page, "1 selected on the front")
+    small.complete(2.4, 4.1e6)
+    says(page, "2 selected on the front")  # it lies in the region, too
+    page.get_by_role("button", name="Show all").click()
+    page.locator("#selection-bar").wait_for(state="hidden")
+    page.locator("#front-facts").get_by_text("4 complete").wait_for()
+    page.get_by_role("link", name="Cluster").click()
+    says(page, "Losses of running trials")
+
+
+@pytest.mark.browser
+def test_a_trials_page_shows_how_its_streams_mix_where_it_ran_and_how_to_train_it_again(serve, page, writer):
+    diagnostics = {"mean_mixing": [[[0.9, 0.1], [0.1, 0.9]]] * 8}
+    arch = {**ARCH, "streams.n": 2, "streams.mixing": "mhc_lite"}
+    number = writer.complete(3.0, 1e6, rungs=2, arch=arch, diagnostics=diagnostics)
+    store = writer.store.url.database
+    page.goto(f"{serve(store)}/trial?study=first&trial={number}")
+    says(page, "How the streams mix")
+    says(page, "layer 4 ffn")
+    says(page, "Composite gain over depth")
+    page.get_by_role("row", name="kernels reference").wait_for()
+    says(page, f"nas train --study first --store {store} --trial {number} --out")
+    says(page, f"nas export --study first --store {store} --trial {number} --out")
+
+
+@pytest.mark.browser
+def test_the_tab_is_named_after_the_study(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    page.wait_for_function("document.title === 'first – hypernas'")
+
+
+@pytest.mark.browser
+def test_the_controls_of_the_front_are_reached_with_the_keyboard_in_order(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    reached = []
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate(
+                "[document.activeElement.closest('nav a, #studies, #front-y, #front-x, #front-states, #front-compare, "
+                "#front-moment, #front-budget, #front-over, #front-table a')]"
+                ".map(found => found && (found.id || found.textContent))[0]"
+            )
+        )
+    order = [name for name in dict.fromkeys(reached) if name]
+    assert order[:9] == ["Front", "Trial", "Space", "Cluster", "studies", "front-y", "front-x", "front-states",
+                         "front-compare"]  # fmt: skip
+    assert [name for name in order if name in ("front-moment", "front-budget", "front-over")] == [
+        "front-moment", "front-budget", "front-over",
+    ]  # fmt: skip
+    assert {"0", "2"} <= set(order)  # the front's trials in the table
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width, height", [(390, 844), (1280, 800)])
+def test_every_page_fits_a_phone_and_a_desktop_and_can_be_read_in_light_and_dark(
+    serve, page, small, width: int, height: int, scheme: str
+):
+    base = serve(small.store.url.database)
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=scheme)
+    for path in ("/", "/trial?trial=2", "/space", "/cluster"):
+        page.goto(base + path)
+        page.locator("h1").first.wait_for()
+        page.locator(".main-svg").first.wait_for()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        ink, paper = page.evaluate(
+            "(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))"
+        )
+        assert contrast(ink, paper) > 7, path
+        label = page.evaluate("getComputedStyle(document.querySelector('.js-plotly-plot .main-svg text')).fill")
+        assert contrast(label, paper) > 4.5, path
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio of two colours like rgb(0, 0, 0)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.browser

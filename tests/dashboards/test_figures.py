@@ -71,6 +71,52 @@ def test_every_state_has_its_own_mark_and_the_front_is_a_staircase_of_completed_
     assert len(set(symbols)) >= 3  # told apart without colour
 
 
+def test_infeasible_trials_have_a_mark_of_their_own_and_stay_off_the_front(small):
+    bad = small.complete(1.0, 1e3, attrs={"constraints:latency_ms": 0.5})
+    figure = figures.pareto_figure(load(small)[0], X, Y)
+    assert list(trace(figure, figures.INFEASIBLE.name).customdata) == [bad]
+    assert "infeasible" in trace(figure, figures.INFEASIBLE.name).hovertext[0]
+    assert list(trace(figure, "on the front").customdata) == [0, 2]
+
+
+def test_seeds_of_one_configuration_span_a_bar_on_the_front(writer):
+    for loss, seed in ((3.0, 0), (3.4, 1), (2.8, 2)):
+        writer.complete(loss, 1e6, arch_hash="same", seed=seed)
+    bars = trace(figures.pareto_figure(load(writer)[0], X, Y), "range over seeds")
+    assert list(bars.y) == [2.8]
+    assert list(bars.error_y.array) == pytest.approx([0.6]) and list(bars.error_y.arrayminus) == [0.0]
+    assert "3 seeds" in bars.hovertext[0]
+
+
+def test_mixing_matrices_stand_side_by_side_with_gaps_between():
+    matrices = [[[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.5, 0.5]]] * 5
+    figure = figures.mixing_figure(matrices, [f"layer {index}" for index in range(10)])
+    heat = figure.data[0]
+    assert heat.z.shape == (5, 23)  # eight across, two down
+    assert heat.z[0][:5].tolist()[:2] == [1.0, 0.0] and heat.z[0][2] != heat.z[0][2] and heat.z[3][3] == 0.5
+    assert [note.text for note in figure.layout.annotations] == [f"layer {index}" for index in range(10)]
+    json.loads(to_json_plotly(figure))
+
+
+def test_the_gain_is_drawn_forward_and_backward():
+    figure = figures.gain_figure(frames.gain_frame([[[2.0, 0.0], [0.0, 1.0]]] * 2))
+    assert list(trace(figure, "forward").y) == [2.0, 4.0] and list(trace(figure, "backward").y) == [2.0, 4.0]
+
+
+def test_two_choices_show_how_many_of_each_pair_stand_on_the_front(writer):
+    for loss, flops, depth, shape in ((3.0, 1e6, 10, "a"), (2.5, 4e6, 2, "a"), (2.0, 9e6, 2, "b")):
+        writer.complete(loss, flops, params={"depth": depth, "shape": shape})
+    trials = writer.store.trials(writer.study)
+    space, _ = frames.space_frame(load(writer)[0], frames.choice_frame({t.number: t.params for t in trials}))
+    heat = figures.pair_figure(frames.pair_frame(space, "depth", "shape", Y), "depth", "shape", Y).data[0]
+    assert (list(heat.x), list(heat.y)) == (["2", "10"], ["a", "b"])
+    assert heat.z[0].tolist() == [1.0, 1.0] and heat.z[1][0] == 1.0 and heat.z[1][1] != heat.z[1][1]
+    assert heat.text[1][0] == "1 of 1<br>best 2.0000"
+    assert says(figures.pair_figure(frames.pair_frame(space.iloc[:0], "depth", "shape", Y), "a", "b", Y)) == (
+        "No trial has completed yet."
+    )
+
+
 def test_zero_flops_have_no_place_on_a_logarithmic_axis(writer):
     writer.complete(3.0, 0.0)
     assert says(figures.pareto_figure(load(writer)[0], X, Y)) == "No trial has a result to show."

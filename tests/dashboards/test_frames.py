@@ -48,6 +48,24 @@ def test_stopped_trials_never_stand_on_the_front(small):
     assert frame.loc[frame["on_front"], "trial"].tolist() == [0, 2]
 
 
+def test_infeasible_trials_never_stand_on_the_front(small):
+    small.complete(1.0, 1e3, attrs={"constraints:latency_ms": 0.5, "constraints:parameters": -2.0})
+    small.complete(2.9, 1e6, attrs={"constraints:latency_ms": 0.0})
+    _, _, frame = load(small)
+    assert frame["violation"].tolist()[5:] == [0.5, 0.0]
+    assert frame.loc[frame["on_front"], "trial"].tolist() == [2, 6]
+
+
+def test_the_spread_over_seeds_is_that_of_the_same_architecture_and_recipe(writer):
+    for loss, seed in ((3.0, 0), (3.4, 1), (2.8, 2)):
+        writer.complete(loss, 1e6, arch_hash="same", seed=seed)
+    writer.complete(2.0, 4e6, arch_hash="other")
+    writer.fail(arch_hash="same", seed=3)
+    _, _, frame = load(writer)
+    spread = frames.seed_frame(frames.front_frame(frame, OBJECTIVES), frame, "bits_per_byte")
+    assert spread.to_dict("records") == [{"trial": 2, "seeds": 3, "low": 2.8, "high": 3.4}]
+
+
 def test_the_front_frame_agrees_with_the_stores_front_best_loss_first(large):
     _, _, frame = load(large)
     expected = [trial.number for trial in large.store.front(large.study)]
@@ -93,6 +111,42 @@ def test_hypervolume_grows_over_trials_seconds_and_compute(small):
     assert history["hypervolume"].tolist() == pytest.approx([15.0, 15.0, 15.0 + 0.5 * (9 - np.log10(4e6))])
     assert history["training_flops"].tolist() == pytest.approx([3e10, 9e10, 21e10])
     assert history["seconds"].is_monotonic_increasing and history["seconds"].iloc[0] >= 0
+
+
+def test_the_hypervolume_of_all_trials_selected_is_the_studys_own(large):
+    _, _, frame = load(large)
+    whole = frames.hypervolume_frame(large.store.hypervolumes(large.study), frame)
+    chosen = frames.selected_hypervolume_frame(frame, frame, OBJECTIVES, large.study.reference)
+    pd.testing.assert_frame_equal(chosen, whole)
+
+
+def test_the_hypervolume_of_a_selection_counts_its_trials_alone(small):
+    small.complete(0.5, 1e3, attrs={"constraints:latency_ms": 1.0})
+    _, _, frame = load(small)
+    chosen = frames.selected_hypervolume_frame(frame.iloc[1:], frame, OBJECTIVES, small.study.reference)
+    assert chosen["trial"].tolist() == [1, 2] and chosen["completed"].tolist() == [1, 2]
+    first, second = 4.5 * (9 - np.log10(2e6)), 5.5 * (9 - np.log10(4e6))
+    assert chosen["hypervolume"].tolist() == pytest.approx([first, second + 4.5 * np.log10(2)])
+    assert frames.selected_hypervolume_frame(frame.iloc[3:], frame, OBJECTIVES, small.study.reference).empty
+
+
+def test_pairs_of_choices_count_their_trials_those_on_the_front_and_their_best(writer):
+    for loss, flops, depth, shape in ((3.0, 1e6, 2, "a"), (2.5, 4e6, 2, "a"), (2.0, 9e6, 4, "b"), (2.6, 9e6, 2, "a")):
+        writer.complete(loss, flops, params={"depth": depth, "shape": shape})
+    trials, _, frame = load(writer)
+    space, _ = frames.space_frame(frame, frames.choice_frame({trial.number: trial.params for trial in trials}))
+    pairs = frames.pair_frame(space, "depth", "shape", "bits_per_byte").set_index(["across", "down"])
+    assert pairs.loc[(2, "a")].to_dict() == {"trials": 3, "on_front": 2, "best": 2.5, "trial": 1}
+    assert pairs.loc[(4, "b")].to_dict() == {"trials": 1, "on_front": 1, "best": 2.0, "trial": 2}
+
+
+def test_the_composite_gain_is_one_for_doubly_stochastic_matrices_and_that_of_the_product_for_others():
+    swap, half = [[0.0, 1.0], [1.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]]
+    assert frames.gain_frame([swap, half, swap])[["forward", "backward"]].to_numpy().ravel().tolist() == [1.0] * 6
+    gains = frames.gain_frame([[[2.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [0.0, -3.0]]])
+    assert gains["connection"].tolist() == [1, 2]
+    # product [[2, 1], [0, -3]]: row sums 3, -3; column sums 2, -2
+    assert gains["forward"].tolist() == [2.0, 3.0] and gains["backward"].tolist() == [2.0, 2.0]
 
 
 def test_choices_are_a_column_for_each_searched_parameter(writer):

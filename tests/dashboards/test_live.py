@@ -1,9 +1,14 @@
+import os
+import pwd
 import random
+import shutil
+import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import psycopg
 import pytest
 from plotly.io.json import to_json_plotly
 
@@ -74,6 +79,61 @@ def test_a_missing_file_is_waited_for_and_never_created(tmp_path: Path, write_in
         assert looking.names() == ["first"]
         assert len(looking.study("first").frame) == 1
     looking.close()
+
+
+def test_a_folder_that_cannot_be_written_to_is_looked_at_while_a_search_writes_and_after(tmp_path: Path, write_in):
+    folder = Path(tempfile.mkdtemp())  # tmp_path's parents are closed to others
+    try:
+        folder.chmod(0o755)
+        with Store(str(folder / "nas.db"), create=True) as store:
+            writer = write_in(store, "first")
+            writer.complete(3.0, 1e6, rungs=1)
+            assert looked_at_by_nobody(folder) == 1
+            writer.complete(2.0, 2e6)
+            assert looked_at_by_nobody(folder) == 2
+        assert looked_at_by_nobody(folder) == 2
+        assert [path.name for path in folder.iterdir()] == ["nas.db"]
+    finally:
+        shutil.rmtree(folder)
+
+
+def looked_at_by_nobody(folder: Path) -> int:
+    """How many trials a process sees that may only read; 255 when it sees an error."""
+    child = os.fork()
+    if child == 0:
+        seen = 255
+        try:
+            if os.geteuid() == 0:
+                nobody = pwd.getpwnam("nobody")
+                os.setgroups([])
+                os.setgid(nobody.pw_gid)
+                os.setuid(nobody.pw_uid)
+            else:
+                folder.chmod(0o555)
+            seen = len(Watch(str(folder / "nas.db")).study("first").frame)
+        finally:
+            os._exit(seen)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_database_user_who_may_only_read_sees_everything(postgres: str, write_in):
+    with Store(postgres, create=True) as store:
+        writer = write_in(store, "shared")
+        writer.complete(3.0, 1e6, rungs=2)
+        with psycopg.connect(postgres) as owner:
+            owner.execute("CREATE ROLE reader LOGIN")
+            owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+        looking = Watch(postgres.replace("postgres@", "reader@"))
+        try:
+            live = looking.study("shared")
+            assert looking.names() == ["shared"] and live.frame["bits_per_byte"].tolist() == [3.0]
+            writer.complete(2.0, 2e6)
+            assert len(looking.study("shared").frame) == 2 and len(live.hypervolumes()) == 2
+            assert looking.store().live_drivers(live.row) == {writer.driver: 2}
+        finally:
+            looking.close()
+            store.stop_driver(writer.driver)
+            store.delete_study("shared")
 
 
 def test_a_deleted_study_is_gone_and_its_successor_of_the_same_name_is_new(small, write_in):
@@ -158,3 +218,5 @@ def test_ten_thousand_trials_are_drawn_and_a_tick_costs_under_150_ms_of_the_serv
     frame, names = frames.space_frame(live.frame, live.choices())
     assert figures.parallel_figure(frame, names, OBJECTIVES).data and figures.tried_figure(frame, "depth").data
     assert figures.marginal_figure(frame, "depth", "bits_per_byte").data
+    pairs = frames.pair_frame(frame.assign(half=frame["trial"] % 2), "depth", "half", "bits_per_byte")
+    assert pairs["trials"].sum() == len(frame) and figures.pair_figure(pairs, "depth", "half", "bits_per_byte").data

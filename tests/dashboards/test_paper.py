@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from dashboards.paper import study_figures, write_figures
+from nas.cli import main
 from nas.errors import UserError
 
 NAMES = ["curves", "front", "hypervolume"]
@@ -28,3 +29,12 @@ def test_figures_are_written_as_png_svg_and_csv(small, tmp_path, browser_path):
     assert (tmp_path / "figures" / "front.png").read_bytes().startswith(b"\x89PNG")
     assert "validation loss" in (tmp_path / "figures" / "front.svg").read_text()
     assert pd.read_csv(tmp_path / "figures" / "front.csv")["bits_per_byte"].tolist()[:3] == [3.0, 3.5, 2.5]
+
+
+@pytest.mark.browser
+def test_nas_report_writes_the_figures_when_asked(small, tmp_path, browser_path, capsys):
+    command = ["report", "--study", "first", "--store", small.store.url.database, "--out", str(tmp_path / "r.html")]
+    assert main([*command, "--figures", str(tmp_path / "figures")]) == 0
+    assert f"9 figure files written to {tmp_path / 'figures'}" in capsys.readouterr().out
+    assert len(list((tmp_path / "figures").iterdir())) == 9
+    assert main([*command, "--figures", str(tmp_path / "no" / "figures")]) == 2
