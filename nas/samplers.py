@@ -82,6 +82,9 @@ def _hub_class(name: str) -> type[BaseSampler]:
     return own[0]
 
 
+CHILDREN = 50  # that evolution makes until one is new
+
+
 class EvolutionSampler(BaseSampler):
     """Regularised evolution (Real et al. 2019, https://arxiv.org/abs/1802.01548), for several objectives.
 
@@ -103,18 +106,24 @@ class EvolutionSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        told = study._get_trials(deepcopy=False, states=(TrialState.COMPLETE,), use_cache=True)
-        told = [other for other in told if search_space.keys() <= other.params.keys()]
-        if len(told) < self._population or not search_space:
+        open_names = [name for name, domain in search_space.items() if not domain.single()]
+        names = list(search_space)
+        known = study._get_trials(deepcopy=False, use_cache=True)
+        full = [other for other in known if search_space.keys() <= other.params.keys()]
+        young = [other for other in full if other.state == TrialState.COMPLETE][-self._population :]
+        if len(young) < self._population or not open_names:
             return {}
-        young = told[-self._population :]
-        chosen = self._rng.choice(len(young), size=min(self._tournament, len(young)), replace=False)
+        seen = {tuple(other.params[name] for name in names) for other in full}
         order = _constrained_ranks(young)
-        parent = young[min(chosen, key=lambda index: order[index])]
-        child = {name: parent.params[name] for name in search_space}
-        name = str(self._rng.choice([name for name, domain in search_space.items() if not domain.single()]))
-        child[name] = self._neighbour(search_space[name], child[name])
-        return child
+        for _ in range(CHILDREN):
+            chosen = self._rng.choice(len(young), size=min(self._tournament, len(young)), replace=False)
+            parent = young[min(chosen, key=lambda index: order[index])]
+            child = {name: parent.params[name] for name in names}
+            name = open_names[int(self._rng.integers(len(open_names)))]
+            child[name] = self._neighbour(search_space[name], child[name])
+            if tuple(child.values()) not in seen:
+                return child
+        return {}  # everything near is known: anywhere then
 
     def _neighbour(self, domain: BaseDistribution, value: Any) -> Any:
         """A value one step away where values have an order, any other where they have none."""
