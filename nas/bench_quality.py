@@ -25,10 +25,9 @@ from rich.progress import Progress
 from nas import pareto
 from nas.config import StudyConfig
 from nas.proposals import Proposals
-from nas.records import Failure, FailureKind, Report, State, Trial
+from nas.records import RUNGS, Failure, FailureKind, Report, State, Trial
 from nas.store import Proposal
 from nas.table import Recorded, Table, load_table
-from nas.train import RUNGS
 from search_spaces.base import Uniform
 
 WORKERS = 2

@@ -376,7 +376,7 @@ def doctor(store: str, study: str | None, as_json: bool) -> None:
 
 @cli.group(name="study", cls=Commands)
 def study_group() -> None:
-    """List and delete studies."""
+    """List, delete, export and import studies."""
 
 
 @study_group.command(name="list")
@@ -430,14 +430,52 @@ def study_replay(name: str, store: str) -> None:
     sys.exit(1 if other else 0)
 
 
+@study_group.command(name="export")
+@click.argument("name")
+@store_option
+@click.option("--to", required=True, metavar="URL", help="Optuna's database: a SQLite file or postgresql://...")
+def study_export(name: str, store: str, to: str) -> None:
+    """Write a study into a database that Optuna and optuna-dashboard open.
+
+    \b
+    nas study export first --to optuna.db
+    optuna-dashboard sqlite:///optuna.db
+    """
+    from nas.config import make_plan, resumed
+    from nas.optuna_rdb import export_study
+    from nas.store import Store
+
+    with Store(store) as opened:
+        row = opened.study(name)
+        if row.settings.get("imported"):
+            raise UserError(f"study {name!r} came from Optuna: its space is not known here")
+        plan = make_plan(resumed(row.settings, {"study": name}))
+        count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
+    click.echo(f"exported {count} trials of {name}")
+
+
+@study_group.command(name="import")
+@click.argument("name", required=False)
+@store_option
+@click.option("--from", "source", required=True, metavar="URL", help="Optuna's database: a SQLite file or a URL.")
+def study_import(name: str | None, store: str, source: str) -> None:
+    """Read a study from Optuna's database: one that was exported goes on, one of Optuna's own can be looked at."""
+    from nas.optuna_rdb import import_study
+    from nas.store import Store
+
+    with Store(store, create=True) as opened:
+        row, count = import_study(opened, source, name)
+    click.echo(f"imported {count} trials of {row.name}")
+
+
 @cli.group(cls=Commands)
 def bench() -> None:
     """Measure hypernas itself, side by side with its peers."""
 
 
 @bench.command(name="search")
-@click.option("--part", type=click.Choice(["overhead", "quality"]), default="overhead", show_default=True)
-@click.option("--trials", type=click.IntRange(min=10), default=200, show_default=True, help="Of --part overhead.")
+@click.option("--part", type=click.Choice(["overhead", "growth", "quality"]), default="overhead", show_default=True)
+@click.option("--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth]")
 @click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Of --part quality.")
 @click.option("--figure", metavar="FILE", help="Of --part quality: hypervolume against compute, as HTML, PNG or SVG.")
 @click.option("--record", is_flag=True, help="Train the table that --part quality replays: short trainings, resumable.")
@@ -445,24 +483,21 @@ def bench() -> None:
 @click.option("--out", default="lm.json", show_default=True, metavar="FILE", help="The table that --record writes.")
 @json_option
 def bench_search(
-    part: str, trials: int, seeds: int, figure: str | None, record: bool, store: str, out: str, as_json: bool
+    part: str, trials: int | None, seeds: int, figure: str | None, record: bool, store: str, out: str, as_json: bool
 ) -> None:
-    """What a trial costs beyond its training (overhead), or how good a front the same compute finds (quality).
+    """What a trial costs beyond its training, and how good a front the same compute finds.
 
-    Both run the peers beside ours: Ray Tune, Optuna, and Syne Tune where it is installed.
+    overhead: our engines and Ray Tune with its own OptunaSearch, in one run. growth: the first trials of a long study
+    and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock.
     """
+    from nas.progress import print_table
+    from nas.summary import bench_table
+
     if record:
         from nas.table import record as record_table
 
         sys.exit(record_table(store, Path(out)))
-    from nas.progress import print_table
-    from nas.summary import bench_table
-
-    if part == "overhead":
-        from nas.bench_search import overhead
-
-        data = overhead(trials)
-    else:
+    if part == "quality":
         from nas.bench_quality import compare
 
         data, curves = compare(seeds)
@@ -470,6 +505,27 @@ def bench_search(
             from dashboards.quality import write_figure
 
             write_figure(curves, figure)
+    else:
+        from nas.bench_search import growth, overhead
+
+        data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
+    if as_json:
+        _print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
+@bench.command(name="store")
+@click.option("--store", metavar="URL", help="An empty PostgreSQL database.  [default: a throw-away server]")
+@click.option("--seconds", type=click.FloatRange(min=1.0), default=10.0, show_default=True, help="For each writer.")
+@json_option
+def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
+    """Statements a trial takes, four drivers on one PostgreSQL beside Optuna's storage, and opening a large study."""
+    from nas.bench_store import measure
+    from nas.progress import print_table
+    from nas.summary import bench_table
+
+    data = measure(store, seconds)
     if as_json:
         _print_json(data)
     else:

@@ -15,7 +15,7 @@ from math import ceil, floor, isfinite, log10
 import numpy as np
 
 from nas import pareto
-from nas.pareto import LOGARITHMIC, Point
+from nas.pareto import Point
 
 Costs = tuple[float, ...]
 
@@ -64,11 +64,6 @@ def _place(mine: Costs, front: Sequence[Costs], everyone: Sequence[Costs], axis:
 
 def _bin(point: Point, axis: int | None) -> int:
     return 0 if axis is None else floor(point[axis] / BIN)
-
-
-def binned(objectives: Sequence[str]) -> int | None:
-    """Which objective the bins are of: the first whose orders of magnitude count."""
-    return next((index for index, name in enumerate(objectives) if name in LOGARITHMIC), None)
 
 
 def exempt(number: int) -> bool:

@@ -54,7 +54,8 @@ class Proposals:
         self._proposer = Proposer(
             sampler, seed, population_size(plan.trials), objectives=len(plan.objectives), suggest=plan.suggest
         )
-        self._axis = halving.binned(plan.objectives)
+        self._foreknown = (self._flops, "parameters")
+        self._axis = next((i for i, name in enumerate(plan.objectives) if name in self._foreknown), None)
         self._known: dict[str, Outcome | None] = {}  # config hash -> what came of it; None while unknown
         self._asked: dict[str, int] = {}  # config hash -> the sampler's handle, until a worker takes the proposal
         self._handles: dict[int, int] = {}  # trial number -> the sampler's handle
@@ -110,9 +111,9 @@ class Proposals:
         if trial.state == State.STOPPED and curve:
             last = max(curve, key=lambda report: report.rung)
             point = dict(zip(self._plan.objectives, self._point(trial.arch, last), strict=True))
-            # A rung knows the loss alone; what else would say how good the model is counts as the worst seen.
+            # A rung knows the loss and the costs alone; what else will be measured counts as the worst seen.
             costs = (
-                worst if name in pareto.MAXIMIZED else point[name]
+                worst if name != self._loss and name not in self._foreknown else point[name]
                 for name, worst in zip(self._plan.objectives, self._worst, strict=True)
             )
             return Outcome(tuple(costs), unfinished=1 - last.tokens / trial.recipe.tokens)

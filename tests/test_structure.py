@@ -12,7 +12,7 @@ OWNERS = {
     "triton": ("kernels/",),
     "sqlalchemy": ("nas/store/",),
     "alembic": ("nas/store/",),
-    "optuna": ("nas/samplers.py", "nas/optuna_io.py"),
+    "optuna": ("nas/samplers.py", "nas/optuna_io.py", "nas/optuna_rdb.py"),
     "ray": ("nas/executors.py", "nas/tune.py"),
     "pyarrow": ("nas/data.py",),
     "moocore": ("nas/pareto.py",),

@@ -8,7 +8,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import random
@@ -359,6 +359,35 @@ class Store:
             for name, space, trials, created in rows
         ]
 
+    def fill(self, study: StudyRow, trials: Iterable[tuple[Trial, str, Sequence[Report]]]) -> None:
+        """Trials with their configuration hashes and curves, as they are, into a study that has none: all or nothing.
+
+        The front and its history follow from the order in which they finished.
+        """
+        given = sorted(trials, key=lambda entry: (entry[0].finished is None, entry[0].finished, entry[0].number))
+        over = (State.COMPLETE, State.STOPPED, State.FAILED)
+
+        def work(connection: Connection) -> None:
+            front: Mapping[tuple[int, int], tuple[float, ...]] = {}
+            for seq, (trial, config, curve) in enumerate(given, start=1):
+                inserted: Any = connection.execute(_INSERT_TRIAL, _row(study, trial, config, seq))
+                trial_id = int(inserted.inserted_primary_key[0])
+                if trial.values:
+                    values = [{"trial_id": trial_id, "name": n, "value": v} for n, v in trial.values.items()]
+                    connection.execute(_INSERT_VALUES, values)
+                if curve:
+                    points = [asdict(report) | {"trial_id": trial_id} for report in curve]
+                    connection.execute(_INSERT_REPORT, [{k: v for k, v in p.items() if k != "trial"} for p in points])
+                if trial.state == State.COMPLETE:
+                    result = Result(trial.number, trial.token, trial.values)
+                    front = _extend_front(connection, study, trial_id, result, front)
+            numbers = [trial.number for trial, _, _ in given]
+            counters = {"next_number": max(numbers, default=-1) + 1, "seq": len(given)}
+            connection.execute(update(_STUDIES).where(_STUDIES.c.id == study.id).values(counters))
+
+        assert all(trial.finished is not None for trial, _, _ in given if trial.state in over)
+        self._write(work)
+
     def delete_study(self, name: str) -> None:
         """Raises StudyError while a search runs on it."""
         study = self.study(name)
@@ -660,16 +689,24 @@ class Store:
     # ---- reading ---------------------------------------------------------------------------------------------
 
     def trials(
-        self, study: StudyRow, *, after: int = 0, states: Iterable[State] = (), number: int | None = None
+        self,
+        study: StudyRow,
+        *,
+        after: int = 0,
+        states: Iterable[State] = (),
+        number: int | None = None,
+        origin: str | None = None,
     ) -> list[Trial]:
-        """Trials by number: those changed since sequence `after`, in `states`, or the one `number`."""
-        if not states and number is None:
+        """Trials by number: those changed since sequence `after`, in `states`, of one `origin`, or the one `number`."""
+        if not states and number is None and origin is None:
             return self._read_trials(_CHANGED_TRIALS, _CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
         where = [TrialTable.study_id == study.id, TrialTable.seq > after]
         if states:
             where.append(TrialTable.state.in_([str(state) for state in states]))
         if number is not None:
             where.append(TrialTable.number == number)
+        if origin is not None:
+            where.append(TrialTable.origin == origin)
         return self._trials(*where)
 
     def trial(self, study: StudyRow, number: int) -> Trial:
@@ -875,6 +912,22 @@ def _extend_front(
     row = {"trial_id": trial_id, "study_id": study.id, "hypervolume": volume, "dominated_by": winner}
     connection.execute(_INSERT_HISTORY, row)
     return after
+
+
+def _row(study: StudyRow, trial: Trial, config: str, seq: int) -> dict[str, Any]:
+    """A trial's columns; the counterpart of `_trial`."""
+    row: dict[str, Any] = {f.name: getattr(trial, f.name) for f in fields(trial) if f.name in _TRIALS.c}
+    failure = trial.failure
+    return row | {
+        "study_id": study.id,
+        "config_hash": config,
+        "seq": seq,
+        "driver_id": None,
+        "recipe": asdict(trial.recipe),
+        "failure_kind": str(failure.kind) if failure else None,
+        "failure_message": failure.message if failure else None,
+        "failure_traceback": failure.traceback if failure else None,
+    }
 
 
 def _trial(row: RowMapping, values: Mapping[str, float]) -> Trial:
