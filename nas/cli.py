@@ -283,7 +283,9 @@ def gallery(as_json: bool) -> None:
 @click.option("--trial", type=click.IntRange(0, MAX_COUNT), metavar="N", help="Number of the trial.")
 @click.option("--pick", metavar="RULE", help="knee, best, cheapest or max-flops=X, of the front.")
 @click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
-@click.option("--formats", default="py", show_default=True, metavar="LIST", help="py")
+@click.option(
+    "--formats", default="py", show_default=True, metavar="LIST", help="py, pt2 and onnx: the source, and graphs of it."
+)
 @json_option
 def export(study: str, store: str, trial: int | None, pick: str | None, out: str, formats: str, as_json: bool) -> None:
     """Write a trained model as a folder that needs only torch and safetensors.
@@ -301,7 +303,7 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
         _print_json(data)
     else:
         click.echo(f"trial {data['trial']} of {study} is in {data['folder']}: {', '.join(data['files'])}")
-        click.echo(f"checked: loaded without hypernas, its logits equal the trained model's ({data['checked']})")
+        click.echo(f"checked: loaded without hypernas; largest difference from the trained model: {data['checked']}")
 
 
 @cli.command()

@@ -16,7 +16,7 @@ OWNERS = {
     "ray": ("nas/executors.py", "nas/tune.py"),
     "pyarrow": ("nas/data.py",),
     "moocore": ("nas/pareto.py",),
-    "safetensors": ("nas/export.py", "nas/checkpoints.py", "nas/train.py"),
+    "safetensors": ("nas/export.py", "nas/exported.py", "nas/formats.py", "nas/checkpoints.py", "nas/train.py"),
     "scipy": ("nas/scaling.py", "nas/decompose.py"),
     "rich": ("nas/progress.py", "nas/summary.py", "nas/export.py"),
     "pandas": ("dashboards/",),
