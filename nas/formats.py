@@ -136,7 +136,8 @@ def _traced(model: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
 def sizes_of(program: torch.export.ExportedProgram) -> list[int | None]:
     """The sizes of the program's input, None where it takes any."""
     inputs = next(node for node in reversed(program.graph.nodes) if node.op == "placeholder")
-    return [size if isinstance(size, int) else None for size in inputs.meta["val"].shape]
+    # A size that tracing found to be fixed prints as its number, whether it is one or still a symbol.
+    return [int(str(size)) if str(size).isdigit() else None for size in inputs.meta["val"].shape]
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, name: str) -> None:
