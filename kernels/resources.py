@@ -21,7 +21,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import _dispatch, cosine_gate, narrow_mlp, rms_norm, stream_boundary, swiglu
+from kernels import _dispatch, cosine_gate, narrow_mlp, rms_norm, sinkhorn, stream_boundary, stream_mix, swiglu
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -106,6 +106,12 @@ def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     for n in (1, 2, 4, 8):
         boundary = stream_boundary.example_arguments(64, n, 256, dtype, cpu)
         cases.append((stream_boundary, stream_boundary.STREAM_BOUNDARY, f"n={n} C=256", boundary))
+    for n in (3, 4, 9):
+        mix = stream_mix.example_arguments(64, n, 256, dtype, cpu)
+        cases.append((stream_mix, stream_mix.STREAM_MIX, f"n={n} C=256", mix))
+    for n in (4, 8):
+        logits = sinkhorn.example_arguments(64, n, torch.float32, cpu)
+        cases.append((sinkhorn, sinkhorn.SINKHORN, f"n={n}", logits))
     for module, op in (
         (rms_norm, rms_norm.RMS_NORM),
         (swiglu, swiglu.SWIGLU),
@@ -115,7 +121,7 @@ def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     for H in (64, 128, 256):
         mlp = narrow_mlp.example_arguments(64, 512, H, dtype, cpu)
         cases.append((narrow_mlp, narrow_mlp.NARROW_MLP, f"D=512 H={H}", mlp))
-    modules = (stream_boundary, rms_norm, swiglu, cosine_gate, narrow_mlp)
+    modules = (stream_boundary, stream_mix, sinkhorn, rms_norm, swiglu, cosine_gate, narrow_mlp)
     for module, op, shape, arguments in cases:
         own: list[Launch] = []
         with _all_recording(modules, shape, own), _dispatch.forcing("triton"):

@@ -4,15 +4,18 @@
 
 `columns` divides each column by its sum, `rows` each row; rows come last and sum to 1 exactly. After the first column
 step 1e-30 keeps a row of underflowed entries from 0 / 0. logits, M (..., n, n) in float32 (float64 for float64).
-Backward recomputes every iteration, 2 n^2 numbers each, instead of keeping 40 matrices a token; each tensor crosses the
-memory bus once, (2 n^2, then 3 n^2) elements a token. Source: mHC, 2512.24880, equation 9.
+Backward recomputes the iterations instead of reading 40 matrices a token; each tensor crosses the memory bus once,
+2 n^2 elements a token forward and 3 n^2 backward. Source: mHC, 2512.24880, equation 9.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import _cpu
 from kernels._dispatch import Op, choose
+from kernels._triton import accumulator, blocks, tl, triton
 
 
 def sinkhorn_reference(logits: Tensor, iterations: int = 20) -> Tensor:
@@ -35,43 +38,124 @@ def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
     backend = choose(SINKHORN, logits.device.type, logits.dtype)
     if backend == "reference":
         return sinkhorn_reference(logits, iterations)
-    return torch.ops.hypernas.sinkhorn(logits, iterations)
+    return torch.ops.hypernas.sinkhorn(logits, iterations, backend)
 
 
 @torch.library.custom_op("hypernas::sinkhorn", mutates_args=())
-def _forward(logits: Tensor, iterations: int) -> Tensor:
-    out = _empty_output(logits, iterations)
+def _forward(logits: Tensor, iterations: int, backend: str) -> Tensor:
+    out = _empty_output(logits, iterations, backend)
     n = logits.shape[-1]
-    _cpu.call("sinkhorn_forward", logits.dtype, logits.numel() // (n * n), n, iterations, logits.contiguous(), out)
+    tokens = logits.numel() // (n * n)
+    if backend == "triton":
+        tiles = _tiles(logits)
+        _forward_kernel[(blocks(tokens, tiles["BT"]),)](logits.contiguous(), out, tokens, iterations, **tiles)
+    else:
+        _cpu.call("sinkhorn_forward", logits.dtype, tokens, n, iterations, logits.contiguous(), out)
     return out
 
 
 @_forward.register_fake
-def _empty_output(logits: Tensor, iterations: int) -> Tensor:
+def _empty_output(logits: Tensor, iterations: int, backend: str) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("hypernas::sinkhorn_backward", mutates_args=())
-def _backward(g: Tensor, logits: Tensor, iterations: int) -> Tensor:
-    dlogits = _empty_gradient(g, logits, iterations)
+def _backward(g: Tensor, logits: Tensor, iterations: int, backend: str) -> Tensor:
+    dlogits = _empty_gradient(g, logits, iterations, backend)
     n = logits.shape[-1]
-    inputs = (g.contiguous(), logits.contiguous())
-    _cpu.call("sinkhorn_backward", logits.dtype, logits.numel() // (n * n), n, iterations, *inputs, dlogits)
+    tokens, inputs = logits.numel() // (n * n), (g.contiguous(), logits.contiguous())
+    if backend == "triton":
+        tiles = _tiles(logits)
+        _backward_kernel[(blocks(tokens, tiles["BT"]),)](*inputs, dlogits, tokens, iterations, **tiles)
+    else:
+        _cpu.call("sinkhorn_backward", logits.dtype, tokens, n, iterations, *inputs, dlogits)
     return dlogits
 
 
 @_backward.register_fake
-def _empty_gradient(g: Tensor, logits: Tensor, iterations: int) -> Tensor:
+def _empty_gradient(g: Tensor, logits: Tensor, iterations: int, backend: str) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
+# Triton. A program owns BT tokens, their matrices as [BT, N, N] tiles with zeros outside n x n. Backward holds no
+# history: for each iteration, last to first, it computes the matrix before it anew, iterations^2 / 2 steps on numbers
+# in registers in place of 2 iterations n^2 numbers a token in memory.
+
+
+@triton.jit
+def _columns(m, valid):
+    """Each column divided by its sum, and the sums."""
+    sums = tl.sum(m, 1)[:, None, :]
+    return tl.where(valid, m / sums, 0.0), sums
+
+
+@triton.jit
+def _rows(m, valid):
+    sums = tl.sum(m, 2)[:, :, None]
+    return tl.where(valid, m / sums, 0.0), sums
+
+
+@triton.jit
+def _first_columns(LOGITS, T, n: tl.constexpr, N: tl.constexpr, BT: tl.constexpr, ACC: tl.constexpr):
+    """Addresses, which of them exist, and the matrices after the first column step."""
+    t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    row, col = tl.arange(0, N)[None, :, None], tl.arange(0, N)[None, None, :]
+    at = t[:, None, None] * (n * n) + row * n + col
+    valid = (t < T)[:, None, None] & (row < n) & (col < n)
+    logits = tl.load(LOGITS + at, mask=valid, other=-1e30).to(ACC)
+    top = tl.max(logits, 1)[:, None, :]
+    softmax, _ = _columns(tl.where(valid, tl.exp(logits - top), 0.0), valid)
+    return at, valid, softmax
+
+
+@triton.jit
+def _forward_kernel(
+    LOGITS, OUT, T, ITERATIONS, n: tl.constexpr, N: tl.constexpr, BT: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    at, valid, softmax = _first_columns(LOGITS, T, n, N, BT, ACC)
+    m, _ = _rows(tl.where(valid, softmax + 1e-30, 0.0), valid)
+    for _ in range(1, ITERATIONS):
+        m, _ = _columns(m, valid)
+        m, _ = _rows(m, valid)
+    tl.store(OUT + at, m.to(OUT.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _backward_kernel(
+    G, LOGITS, DLOGITS, T, ITERATIONS, n: tl.constexpr, N: tl.constexpr, BT: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    at, valid, softmax = _first_columns(LOGITS, T, n, N, BT, ACC)
+    start = tl.where(valid, softmax + 1e-30, 0.0)
+    g = tl.load(G + at, mask=valid, other=0.0).to(ACC)
+    for back in range(1, ITERATIONS):
+        before, _ = _rows(start, valid)
+        after, column_sums = _columns(before, valid)
+        for _ in range(1, ITERATIONS - back):
+            before, _ = _rows(after, valid)
+            after, column_sums = _columns(before, valid)
+        last, row_sums = _rows(after, valid)
+        g = tl.where(valid, (g - tl.sum(g * last, 2)[:, :, None]) / row_sums, 0.0)
+        g = tl.where(valid, (g - tl.sum(g * after, 1)[:, None, :]) / column_sums, 0.0)
+    last, row_sums = _rows(start, valid)
+    g = tl.where(valid, (g - tl.sum(g * last, 2)[:, :, None]) / row_sums, 0.0)
+    g = softmax * (g - tl.sum(g * softmax, 1)[:, None, :])
+    tl.store(DLOGITS + at, g.to(DLOGITS.dtype.element_ty), mask=valid)
+
+
+def _tiles(logits: Tensor) -> dict[str, Any]:
+    """Compile-time arguments: 1024 numbers a program, eight a thread."""
+    n = logits.shape[-1]
+    N = triton.next_power_of_2(n)
+    return {"n": n, "N": N, "BT": max(1, 1024 // (N * N)), "ACC": accumulator(logits.dtype), "num_warps": 4}
+
+
 def _setup_context(ctx, inputs, output) -> None:
-    logits, ctx.iterations = inputs
+    logits, ctx.iterations, ctx.backend = inputs
     ctx.save_for_backward(logits)
 
 
 def _autograd(ctx, g):
-    return torch.ops.hypernas.sinkhorn_backward(g, *ctx.saved_tensors, ctx.iterations), None
+    return torch.ops.hypernas.sinkhorn_backward(g, *ctx.saved_tensors, ctx.iterations, ctx.backend), None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -84,4 +168,6 @@ def example_arguments(tokens: int, n: int, dtype: torch.dtype, device: torch.dev
     return (logits.to(device, torch.float64 if dtype == torch.float64 else torch.float32),)
 
 
-SINKHORN = Op("sinkhorn", sinkhorn, sinkhorn_reference, lambda *kind: example_arguments(37, 4, *kind), ("cpu",))
+SINKHORN = Op(
+    "sinkhorn", sinkhorn, sinkhorn_reference, lambda *kind: example_arguments(37, 4, *kind), ("cpu", "triton")
+)

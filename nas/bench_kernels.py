@@ -18,7 +18,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import _cpu, _dispatch, cosine_gate, narrow_mlp, rms_norm, sinkhorn, stream_boundary, stream_mix, swiglu
+from kernels import (
+    _cpu,
+    _dispatch,
+    cosine_gate,
+    narrow_mlp,
+    rms_norm,
+    sinkhorn,
+    stream_boundary,
+    stream_mix,
+    stream_read,
+    swiglu,
+)
 from kernels import block_diagonal_linear as block_diagonal
 from kernels import gather_scatter as gather
 from kernels import linear_cross_entropy as cross_entropy
@@ -79,6 +90,12 @@ def naive_stream_mix(X: Tensor, y: Tensor, H: Tensor, post: Tensor) -> Tensor:
     return H @ X + post.unsqueeze(-1) * y.unsqueeze(-2)
 
 
+def naive_stream_read(X: Tensor, phi: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    flat = X.flatten(1)
+    logits = naive_rms_norm(flat, flat.new_ones(())) @ phi.mT + bias
+    return (logits[:, : X.shape[1]].sigmoid().unsqueeze(-1) * X).sum(1), logits
+
+
 def naive_sinkhorn(logits: Tensor) -> Tensor:
     matrix = logits.exp()
     for _ in range(20):
@@ -107,6 +124,9 @@ def case_of(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: to
         arguments = stream_mix.example_arguments(T, n, C, dtype, device)
         elements = ((2 * n + 1) * C, (3 * n + 2) * C)
         return _simple(stream_mix.STREAM_MIX, arguments, naive_stream_mix, T * size, elements)
+    if op == "stream_read":
+        arguments = stream_read.example_arguments(T, n, C, dtype, device)
+        return _simple(stream_read.STREAM_READ, arguments, naive_stream_read, T * size, ((n + 1) * C, (2 * n + 1) * C))
     if op == "sinkhorn":
         logits = sinkhorn.example_arguments(T, n, torch.float32, device)
         return _simple(sinkhorn.SINKHORN, logits, naive_sinkhorn, T * 4, (2 * n * n, 3 * n * n))
@@ -156,6 +176,7 @@ def _torch_case(op: str, C: int, T: int, dtype: torch.dtype, device: torch.devic
 OPS = (
     "stream_boundary",
     "stream_mix",
+    "stream_read",
     "sinkhorn",
     "cosine_gate",
     "swiglu",
@@ -353,8 +374,10 @@ DOCUMENTED = (
     ("stream_boundary", 8, 128, "bfloat16"),
     ("stream_mix", 4, 256, "float32"),
     ("stream_mix", 4, 256, "bfloat16"),
+    ("stream_read", 4, 256, "float32"),
+    ("stream_read", 4, 256, "bfloat16"),
     ("sinkhorn", 4, 256, "float32"),
-    *((op, 1, 256, dtype) for op in OPS[3:] for dtype in DTYPES),
+    *((op, 1, 256, dtype) for op in OPS[4:] for dtype in DTYPES),
 )
 
 

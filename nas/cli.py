@@ -449,6 +449,24 @@ def bench_kernels(
         print_table(bench_table(data))
 
 
+@bench.command(name="train")
+@json_option
+def bench_train(as_json: bool) -> None:
+    """Time whole training steps against eager PyTorch, a plain Transformer and the package hyper-connections.
+
+    Also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
+    """
+    from nas.bench_train import run
+    from nas.progress import print_table
+    from nas.summary import bench_table
+
+    data = run()
+    if as_json:
+        _print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     try:

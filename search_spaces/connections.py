@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from kernels.sinkhorn import sinkhorn
 from kernels.stream_boundary import stream_boundary
 from kernels.stream_mix import stream_mix
+from kernels.stream_read import stream_read
 from search_spaces.base import SpaceError
 
 STREAMS = (1, 2, 3, 4, 6, 8, 9, 12, 16)
@@ -236,7 +237,6 @@ class DoublyStochasticConnection(Connection):
     elsewhere, so unlike HC this does not start as the plain residual. `res_bias` (R) starts H_res near the identity.
     """
 
-    epsilon: ClassVar[float] = 1e-12  # floor of the norm, for streams that are exactly zero
     columns: Tensor  # which alpha scales which logit
 
     def __init__(self, n: int, d_model: int, layer_index: int, res_bias: list[float]):
@@ -251,15 +251,18 @@ class DoublyStochasticConnection(Connection):
         self.register_buffer("columns", columns, persistent=False)
 
     def read(self, X: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        projected = rms_project(X.flatten(-2), self.projection, self.gamma, self.epsilon)
-        logits = torch.addcmul(self.bias, projected, self.alpha[self.columns])
-        pre, post = logits[..., : 2 * self.n].sigmoid().unflatten(-1, (2, self.n)).unbind(-2)
-        h = (pre.unsqueeze(-1) * X).sum(-2)
-        return h, (2 * post, *self.mixing(logits[..., 2 * self.n :]))
+        h, logits = stream_read(X, self.weights(), self.bias)
+        post, res = logits[..., self.n : 2 * self.n].sigmoid(), logits[..., 2 * self.n :]
+        return h, (2 * post, *self.mixing(res))
 
     def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
         post, matrices = coefficients
         return stream_mix(X, y, matrices, post)
+
+    def weights(self) -> Tensor:
+        """The projection (2n + R, nC) with gamma and the alphas multiplied in, once a forward for all tokens."""
+        weight = torch.addcmul(self.projection, self.projection, self.gamma)
+        return weight * self.alpha[self.columns].unsqueeze(-1)
 
     def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
         """H_res (B, T, n, n) from its logits (B, T, R), or whatever else the class's own `write` applies."""
@@ -453,8 +456,7 @@ class WalshKroneckerHyperConnection(DoublyStochasticConnection):
 
         gamma and alpha are in the projection; the two logits of a factor have become their difference.
         """
-        two_n = 2 * self.n
-        weight = torch.addcmul(self.projection, self.projection, self.gamma) * self.alpha[self.columns].unsqueeze(-1)
+        two_n, weight = 2 * self.n, self.weights()
         weight = torch.cat([weight[:two_n], weight[two_n::2] - weight[two_n + 1 :: 2]])
         weight = walsh_transform(weight.unflatten(1, (self.n, self.d_model))).flatten(1)
         return weight, torch.cat([self.bias[:two_n], self.bias[two_n::2] - self.bias[two_n + 1 :: 2]])

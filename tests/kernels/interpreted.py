@@ -12,7 +12,7 @@ import triton.language as tl
 sys.path.insert(0, str(Path(__file__).parent))
 import interpreter
 
-from kernels import _dispatch, cosine_gate, narrow_mlp, rms_norm, stream_boundary, swiglu
+from kernels import _dispatch, cosine_gate, narrow_mlp, rms_norm, sinkhorn, stream_boundary, stream_mix, swiglu
 
 interpreter.correct_bfloat16()
 CPU = torch.device("cpu")
@@ -38,12 +38,22 @@ for op, make in (
 CASES += [
     (narrow_mlp.NARROW_MLP, narrow_mlp.example_arguments, shape) for shape in [(2, 5, 3), (37, 70, 20), (65, 33, 17)]
 ]
+CASES += [
+    (stream_mix.STREAM_MIX, stream_mix.example_arguments, shape) for shape in [(1, 1, 1), (37, 3, 70), (5, 9, 65)]
+]
+SINKHORN_CASES = [(1, 1, 20), (37, 3, 20), (65, 4, 7), (3, 9, 1)]  # tokens, n, iterations
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op, make, shape", CASES, ids=lambda value: str(getattr(value, "name", value)))
 def test_triton_agrees_with_float64(agrees, op, make, shape, dtype):
     agrees(op, make(*shape, dtype, CPU), "triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("tokens, n, iterations", SINKHORN_CASES)
+def test_sinkhorn_agrees_with_float64(agrees, tokens, n, iterations, dtype):
+    agrees(sinkhorn.SINKHORN, (*sinkhorn.example_arguments(tokens, n, dtype, CPU), iterations), "triton")
 
 
 def test_compile_sees_through_the_fused_mlp():
@@ -99,6 +109,33 @@ def test_row_kernels_move_the_bytes_of_their_formulas_without_races_or_stray_acc
         getattr(torch.ops.hypernas, f"{name}_backward")(*given, *options)
     assert trace.out_of_bounds == [] and trace.races == []
     assert trace.bytes_moved() <= 1.1 * (T * backward_elements * C * size + small)
+
+
+def test_stream_mix_moves_the_bytes_of_its_formula_without_races_or_stray_accesses():
+    T, n, C, size = 40, 3, 200, 2
+    inputs = stream_mix.example_arguments(T, n, C, torch.bfloat16, CPU)
+    with interpreter.tracing() as trace:
+        out = torch.ops.hypernas.stream_mix(*inputs, "triton")
+    assert trace.out_of_bounds == [] and trace.races == []
+    coefficients = T * (n * n + n) * 4
+    assert trace.bytes_moved() <= 1.1 * (T * (2 * n + 1) * C * size + coefficients)
+    with interpreter.tracing() as trace:
+        torch.ops.hypernas.stream_mix_backward(out, *inputs, "triton")
+    assert trace.out_of_bounds == [] and trace.races == []
+    assert trace.bytes_moved() <= 1.1 * (T * (3 * n + 2) * C * size + 2 * coefficients)
+
+
+def test_sinkhorn_moves_the_bytes_of_its_formula_without_races_or_stray_accesses():
+    T, n = 70, 3
+    (logits,) = sinkhorn.example_arguments(T, n, torch.float32, CPU)
+    with interpreter.tracing() as trace:
+        out = torch.ops.hypernas.sinkhorn(logits, 5, "triton")
+    assert trace.out_of_bounds == [] and trace.races == []
+    assert trace.bytes_moved() == T * 2 * n * n * 4
+    with interpreter.tracing() as trace:
+        torch.ops.hypernas.sinkhorn_backward(out, logits, 5, "triton")
+    assert trace.out_of_bounds == [] and trace.races == []
+    assert trace.bytes_moved() == T * 3 * n * n * 4
 
 
 def test_the_fused_mlp_moves_its_input_and_output_and_the_weights_once():

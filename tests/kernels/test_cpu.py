@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import _cpu
+from kernels import _cpu, _dispatch, cosine_gate, sinkhorn, stream_boundary, stream_mix, stream_read, swiglu
 from kernels._dispatch import BackendError
+from kernels.rms_norm import example_arguments as norm_arguments
 from kernels.rms_norm import rms_norm
-from kernels.stream_boundary import example_arguments, stream_boundary
 
 
 def test_two_builds_at_once_compile_once_and_leave_one_library(tmp_path, monkeypatch):
@@ -63,25 +63,34 @@ def test_nan_comes_out_where_nan_went_in():
     x[0, 3] = float("nan")
     out = rms_norm(x, torch.ones(40))
     assert out[0].isnan().all() and not out[1].isnan().any()
-    from kernels.swiglu import swiglu
-
-    assert swiglu(x)[0, 3].isnan() and not swiglu(x)[1].isnan().any()
+    assert swiglu.swiglu(x)[0, 3].isnan() and not swiglu.swiglu(x)[1].isnan().any()
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
-    arguments = example_arguments(1100, 4, 32, torch.float32, torch.device("cpu"))
+EVERY_OP = {
+    "stream_boundary": (stream_boundary.stream_boundary, stream_boundary.example_arguments, (1100, 4, 32)),
+    "stream_mix": (stream_mix.stream_mix, stream_mix.example_arguments, (1100, 3, 32)),
+    "stream_read": (stream_read.stream_read, stream_read.example_arguments, (1100, 3, 32)),
+    "sinkhorn": (sinkhorn.sinkhorn, sinkhorn.example_arguments, (1100, 4)),
+    "rms_norm": (rms_norm, norm_arguments, (1100, 32)),
+    "swiglu": (swiglu.swiglu, swiglu.example_arguments, (1100, 32)),
+    "cosine_gate": (cosine_gate.cosine_gate, cosine_gate.example_arguments, (1100, 32)),
+}
+
+
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_results_do_not_depend_on_the_number_of_threads(op):
+    function, example, shape = EVERY_OP[op]
+    arguments = example(*shape, torch.float32, torch.device("cpu"))
 
     def run(threads):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        leaves = [a.clone().requires_grad_() for a in arguments]
-        outputs = stream_boundary(*leaves)
-        gradients = torch.autograd.grad(sum(o.square().sum() for o in outputs), leaves)
+        results = _dispatch.outputs_and_gradients(function, arguments)
         torch.set_num_threads(before)
-        return *outputs, *gradients
+        return results
 
-    for one, three in zip(run(1), run(3), strict=True):
-        assert torch.equal(one, three)
+    one, three = run(1), run(3)
+    assert all(torch.equal(one[name], three[name]) for name in one)
 
 
 # Runs every op at odd sizes in a process with the sanitizers' runtime loaded first.
@@ -91,7 +100,7 @@ import torch
 from kernels import _cpu
 _cpu.library = lambda: library
 library = ctypes.CDLL(sys.argv[1])
-from kernels import _dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_mix, swiglu
+from kernels import _dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_mix, stream_read, swiglu
 cpu = torch.device("cpu")
 for dtype in (torch.float32, torch.bfloat16):
     for tokens, n, C in ((1, 1, 1), (7, 2, 17), (37, 4, 50), (19, 8, 33), (5, 16, 3)):
@@ -100,6 +109,7 @@ for dtype in (torch.float32, torch.bfloat16):
             (stream_boundary.STREAM_BOUNDARY, (X, y, *rest)),
             (stream_boundary.STREAM_BOUNDARY, (X, None, None, *rest[1:])),
             (stream_mix.STREAM_MIX, stream_mix.example_arguments(tokens, n, C, dtype, cpu)),
+            (stream_read.STREAM_READ, stream_read.example_arguments(tokens, n, C, dtype, cpu, 2 * n + 1)),
             (rms_norm.RMS_NORM, rms_norm.example_arguments(tokens, C, dtype, cpu)),
             (swiglu.SWIGLU, swiglu.example_arguments(tokens, C, dtype, cpu)),
             (cosine_gate.COSINE_GATE, cosine_gate.example_arguments(tokens, C, dtype, cpu)),

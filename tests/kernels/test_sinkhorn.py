@@ -36,7 +36,7 @@ def test_the_reference_passes_gradcheck():
 
 def test_the_operator_is_well_formed():
     (logits,) = example_arguments(3, 2, torch.float32, CPU)
-    torch.library.opcheck(torch.ops.hypernas.sinkhorn.default, (logits.requires_grad_(), 5))
+    torch.library.opcheck(torch.ops.hypernas.sinkhorn.default, (logits.requires_grad_(), 5, "cpu"))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_inputs_with_gaps_are_taken(agrees):
 
 def test_the_operator_is_well_formed():
     arguments = [a.requires_grad_() for a in example_arguments(3, 2, 8, torch.float32, CPU)]
-    torch.library.opcheck(torch.ops.hypernas.stream_mix.default, tuple(arguments))
+    torch.library.opcheck(torch.ops.hypernas.stream_mix.default, (*arguments, "cpu"))
 
 
 def test_wrong_shapes_are_named():
