@@ -1,6 +1,7 @@
-"""`nas bench search`: what a trial costs beyond its training, ours and Ray Tune's in one run.
+"""`nas bench search`: what a trial costs beyond its training.
 
-Both drive a trivial objective of six parameters and two objectives, two at a time; Ray is started before the clock.
+`overhead`: ours and Ray Tune's in one run. Both drive a trivial objective of six parameters and two objectives, two at
+a time; Ray is started before the clock. `growth`: whether a long study's last trials cost what its first did.
 """
 
 import logging
@@ -11,13 +12,15 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from nas.config import StudyConfig
 from nas.driver import run
-from nas.executors import Executor, Inline, RayPool
+from nas.executors import Executor, make_executor
 from nas.progress import Silent
 from nas.records import Job, Result
 from nas.store import Store
@@ -58,12 +61,46 @@ def overhead(trials: int) -> dict[str, Any]:
 
 
 def _our_engines(trials: int) -> dict[str, float]:
-    pool = RayPool(WORKERS)
-    try:
-        out = {f"ray/{sampler}/sqlite": _ours(pool, sampler, trials) for sampler in ("nsgaii", "tpe")}
-    finally:
-        pool.close()
-    return out | {"inline/nsgaii/sqlite": _ours(Inline(), "nsgaii", trials)}
+    out: dict[str, float] = {}
+    for engine, samplers in (("ray", ("nsgaii", "tpe")), ("tune", ("nsgaii",)), ("inline", ("nsgaii",))):
+        executor = make_executor(engine, WORKERS, address=None, gpus_per_trial=0.0, timeout=None)
+        with closing(executor):
+            out |= {f"{engine}/{sampler}/sqlite": _ours(executor, sampler, trials) for sampler in samplers}
+    return out
+
+
+class _Clock(Silent):
+    """Notes when each trial ends."""
+
+    def __init__(self) -> None:
+        self.ends = [time.perf_counter()]
+
+    def ended(self, trial: int, result: Result | None) -> None:
+        self.ends.append(time.perf_counter())
+
+
+GROWTH_WINDOW = 100  # trials at each end of the study
+
+
+def growth(trials: int) -> dict[str, Any]:
+    """The median milliseconds of a study's first and last hundred trials, inline on SQLite, `nas bench --json`."""
+    clock = _Clock()
+    _ours(make_executor("inline", 1, address=None, gpus_per_trial=0.0, timeout=None), "nsgaii", trials, clock)
+    took = [1000 * (after - before) for before, after in pairwise(clock.ends)]
+    first, last = (median(part) for part in (took[:GROWTH_WINDOW], took[-GROWTH_WINDOW:]))
+    spans = {f"trials 0-{GROWTH_WINDOW}": first, f"trials {trials - GROWTH_WINDOW}-{trials}": last}
+    rows = [
+        {
+            "name": "median_per_trial",
+            "backend": f"inline/nsgaii/sqlite, {name}",
+            "value": ms,
+            "unit": "ms",
+            "baseline": None if ms == first else f"trials 0-{GROWTH_WINDOW}",
+            "ratio": None if ms == first else ms / first,
+        }
+        for name, ms in spans.items()
+    ]
+    return {"device": platform.machine(), "versions": f"python {platform.python_version()}", "rows": rows}
 
 
 def _row(backend: str, ms: float, ours: float | None = None) -> dict[str, Any]:
@@ -77,12 +114,12 @@ def _row(backend: str, ms: float, ours: float | None = None) -> dict[str, Any]:
     }
 
 
-def _ours(executor: Executor, sampler: str, trials: int) -> float:
+def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = None) -> float:
     with tempfile.TemporaryDirectory() as folder, Store(str(Path(folder) / "bench.db"), create=True) as store:
         config = StudyConfig(study="bench", sampler=sampler, trials=trials, preset="quick")
         search = open_search(store, prepare(config), evaluate="nas.bench_search:trivial")
         start = time.perf_counter()
-        outcome = run(search, executor, Silent())
+        outcome = run(search, executor, view or Silent())
         seconds = time.perf_counter() - start
         if outcome.finished != trials:
             raise RuntimeError(f"only {outcome.finished} of {trials} trials finished")

@@ -84,12 +84,18 @@ def _print_json(data: Any) -> None:
 @click.option("--objectives", metavar="A,B[,C]", callback=_names, help="What to trade off.  [default: loss and flops]")
 @click.option("--trials", type=int, metavar="N", help="Trials in the study when it is done.  [default: the preset's]")
 @click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
+@click.option("--device-hours", type=float, metavar="H", help="Start no trial once all have used so much of a device.")
 @click.option("--workers", type=int, metavar="N", help="Trials at once.  [default: one a core, or one a GPU]")
 @click.option("--gpus-per-trial", type=float, metavar="F", help="GPUs a trial takes; a fraction shares one.")
-@click.option("--engine", metavar="NAME", help="ray (warm worker processes) or inline (this one).  [default: ray]")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="ray (warm worker processes), tune (Ray Tune) or inline (this process).  [default: ray]",
+)
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
 @click.option("--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, random or qmc.  [default: nsgaii]")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
+@click.option("--checkpoints", metavar="DIR", help="Where half-trained trials are kept.  [default: beside the store]")
 @click.option("--kernels", metavar="NAME", help="auto, reference, triton or cpu.  [default: auto]")
 @click.option("--seed", type=int, metavar="N", help="Seed of the study: data order and proposals.  [default: 0]")
 @click.option("--resume", is_flag=True, default=None, help="Continue the study up to --trials; create it if unknown.")
@@ -361,7 +367,7 @@ def doctor(store: str, study: str | None, as_json: bool) -> None:
 
 @cli.group(name="study", cls=Commands)
 def study_group() -> None:
-    """List and delete studies."""
+    """List, delete, export and import studies."""
 
 
 @study_group.command(name="list")
@@ -398,22 +404,81 @@ def study_delete(name: str, store: str, yes: bool) -> None:
     click.echo(f"deleted study {name}")
 
 
+@study_group.command(name="export")
+@click.argument("name")
+@store_option
+@click.option("--to", required=True, metavar="URL", help="Optuna's database: a SQLite file or postgresql://...")
+def study_export(name: str, store: str, to: str) -> None:
+    """Write a study into a database that Optuna and optuna-dashboard open.
+
+    \b
+    nas study export first --to optuna.db
+    optuna-dashboard sqlite:///optuna.db
+    """
+    from nas.config import make_plan, resumed
+    from nas.optuna_rdb import export_study
+    from nas.store import Store
+
+    with Store(store) as opened:
+        row = opened.study(name)
+        if row.settings.get("imported"):
+            raise UserError(f"study {name!r} came from Optuna: its space is not known here")
+        plan = make_plan(resumed(row.settings, {"study": name}))
+        count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
+    click.echo(f"exported {count} trials of {name}")
+
+
+@study_group.command(name="import")
+@click.argument("name", required=False)
+@store_option
+@click.option("--from", "source", required=True, metavar="URL", help="Optuna's database: a SQLite file or a URL.")
+def study_import(name: str | None, store: str, source: str) -> None:
+    """Read a study from Optuna's database: one that was exported goes on, one of Optuna's own can be looked at."""
+    from nas.optuna_rdb import import_study
+    from nas.store import Store
+
+    with Store(store, create=True) as opened:
+        row, count = import_study(opened, source, name)
+    click.echo(f"imported {count} trials of {row.name}")
+
+
 @cli.group(cls=Commands)
 def bench() -> None:
     """Measure hypernas itself, side by side with its peers."""
 
 
 @bench.command(name="search")
-@click.option("--part", type=click.Choice(["overhead"]), default="overhead", show_default=True)
-@click.option("--trials", type=click.IntRange(min=10), default=200, show_default=True)
+@click.option("--part", type=click.Choice(["overhead", "growth"]), default="overhead", show_default=True)
+@click.option("--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth]")
 @json_option
-def bench_search(part: str, trials: int, as_json: bool) -> None:
-    """What a trial costs beyond its training: our engines and Ray Tune with its own OptunaSearch, in one run."""
-    from nas.bench_search import overhead
+def bench_search(part: str, trials: int | None, as_json: bool) -> None:
+    """What a trial costs beyond its training.
+
+    overhead: our engines and Ray Tune with its own OptunaSearch, in one run. growth: the first trials of a long study
+    and its last.
+    """
+    from nas.bench_search import growth, overhead
     from nas.progress import print_table
     from nas.summary import bench_table
 
-    data = overhead(trials)
+    data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
+    if as_json:
+        _print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
+@bench.command(name="store")
+@click.option("--store", metavar="URL", help="An empty PostgreSQL database.  [default: a throw-away server]")
+@click.option("--seconds", type=click.FloatRange(min=1.0), default=10.0, show_default=True, help="For each writer.")
+@json_option
+def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
+    """Statements a trial takes, four drivers on one PostgreSQL beside Optuna's storage, and opening a large study."""
+    from nas.bench_store import measure
+    from nas.progress import print_table
+    from nas.summary import bench_table
+
+    data = measure(store, seconds)
     if as_json:
         _print_json(data)
     else:

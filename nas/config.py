@@ -15,7 +15,7 @@ from nas.records import Recipe, SpaceSpec
 from search_spaces import load_space
 from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest, nearest_default
 
-ENGINES = ("ray", "inline")
+ENGINES = ("ray", "tune", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
 KERNELS = ("auto", "reference", "triton", "cpu")
 OBJECTIVES = {
@@ -91,12 +91,14 @@ class StudyConfig:
     objectives: tuple[str, ...] = ()  # empty: the space's own two
     trials: int = 0  # 0: the preset's
     time: float | None = None
+    device_hours: float | None = None  # of training and evaluation, over the whole study
     workers: int = 0  # 0: one a core, or one a GPU
     gpus_per_trial: float = 0.0
     engine: str = "ray"
     address: str | None = None
     sampler: str = "nsgaii"
     trial_timeout: float | None = None
+    checkpoints: str | None = None  # folder; None: beside the weights
     kernels: str = "auto"
     seed: int = 0
     resume: bool = False
@@ -120,6 +122,8 @@ class StudyConfig:
         for flag, seconds in (("--time", self.time), ("--trial-timeout", self.trial_timeout)):
             if seconds is not None and not 0 < seconds < inf:
                 raise UserError(f"{flag} {seconds:g}: wanted a number of seconds above 0")
+        if self.device_hours is not None and not 0 < self.device_hours < inf:
+            raise UserError(f"--device-hours {self.device_hours:g}: wanted a number of hours above 0")
         if not 0 <= self.gpus_per_trial < inf:
             raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: wanted 0 or more")
         if not 0 <= self.seed < 2**63:
@@ -303,8 +307,9 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
-    "time": (int, float), "workers": (int,), "gpus_per_trial": (int, float), "engine": (str,), "address": (str,),
-    "sampler": (str,), "trial_timeout": (int, float), "kernels": (str,), "seed": (int,), "resume": (bool,),
+    "time": (int, float), "device_hours": (int, float), "workers": (int,), "gpus_per_trial": (int, float),
+    "engine": (str,), "address": (str,), "sampler": (str,), "trial_timeout": (int, float), "checkpoints": (str,),
+    "kernels": (str,), "seed": (int,), "resume": (bool,),
 }  # fmt: skip
 
 
@@ -361,7 +366,9 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 # ---- what a resumed study may change --------------------------------------------------------------------------
 
 # What belongs to one run on one machine, not to the study.
-HERE_AND_NOW = frozenset(("store", "resume", "time", "workers", "gpus_per_trial", "engine", "address"))
+HERE_AND_NOW = frozenset(
+    ("store", "resume", "time", "device_hours", "workers", "gpus_per_trial", "engine", "address", "checkpoints")
+)
 CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
 
 

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from nas import worker
 from nas.artifacts import keep_weights
-from nas.executors import Executor, Lost
-from nas.records import Job, Progress, Report, Result, StudyRow, Trial
+from nas.checkpoints import discard, kept, open_folder
+from nas.executors import Event, Executor, Lost
+from nas.records import FINISHED, POLICIES, Job, Notice, Policy, Progress, Report, Result, State, StudyRow, Trial
 from nas.store import Store
 
 HEARTBEAT_SECONDS = 10.0
@@ -39,6 +40,7 @@ class Work(Protocol):
     store: Store
     row: StudyRow
     exhausted: bool  # nothing new can come any more
+    checkpoints: str  # the folder of half-trained trials
 
     @property
     def asked(self) -> int:
@@ -59,6 +61,14 @@ class Work(Protocol):
         """Takes in what changed in the store."""
         ...
 
+    def saw(self, seq: int) -> bool:
+        """A change of ours in the store, which needs no reading where it is the next one; whether it is."""
+        ...
+
+    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+        """A result of ours, stored as change `seq` (None: our lease was lost, and nothing was stored)."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -68,7 +78,7 @@ class Outcome:
     asked: int
     interrupted: bool
     exhausted: bool
-    timed_out: bool
+    over_budget: bool  # of time or of device-hours
 
 
 class Interrupt:
@@ -93,50 +103,94 @@ class Interrupt:
         self.count += 1
 
 
-def run(work: Work, executor: Executor, view: View, *, seconds: float | None = None) -> Outcome:
-    """Trains until the work is done, `seconds` have passed or the user interrupts."""
+MAX_MICRO_BATCHES = 8
+
+
+def run(
+    work: Work,
+    executor: Executor,
+    view: View,
+    *,
+    seconds: float | None = None,
+    device_hours: float | None = None,
+) -> Outcome:
+    """Trains until the work is done, a budget is used up or the user interrupts.
+
+    `seconds` counts from here; `device_hours` all that the study's trials have trained and evaluated. Raises UserError
+    when checkpoints cannot be written.
+    """
     store, row = work.store, work.row
+    open_folder(work.checkpoints)
+    for number in kept(work.checkpoints):
+        if store.trial(row, number).state in FINISHED:
+            discard(work.checkpoints, number)
     driver = store.start_driver(row, executor.workers)
-    for number in store.reclaim(row):
-        view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
+    _take_over(work, view)
     interrupt = Interrupt()
     leased: dict[int, Trial] = {}
     deadline = None if seconds is None else time.monotonic() + seconds
     beat = time.monotonic()
     told = 0
+    waits = False
     with interrupt.caught():
         try:
             while True:
-                late = deadline is not None and time.monotonic() > deadline
-                stopping = interrupt.count > 0 or late
+                spent = (deadline is not None and time.monotonic() > deadline) or (
+                    device_hours is not None and store.device_seconds(row) >= 3600 * device_hours
+                )
+                stopping = interrupt.count > 0 or spent
                 if interrupt.count > told:
                     told = interrupt.count
                     if leased and told == 1:
                         view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
                 if not stopping:
                     _fill(work, executor, driver, leased, view)
-                if not leased or interrupt.count > 1:
+                if not leased and (stopping or _settled(work)):
                     break
-                work.prefetch(0 if stopping else executor.workers)
-                for event in executor.wait(TICK_SECONDS):
-                    _handle(work, event, leased, view)
+                if interrupt.count > 1:
+                    break
+                if leased:
+                    work.prefetch(0 if stopping else executor.workers)
+                    for event in executor.wait(TICK_SECONDS):
+                        _handle(work, executor, event, leased, view)
+                else:  # others have the last trials, and may die over them
+                    if not waits:
+                        view.message("nothing is left to start: waiting for the trials of other drivers")
+                    waits = True
+                    time.sleep(TICK_SECONDS)
                 if time.monotonic() - beat > HEARTBEAT_SECONDS:
                     beat = time.monotonic()
                     store.heartbeat(driver)
+                    _take_over(work, view)
                 view.tick()
         finally:
             executor.abandon()
             for trial in leased.values():
                 store.release(row, trial.number, trial.token, fault=False)
             store.stop_driver(driver)
-    late = deadline is not None and time.monotonic() > deadline
     return Outcome(
         finished=store.finished(row),
         asked=work.asked,
         interrupted=interrupt.count > 0,
         exhausted=work.exhausted,
-        timed_out=late,
+        over_budget=spent,
     )
+
+
+def _take_over(work: Work, view: View) -> None:
+    """Trials of drivers that died wait for a worker again."""
+    taken = work.store.reclaim(work.row)
+    for number in taken:
+        view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
+    if taken:
+        work.refresh()
+
+
+def _settled(work: Work) -> bool:
+    """Whether nothing runs or waits in the store, other drivers' trials included."""
+    work.refresh()
+    counts = work.store.states(work.row)
+    return not counts[State.RUNNING] and not counts[State.WAITING]
 
 
 def _fill(work: Work, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
@@ -150,26 +204,58 @@ def _fill(work: Work, executor: Executor, driver: int, leased: dict[int, Trial],
         executor.submit(work.job(trial))
 
 
-def _handle(work: Work, event: Progress | Report | Result | Lost, leased: dict[int, Trial], view: View) -> None:
+def _handle(work: Work, executor: Executor, event: Event, leased: dict[int, Trial], view: View) -> None:
     store, row = work.store, work.row
     if isinstance(event, Progress):
         view.progress(event)
+    elif isinstance(event, Notice):
+        view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
-        store.report(row, event, leased[event.trial].token)
-        view.reported(event)
+        seq = store.report(row, event, leased[event.trial].token)
+        if seq is None:  # we were silent for so long that another driver took it over
+            del leased[event.trial]
+            executor.stop(event.trial)
+            view.message(f"trial {event.trial} was taken over by another driver")
+            view.ended(event.trial, None)
+        else:
+            work.saw(seq)
+            view.reported(event)
     elif isinstance(event, Lost):
         del leased[event.trial]
-        store.release(row, event.trial, event.token)
-        view.message(f"trial {event.trial} lost its worker ({event.reason})")
+        store.release(row, event.trial, event.token, fault=not event.preempted)
+        view.message(f"trial {event.trial} lost its worker: {event.reason}")
+        view.ended(event.trial, None)
+        work.refresh()
+    elif (parts := _parts_to_try(leased[event.trial], event)) is not None:
+        del leased[event.trial]
+        discard(work.checkpoints, event.trial)
+        store.release(row, event.trial, event.token, fault=False, provenance={"micro_batches": parts})
+        view.message(f"trial {event.trial} ran out of memory: once more, with its batches in {parts} parts")
         view.ended(event.trial, None)
         work.refresh()
     else:
-        del leased[event.trial]
-        store.finish(row, event)
-        work.refresh()
+        trial = leased.pop(event.trial)
+        seq = store.finish(row, event)
+        work.ended(trial, event, seq)
+        if seq is None:
+            view.message(f"trial {event.trial} was taken over by another driver")
+            view.ended(event.trial, None)
+            return
+        discard(work.checkpoints, event.trial)
         if event.weights and any(trial.number == event.trial for trial in store.front(row)):
-            keep_weights(store, row, event.trial, event.weights)
+            try:
+                keep_weights(store, row, event.trial, event.weights)
+            except OSError as error:  # the trial's numbers are safe, and it re-trains to the same weights
+                view.message(f"trial {event.trial}: its weights could not be kept: {error}")
         view.ended(event.trial, event)
+
+
+def _parts_to_try(trial: Trial, result: Result) -> int | None:
+    """In how many parts a batch should be trained next, if memory ran out and smaller parts may help."""
+    if result.failure is None or POLICIES[result.failure.kind] != Policy.SHRINK:
+        return None
+    parts = 2 * trial.provenance.get("micro_batches", 1)
+    return parts if parts <= MAX_MICRO_BATCHES else None
 
 
 def retrain(job: Job, view: View) -> Result:
@@ -177,6 +263,8 @@ def retrain(job: Job, view: View) -> Result:
     for event in worker.run(job):
         if isinstance(event, Progress):
             view.progress(event)
+        elif isinstance(event, Notice):
+            view.message(f"trial {event.trial} {event.message}")
         elif isinstance(event, Report):
             view.reported(event)
         else:

@@ -1,6 +1,7 @@
-"""Engines: they run jobs and hand back events. One small protocol (submit, wait, abandon, close), two forms here.
+"""Engines: they run jobs and hand back events. One small protocol (submit, wait, stop, abandon, close), two forms here.
 
-`ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process.
+`ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process. The third,
+`tune`, has a file of its own.
 """
 
 import os
@@ -8,13 +9,14 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nas import worker
 from nas.errors import UserError
-from nas.records import Failure, FailureKind, Job, Progress, Report, Result
+from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +24,20 @@ class Started:
     """A worker took up its job; the clock of its timeout runs from here."""
 
     trial: int
+    node: str  # the Ray node it is on
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A worker died under its job; the job may run elsewhere."""
+    """A worker died under its job; the job may run elsewhere. `preempted` when its whole machine went away."""
 
     trial: int
     token: int
     reason: str
+    preempted: bool = False
 
 
-Event = Progress | Report | Result | Lost
+Event = Notice | Progress | Report | Result | Lost
 
 
 class Executor(Protocol):
@@ -52,6 +56,13 @@ class Executor(Protocol):
         """Events since the last call; waits up to `timeout` seconds for the first."""
         ...
 
+    def stop(self, trial: int) -> None:
+        """Ends the trial's job without further events. Its worker is free at once, and its memory is given back.
+
+        Does nothing when no such job runs (it may have ended meanwhile).
+        """
+        ...
+
     def abandon(self) -> None:
         """Stops every running job, without events."""
         ...
@@ -66,7 +77,7 @@ class Inline:
 
     def __init__(self, timeout: float | None = None) -> None:
         self._timeout = timeout
-        self._current: tuple[Job, Iterator[worker.Event], float] | None = None
+        self._current: tuple[Job, Generator[worker.Event], float] | None = None
 
     @property
     def running(self) -> int:
@@ -86,6 +97,11 @@ class Inline:
             self._current = None
         return [event]
 
+    def stop(self, trial: int) -> None:
+        if self._current is not None and self._current[0].trial == trial:
+            self._current[1].close()
+            self._current = None
+
     def abandon(self) -> None:
         self._current = None
 
@@ -103,6 +119,8 @@ def timed_out(job: Job, seconds: float) -> Result:
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
+STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
+CONTROL = "control"  # the concurrency group of what must not wait for a job
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
 
 
@@ -127,8 +145,8 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _import_ray(own_cluster: bool) -> Any:
-    """The ray module. Its settings are read from the environment once, when it is first imported."""
+def set_environment(own_cluster: bool) -> None:
+    """Ray's settings, which it reads from the environment once, when it is first imported."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -145,8 +163,44 @@ def _import_ray(own_cluster: bool) -> Any:
         }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def join_cluster(workers: int, address: str | None, gpus_per_trial: float, namespace: str = "hypernas") -> Any:
+    """The ray module, connected to the cluster at `address`, or to one started on loopback for this process.
+
+    Raises UserError when there is no cluster at the address, or none of its nodes can hold a worker.
+    """
+    if address is not None:
+        _check_answers(address)
+    set_environment(own_cluster=address is None)
     import ray
 
+    # Trials that asked for no GPU train on a CPU, also where there is one.
+    environment = WORKER_ENVIRONMENT | ({} if gpus_per_trial else {"CUDA_VISIBLE_DEVICES": ""})
+    settings: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "namespace": namespace,
+        "runtime_env": {"env_vars": environment},
+    }
+    if address is None:
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **settings,
+        )
+    else:
+        try:
+            ray.init(address=address, **settings)
+        except ConnectionError as error:
+            raise UserError(f"--address {address}: cannot join: {error}") from error
+    if gpus_per_trial:
+        most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        if most < gpus_per_trial:
+            ray.shutdown()
+            raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
     return ray
 
 
@@ -157,7 +211,10 @@ class _Slot:
     actor: Any
     job: Job | None = None
     events: Any = None  # the job's ObjectRefGenerator
+    node: str = ""  # where its last job started
     deadline: float | None = None  # on the monotonic clock, once the job has started
+    stopped: bool = False  # its last job was stopped, and none has started since
+    patience: float | None = None  # on the monotonic clock: until then a stopped job must have made room for this one
 
 
 class RayPool:
@@ -175,37 +232,15 @@ class RayPool:
         timeout: float | None = None,
         jobs_namespace: str = "hypernas",
     ) -> None:
-        if address is not None:
-            _check_answers(address)
-        ray = _import_ray(own_cluster=address is None)
-
-        self._ray = ray
+        self._ray = ray = join_cluster(workers, address, gpus_per_trial, namespace=jobs_namespace)
         self.workers = workers
         self._timeout = timeout
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": jobs_namespace}
-        if address is None:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
-            try:
-                ray.init(address=address, **quiet)
-            except ConnectionError as error:
-                raise UserError(f"--address {address}: cannot join: {error}") from error
-        if gpus_per_trial:
-            most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-            if most < gpus_per_trial:
-                ray.shutdown()
-                raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
-        # Trials that asked for no GPU train on a CPU, also where there is one.
-        environment = WORKER_ENVIRONMENT | ({} if gpus_per_trial else {"CUDA_VISIBLE_DEVICES": ""})
-        self._actor_class = ray.remote(_Worker).options(
-            num_cpus=1, num_gpus=gpus_per_trial, max_restarts=0, runtime_env={"env_vars": environment}
-        )
+        self._actor_class = ray.remote(
+            num_cpus=1,
+            num_gpus=gpus_per_trial,
+            max_restarts=0,
+            concurrency_groups={CONTROL: 1},  # a stop reaches the actor while a job runs
+        )(_Worker)
         self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
         # Warm before the first job. On a cluster that has yet to grow, jobs queue at the workers still to come.
         ray.wait([slot.actor.ready.remote() for slot in self._slots], num_returns=workers, timeout=WARM_UP_SECONDS)
@@ -217,13 +252,14 @@ class RayPool:
     def submit(self, job: Job) -> None:
         slot = next(slot for slot in self._slots if slot.job is None)
         slot.job, slot.deadline = job, None
+        slot.patience = time.monotonic() + STOP_SECONDS if slot.stopped else None
         slot.events = slot.actor.run.remote(job)
 
     def wait(self, timeout: float) -> list[Event]:
         busy = {slot.events: slot for slot in self._slots if slot.job is not None}
         if not busy:
             return []
-        deadlines = [slot.deadline for slot in busy.values() if slot.deadline is not None]
+        deadlines = [t for slot in busy.values() for t in (slot.deadline, slot.patience) if t is not None]
         if deadlines:
             timeout = max(0.0, min(timeout, min(deadlines) - time.monotonic()))
         ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=timeout)
@@ -238,10 +274,13 @@ class RayPool:
         try:
             event: Started | Event = self._ray.get(next(slot.events))
         except (self._ray.exceptions.RayError, StopIteration) as error:
+            node = slot.node
             self._replace(slot)
-            return Lost(job.trial, job.token, type(error).__name__)
+            return lost(self._ray, job, str(error), node)
         if isinstance(event, Started):
+            slot.node = event.node
             slot.deadline = time.monotonic() + self._timeout if self._timeout else None
+            slot.stopped, slot.patience = False, None
             return None
         if isinstance(event, Result):
             slot.job = slot.events = None
@@ -249,16 +288,30 @@ class RayPool:
 
     def _overdue(self) -> list[Event]:
         out: list[Event] = []
+        now = time.monotonic()
         for slot in self._slots:
-            if slot.job is not None and slot.deadline is not None and time.monotonic() > slot.deadline:
+            if slot.job is None:
+                continue
+            if slot.deadline is not None and now > slot.deadline:
                 out.append(timed_out(slot.job, self._timeout or 0.0))
                 self._replace(slot)
+            elif slot.patience is not None and now > slot.patience:
+                job = slot.job
+                self._replace(slot)
+                slot.job, slot.events = job, slot.actor.run.remote(job)
         return out
 
     def _replace(self, slot: _Slot) -> None:
         """A new process in place of a dead or overdue one."""
         self._ray.kill(slot.actor)
         slot.actor, slot.job, slot.events = self._actor_class.remote(), None, None
+        slot.stopped, slot.patience, slot.deadline = False, None, None
+
+    def stop(self, trial: int) -> None:
+        for slot in self._slots:
+            if slot.job is not None and slot.job.trial == trial:
+                slot.actor.stop.options(concurrency_group=CONTROL).remote(trial, slot.job.token)
+                slot.job, slot.events, slot.deadline, slot.patience, slot.stopped = None, None, None, None, True
 
     def abandon(self) -> None:
         for slot in self._slots:
@@ -272,7 +325,7 @@ class RayPool:
 
 
 class _Worker:
-    """What runs in the actor's process."""
+    """What runs in the actor's process: one job after the other, and beside it whatever stops one."""
 
     def __init__(self) -> None:
         import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
@@ -280,18 +333,53 @@ class _Worker:
 
         keep_freed_memory()
 
+        self._stopped: set[tuple[int, int]] = set()  # (trial, token) of jobs to put down
+
     def ready(self) -> bool:
         return True
 
     def run(self, job: Job) -> Iterator[Started | Event]:
-        yield Started(job.trial)
-        yield from worker.run(job)
+        name = (job.trial, job.token)
+        if name not in self._stopped:
+            yield Started(job.trial, ray_node())
+            with closing(worker.run(job)) as events:  # closed, a job lets go of its model
+                for event in events:
+                    if name in self._stopped:
+                        break
+                    yield event
+        self._stopped.discard(name)
+
+    def stop(self, trial: int, token: int) -> None:
+        self._stopped.add((trial, token))
+
+
+def ray_node() -> str:
+    """The Ray node that the caller runs on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def lost(ray: Any, job: Job, error: str, node: str) -> Event:
+    """What became of a job whose actor died of `error`: killed for memory, gone with its machine, or dead by itself."""
+    text = error.lower()
+    if "running low on memory" in text:
+        failure = Failure(FailureKind.OUT_OF_MEMORY, "Ray killed its worker: the machine was running low on memory")
+        return Result(job.trial, job.token, failure=failure)
+    gone = node not in {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
+    preempted = gone or "preemption" in text or "node has died" in text
+    return Lost(job.trial, job.token, "its machine is gone" if preempted else "its process died", preempted)
 
 
 def make_executor(
     engine: str, workers: int, *, address: str | None, gpus_per_trial: float, timeout: float | None
 ) -> Executor:
-    """`ray` or `inline`. Raises UserError as the pools do."""
+    """`ray`, `tune` or `inline`. Raises UserError as the pools do."""
     if engine == "inline":
         return Inline(timeout)
+    if engine == "tune":
+        set_environment(own_cluster=address is None)
+        from nas.tune import TunePool
+
+        return TunePool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)
     return RayPool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from nas.checkpoints import open_folder
 from nas.config import StudyConfig, resumed
 from nas.driver import Outcome, run
 from nas.errors import StoreError, StudyError
@@ -28,6 +29,8 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
         config = resumed(stored, given)
     prepared = prepare(config)  # whatever is wrong is found before anything is written
+    if config.checkpoints is not None:
+        open_folder(config.checkpoints)
     workers = config.workers or default_workers(config)
     executor = make_executor(
         config.engine,
@@ -46,7 +49,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             err=True,
         )
         with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:
-            outcome = run(search, executor, view, seconds=config.time)
+            outcome = run(search, executor, view, seconds=config.time, device_hours=config.device_hours)
         return _conclude(store, search, outcome)
 
 
@@ -62,8 +65,10 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
     if outcome.exhausted and not outcome.interrupted:
         click.echo("the space holds nothing new: every further proposal was trained before", err=True)
         return 0
-    why = "interrupted" if outcome.interrupted else "out of time" if outcome.timed_out else "not finished"
-    again = f"nas search --study {quote(search.row.name)} --store {quote(store.shown)} --resume"
+    why = "interrupted" if outcome.interrupted else "out of its budget" if outcome.over_budget else "not finished"
+    again = f"nas search --study {quote(search.row.name)} --store {quote(store.to_type)} --resume"
+    if store.url.password:
+        again = f"PGPASSWORD=... {again}"
     click.echo(f"{why}; nothing is lost. Continue with: {again}", err=True)
     return 1
 

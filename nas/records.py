@@ -35,6 +35,26 @@ class FailureKind(StrEnum):
     ERROR = "error"
 
 
+class Policy(StrEnum):
+    """What becomes of a trial that failed in one way."""
+
+    RETRY = "retry"  # another worker takes it up; it was not to blame, or not yet
+    SHRINK = "shrink"  # once more, with each batch in twice as many parts
+    TEACH = "teach"  # it failed for what it is: the sampler hears that it scored as badly as can be
+    QUARANTINE = "quarantine"  # set aside, never proposed again, and no lesson for the sampler
+
+
+POLICIES = {
+    FailureKind.OUT_OF_MEMORY: Policy.SHRINK,
+    FailureKind.DIVERGED: Policy.TEACH,
+    FailureKind.BUILD_ERROR: Policy.QUARANTINE,
+    FailureKind.TIMEOUT: Policy.TEACH,
+    FailureKind.WORKER_LOST: Policy.RETRY,  # and quarantined after MAX_LOST
+    FailureKind.PREEMPTED: Policy.RETRY,  # as often as it takes
+    FailureKind.ERROR: Policy.QUARANTINE,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class SpaceSpec:
     """How a worker rebuilds the study's space: its name and the `--set` restrictions."""
@@ -70,6 +90,8 @@ class Job:
     data_hash: str
     data_seed: int
     kernels: str = "auto"
+    micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
+    checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from
     evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Report and one Result
 
 
@@ -80,6 +102,14 @@ class Progress:
     trial: int
     share: float  # of its training, 0 to 1
     loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What the user should know of a running trial though it goes on; shown, never stored."""
+
+    trial: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nas import pareto
+from nas.checkpoints import checkpoint_path
 from nas.config import Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.optuna_io import Proposer
-from nas.records import FINISHED, Job, Recipe, SpaceSpec, State, StudyRow, Trial
+from nas.records import FINISHED, POLICIES, Job, Policy, Recipe, Result, SpaceSpec, State, StudyRow, Trial
 from nas.samplers import population_size
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
@@ -44,6 +45,7 @@ class Search:
 
     def __init__(self, store: Store, row: StudyRow, config: StudyConfig, plan: Plan) -> None:
         self.store, self.row, self.config, self.plan = store, row, config, plan
+        self.checkpoints = checkpoints_folder(row, config.checkpoints)
         self.cache_hits = 0
         self.exhausted = False
         self._proposer = Proposer(
@@ -56,8 +58,8 @@ class Search:
         self._ready: deque[_Pending] = deque()
         self._handles: dict[int, int] = {}  # trial number -> the sampler's handle
         self._known: dict[str, tuple[float, ...] | None] = {}  # config hash -> costs, None while unknown or failed
-        self._hashes: dict[int, str] = {}
         self._seq = 0
+        self._waiting: set[int] = set()  # trials that were handed back
         self._next = 0  # the number the next proposal is expected to get
         self.refresh()
         self._baselines = deque(self._baseline_proposals())
@@ -73,15 +75,42 @@ class Search:
         for trial in self.store.trials(self.row, after=self._seq):
             self._seq = max(self._seq, trial.seq)
             self._next = max(self._next, trial.number + 1)
-            key = config_hash(trial.arch_hash, trial.recipe)
-            self._hashes[trial.number] = key
+            (self._waiting.add if trial.state == State.WAITING else self._waiting.discard)(trial.number)
             outcome = self._costs(trial)
-            self._known[key] = outcome
+            self._known[config_hash(trial.arch_hash, trial.recipe)] = outcome
             if trial.state in FINISHED:
                 self._tell(trial, outcome)
 
+    def saw(self, seq: int | None) -> bool:
+        """Whether a change of ours, `seq`, was the first since the last look: then there is nothing to read."""
+        if seq != self._seq + 1:
+            return False
+        self._seq = seq
+        return True
+
+    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+        """Takes in a result of ours, stored as change `seq`, and what other drivers changed before it."""
+        if not self.saw(seq):
+            self.refresh()
+            return
+        state = State.FAILED if result.failure else State.COMPLETE
+        trial = replace(
+            trial,
+            state=state,
+            values=result.values,
+            failure=result.failure,
+        )
+        outcome = self._costs(trial)
+        self._known[config_hash(trial.arch_hash, trial.recipe)] = outcome
+        self._tell(trial, outcome)
+
     def _costs(self, trial: Trial) -> tuple[float, ...] | None:
-        return pareto.costs(self.row.objectives, trial.values) if trial.state == State.COMPLETE else None
+        """The trial's point; the reference point where failing says that the architecture is bad; else None."""
+        if trial.state == State.COMPLETE:
+            return pareto.costs(self.row.objectives, trial.values)
+        if trial.failure is not None and POLICIES[trial.failure.kind] in (Policy.TEACH, Policy.SHRINK):
+            return tuple(self.row.reference[name] for name in self.row.objectives)
+        return None
 
     def _tell(self, trial: Trial, costs: tuple[float, ...] | None) -> None:
         handle = self._handles.pop(trial.number, None)
@@ -103,7 +132,10 @@ class Search:
 
     def lease(self, driver: int) -> Trial | None:
         """The next trial to run: one that waits in the store, else a new one; None when there is nothing to do."""
-        trial = self.store.lease_waiting(self.row, driver)
+        trial = None
+        while trial is None and self._waiting:
+            trial = self.store.lease_waiting(self.row, driver)
+            self.refresh()  # others may have taken them
         while trial is None:
             self.prefetch(1)
             if not self._ready:
@@ -113,6 +145,7 @@ class Search:
             if trial is not None:
                 if pending.handle is not None:
                     self._handles[trial.number] = pending.handle
+                self.saw(trial.seq)
                 break
             if sum(self.store.states(self.row).values()) >= self.plan.trials:
                 self._ready.appendleft(pending)
@@ -121,7 +154,6 @@ class Search:
             if pending.handle is not None:
                 self._proposer.tell(pending.handle, self._known.get(pending.proposal.config_hash))
         self._next = max(self._next, trial.number + 1)
-        self._hashes[trial.number] = config_hash(trial.arch_hash, trial.recipe)
         return trial
 
     def _baseline_proposals(self) -> list[_Pending]:
@@ -168,7 +200,7 @@ class Search:
         return None
 
     def job(self, trial: Trial) -> Job:
-        return make_job(self.row, trial)
+        return replace(make_job(self.row, trial), checkpoint=checkpoint_path(self.checkpoints, trial.number))
 
 
 def make_job(row: StudyRow, trial: Trial) -> Job:
@@ -184,6 +216,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         data_hash=row.data_hash,
         data_seed=row.settings["seed"],
         kernels=row.settings["kernels"],
+        micro_batches=trial.provenance.get("micro_batches", 1),
         evaluate=row.settings["evaluate"],
     )
 
@@ -193,6 +226,12 @@ def artifacts_folder(store: Store, study: str) -> str:
     path = store.url.database if store.url.get_backend_name() == "sqlite" else None
     base = Path(path) if path and path != ":memory:" else Path("nas")
     return str((base.parent / f"{base.stem}-artifacts" / digest({"store": store.shown, "study": study})).resolve())
+
+
+def checkpoints_folder(row: StudyRow, shared: str | None) -> str:
+    """Where half-trained trials are kept: beside the weights, or in a folder that several studies may share."""
+    study = Path(row.artifacts)
+    return str((Path(shared) / study.name if shared else study).resolve() / "checkpoints")
 
 
 @dataclass(frozen=True, slots=True)

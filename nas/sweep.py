@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nas.checkpoints import checkpoint_path
 from nas.config import Plan, StudyConfig, make_plan, recipe_with, split_settings, with_data
 from nas.driver import run
-from nas.errors import StudyError, UserError
+from nas.errors import UserError
 from nas.executors import Executor
 from nas.progress import make_view
-from nas.records import FINISHED, Job, Recipe, SpaceSpec, StudyRow, Trial
+from nas.records import Job, Recipe, Result, SpaceSpec, StudyRow, Trial
 from nas.store import Proposal, Store
-from nas.study import Prepared, config_hash, make_job, open_study
+from nas.study import Prepared, checkpoints_folder, config_hash, make_job, open_study
 from nas.tasks import TASKS
 from search_spaces import load_space
 from search_spaces.base import arch_to_json
@@ -32,8 +33,8 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
     baseline and in the preset's training. The study is created, or continued if it is there: what it has trained is
     not trained again. A trial that failed stays failed, with its failure.
 
-    Raises SpaceError and UserError for bad input before anything is trained, StudyError when some of the trials are
-    with another process, and KeyboardInterrupt when interrupted; the same call then continues.
+    Raises SpaceError and UserError for bad input before anything is trained, KeyboardInterrupt when
+    interrupted; the same call then continues. Trials that another process has in hand are waited for.
     """
     prepared, proposals = _prepare(replace(config, resume=True), configurations)
     space = prepared.plan.space
@@ -50,13 +51,7 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
     if outcome.interrupted:
         raise KeyboardInterrupt
     trials = {config_hash(trial.arch_hash, trial.recipe): trial for trial in store.trials(row)}
-    found = [trials[proposal.config_hash] for proposal in proposals]
-    elsewhere = sorted({str(trial.number) for trial in found if trial.state not in FINISHED})
-    if elsewhere:
-        raise StudyError(
-            f"study {row.name!r}: trials {', '.join(elsewhere)} are with another process; run this again after it"
-        )
-    return found
+    return [trials[proposal.config_hash] for proposal in proposals]
 
 
 class FixedList:
@@ -66,6 +61,7 @@ class FixedList:
 
     def __init__(self, store: Store, row: StudyRow, proposals: Iterable[Proposal]) -> None:
         self.store, self.row = store, row
+        self.checkpoints = checkpoints_folder(row, None)
         self._left = deque(proposals)
 
     @property
@@ -82,10 +78,17 @@ class FixedList:
         return trial
 
     def job(self, trial: Trial) -> Job:
-        return make_job(self.row, trial)
+        return replace(make_job(self.row, trial), checkpoint=checkpoint_path(self.checkpoints, trial.number))
 
     def refresh(self) -> None:
         """Nothing: what is trained does not depend on results."""
+
+    def saw(self, seq: int) -> bool:
+        """Always: nothing is read back."""
+        return True
+
+    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+        """Nothing, as above."""
 
 
 def _prepare(config: StudyConfig, configurations: Sequence[Settings]) -> tuple[Prepared, list[Proposal]]:

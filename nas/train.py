@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from kernels import _dispatch
+from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import DataError
 from nas.measure import stream_diagnostics
-from nas.records import Job, Progress, Recipe, Report, Result
+from nas.records import Job, Notice, Progress, Recipe, Report, Result
 from nas.tasks import TASKS, Batch
 from search_spaces import load_space
 from search_spaces.connections import connection_parameters
@@ -161,20 +162,22 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def evaluate(job: Job) -> Iterator[Progress | Report | Result]:
+def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
     """Trains the job's architecture: progress as it goes, a report at each rung, one result at the end.
 
-    Raises SpaceError when the architecture cannot be built, DivergedError when the loss is not finite, BackendError
-    when kernels were asked for that cannot run here.
+    With a checkpoint, goes on from there; the numbers are those of training in one go. Raises SpaceError when the
+    architecture cannot be built, DivergedError when the loss is not finite, BackendError when kernels were asked for
+    that cannot run here.
     """
     deterministic()
     device = worker_device()
     _dispatch.forget_chosen()
-    with _dispatch.use_backend(job.kernels):
+    with _dispatch.use_backend(job.kernels), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(job.recipe.seed)  # dropout in a user's space draws from the seed too
         yield from _evaluate(job, device)
 
 
-def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Report | Result]:
+def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Report | Result]:
     recipe = job.recipe
     space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
     task, data = TASKS[space.task], _data(space.task, job.data_path, job.data_hash)
@@ -184,16 +187,27 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Report | Re
     samples = max(1, recipe.batch_tokens // task.units(arch))
     step_units = samples * task.units(arch)
     steps = max(1, round(recipe.tokens / step_units))
+    scored_at_once = max(1, samples // job.micro_batches)
     rungs = {max(1, round(share * steps)): rung for rung, share in enumerate(RUNGS)}
     optimizers = make_optimizers(model, recipe)
 
     train_seconds = evaluate_seconds = 0.0
+    first = 0
+    try:
+        before = load_checkpoint(job, model, optimizers)
+    except CheckpointError as error:
+        yield Notice(job.trial, f"starts from its beginning: {error}")
+        before = None
+    if before is not None:
+        first, train_seconds, evaluate_seconds = before.step, before.train_seconds, before.evaluate_seconds
+        yield replace(before.report, trial=job.trial)
     shown = clock = time.perf_counter()
     scored = None
     model.train()
-    for step in range(steps):
+    for step in range(first, steps):
         inputs, classes = task.batch(data, arch, job.data_seed, step, samples)
-        loss = train_step(model, optimizers, (inputs.to(device), classes.to(device)), recipe, step, steps)
+        batch = (inputs.to(device), classes.to(device))
+        loss = train_step(model, optimizers, batch, recipe, step, steps, job.micro_batches)
         now = time.perf_counter()
         if now - shown > PROGRESS_SECONDS:
             shown = now
@@ -202,11 +216,11 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Report | Re
             train_seconds += time.perf_counter() - clock
             clock = time.perf_counter()
             reset_rates(model)
-            scored = score(model, task.validation(data, arch, recipe, samples), task.nats)
+            scored = score(model, task.validation(data, arch, recipe, scored_at_once), task.nats)
             model.train()
             evaluate_seconds += time.perf_counter() - clock
             seen = (step + 1) * step_units
-            yield Report(
+            report = Report(
                 trial=job.trial,
                 rung=rungs[step + 1],
                 step=step + 1,
@@ -215,11 +229,17 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Report | Re
                 loss=scored.loss,
                 seconds=train_seconds + evaluate_seconds,
             )
+            if job.checkpoint is not None and step + 1 < steps:
+                try:
+                    save_checkpoint(job, model, optimizers, Position(step + 1, train_seconds, evaluate_seconds, report))
+                except OSError as error:
+                    yield Notice(job.trial, f"has no checkpoint of rung {report.rung}: {error}")
+            yield report
             clock = time.perf_counter()
     if scored is None or not math.isfinite(scored.loss):
         raise DivergedError("the validation loss is not finite")
     rates = execution_rates(model)
-    validation_inputs, _ = next(iter(task.validation(data, arch, recipe, samples)))
+    validation_inputs, _ = next(iter(task.validation(data, arch, recipe, scored_at_once)))
     yield Result(
         trial=job.trial,
         token=job.token,
@@ -233,7 +253,7 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Report | Re
         parameters=cost.parameters_total,
         train_seconds=train_seconds,
         evaluate_seconds=evaluate_seconds,
-        provenance=provenance(device),
+        provenance=provenance(device) | ({"micro_batches": job.micro_batches} if job.micro_batches > 1 else {}),
         diagnostics=({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs.to(device)),
         weights=save({name: tensor.cpu() for name, tensor in model.state_dict().items()}),
     )
@@ -246,21 +266,24 @@ def train_step(
     recipe: Recipe,
     step: int,
     steps: int,
+    micro_batches: int = 1,
 ) -> float:
-    """One update; the batch's mean loss in nats. Raises DivergedError."""
-    inputs, classes = batch
+    """One update, its gradients summed over the parts of the batch; its mean loss in nats. Raises DivergedError."""
     progress = step / steps
     start_step(model, recipe.seed, step, progress)
-    with mixed_precision(inputs.device):
-        logits: Tensor = model(inputs)
-    loss = F.cross_entropy(logits.float().flatten(0, -2), classes.flatten())
-    total = loss + gate_loss(model, progress) if gates_of(model) else loss
-    value = loss.item()
-    if not math.isfinite(value):
-        raise DivergedError(f"the training loss is {value} at step {step} of {steps}")
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    value = 0.0
+    for inputs, classes in zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True):
+        share = len(inputs) / len(batch[0])
+        with mixed_precision(inputs.device):
+            logits: Tensor = model(inputs)
+        loss = F.cross_entropy(logits.float().flatten(0, -2), classes.flatten())
+        total = loss + gate_loss(model, progress) if gates_of(model) else loss
+        value += share * loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(f"the training loss is {value} at step {step} of {steps}")
+        (share * total).backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     rate = learning_rate(recipe, step, steps)
     for optimizer in optimizers:

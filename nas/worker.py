@@ -3,16 +3,21 @@
 import importlib
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 
-from nas.records import Failure, FailureKind, Job, Progress, Report, Result
+import torch
+
+from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result
 from search_spaces.base import SpaceError
 
-Event = Progress | Report | Result
+Event = Notice | Progress | Report | Result
 
 
-def run(job: Job) -> Iterator[Event]:
-    """Everything the job's evaluation yields; always ends with a Result, failed or not."""
+def run(job: Job) -> Generator[Event]:
+    """Everything the job's evaluation yields; always ends with a Result, failed or not.
+
+    Closed before its end, it stops where it is and lets go of the model.
+    """
     start = time.perf_counter()
     try:
         module, _, function = job.evaluate.partition(":")
@@ -22,6 +27,9 @@ def run(job: Job) -> Iterator[Event]:
         message = f"{type(error).__name__}: {error}"
         failure = Failure(kind, message, traceback.format_exc())
         yield Result(job.trial, job.token, train_seconds=time.perf_counter() - start, failure=failure)
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # others on this GPU may need it before our next job does
 
 
 def failure_kind(error: BaseException) -> FailureKind:

@@ -11,9 +11,10 @@ from difflib import get_close_matches
 from hashlib import sha256
 from itertools import pairwise
 from json import dumps
-from typing import Any, Protocol, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
-from torch import nn
+if TYPE_CHECKING:  # torch takes a second and a half to import; whoever builds a network has it
+    from torch import nn
 
 Scalar = str | int | float | bool
 
@@ -254,7 +255,7 @@ class Space(Protocol):
 
     def cost(self, arch: Any) -> Cost: ...
 
-    def build(self, arch: Any) -> nn.Module:
+    def build(self, arch: Any) -> "nn.Module":
         """The torch module, initialised from torch's global generator (seed it outside)."""
         ...
 

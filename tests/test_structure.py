@@ -12,7 +12,7 @@ OWNERS = {
     "triton": ("kernels/",),
     "sqlalchemy": ("nas/store/",),
     "alembic": ("nas/store/",),
-    "optuna": ("nas/samplers.py", "nas/optuna_io.py"),
+    "optuna": ("nas/samplers.py", "nas/optuna_io.py", "nas/optuna_rdb.py"),
     "ray": ("nas/executors.py", "nas/tune.py"),
     "pyarrow": ("nas/data.py",),
     "moocore": ("nas/pareto.py",),
@@ -33,6 +33,7 @@ REMOTE = (
     "nas/tasks.py",
     "nas/records.py",
     "nas/measure.py",
+    "nas/checkpoints.py",
 )
 DRIVER_ONLY = ("nas.store", "nas.study", "nas.samplers", "nas.optuna_io", "nas.driver", "nas.executors")
 FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]

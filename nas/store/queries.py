@@ -8,9 +8,10 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import random
 from time import sleep
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     RowMapping,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -31,7 +33,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from nas import pareto
@@ -63,8 +65,58 @@ T = TypeVar("T")
 
 HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver on another host that is silent for longer is dead
 MAX_LOST = 3  # leases a trial may lose before it is set aside as FAILED(worker_lost)
-RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
-PASSING_FAULTS = ("database is locked", "deadlock detected", "could not serialize", "server closed the connection")
+RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)  # longer than a database server takes to restart
+
+
+# The statements of every trial, built once: SQLAlchemy takes longer to build one than a database to run it. What an
+# update sets follows from the names it is given; where it applies has names of its own, beginning with `at_`.
+_STUDIES: Any = StudyTable.__table__
+_TRIALS: Any = TrialTable.__table__
+_NEXT_SEQ = (
+    update(_STUDIES)
+    .where(_STUDIES.c.id == bindparam("at_study"))
+    .values(seq=_STUDIES.c.seq + 1)
+    .returning(_STUDIES.c.seq)
+)
+_NEXT_NUMBER = (
+    update(_STUDIES)
+    .where(_STUDIES.c.id == bindparam("at_study"), _STUDIES.c.next_number < bindparam("at_limit"))
+    .values(next_number=_STUDIES.c.next_number + 1, seq=_STUDIES.c.seq + 1)
+    .returning(_STUDIES.c.next_number - 1, _STUDIES.c.seq)
+)
+_HELD = (
+    update(_TRIALS)
+    .where(
+        _TRIALS.c.study_id == bindparam("at_study"),
+        _TRIALS.c.number == bindparam("at_number"),
+        _TRIALS.c.token == bindparam("at_token"),
+        _TRIALS.c.state == State.RUNNING,
+    )
+    .returning(_TRIALS.c.id)
+)
+_CHANGED = (_TRIALS.c.study_id == bindparam("at_study"), _TRIALS.c.seq > bindparam("at_seq"))
+_CHANGED_TRIALS = select(_TRIALS).where(*_CHANGED).order_by(_TRIALS.c.number)
+_CHANGED_VALUES = (
+    select(ValueTable.trial_id, ValueTable.name, ValueTable.value)
+    .join(_TRIALS, _TRIALS.c.id == ValueTable.trial_id)
+    .where(*_CHANGED)
+)
+_FRONT_POINTS = (
+    select(FrontHistoryTable.trial_id, _TRIALS.c.number, ValueTable.name, ValueTable.value)
+    .join(_TRIALS, _TRIALS.c.id == FrontHistoryTable.trial_id)
+    .join(ValueTable, ValueTable.trial_id == FrontHistoryTable.trial_id)
+    .where(FrontHistoryTable.study_id == bindparam("at_study"), FrontHistoryTable.dominated_by.is_(None))
+)
+_INSERT_TRIAL, _INSERT_VALUES = insert(_TRIALS), insert(ValueTable)
+_INSERT_REPORT, _INSERT_HISTORY = insert(ReportTable), insert(FrontHistoryTable)
+
+
+@dataclass(slots=True)
+class _Front:
+    """A study's front as it was at change `seq`: costs by (row id, number)."""
+
+    seq: int
+    points: dict[tuple[int, int], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +191,8 @@ class Store:
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = _parse_url(url)
         self.shown = self.url.render_as_string(hide_password=True)
+        # What a user can type again: libpq takes the password from PGPASSWORD or ~/.pgpass.
+        self.to_type = self.url.set(password=None).render_as_string()
         path = self.url.database if self.url.get_backend_name() == "sqlite" else None
         if path and path != ":memory:":
             folder = Path(path).resolve().parent
@@ -148,11 +202,12 @@ class Store:
                 message = f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
                 raise StoreError(message, missing=True)
         self._engine = _engine(self.url)
+        self._writer = self._engine.execution_options(writes=True)
+        self._fronts: dict[int, _Front] = {}  # by study; good while every change since was ours
         try:
             self._check_schema(create)
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
-            raise StoreError(f"--store {self.shown}: cannot be opened: {reason}") from error
+            raise StoreError(f"--store {self.shown}: cannot be opened: {_reason(error)}") from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -201,18 +256,37 @@ class Store:
             connection.commit()
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work` in one write transaction, again after a passing fault."""
+        """Runs `work` in one write transaction, again after a passing fault.
+
+        When the connection is cut while a transaction is committed, nobody knows whether it was: what runs again must
+        recognise its own work.
+        """
+        return self._patiently(work, writes=True)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work`, which writes nothing, again after a passing fault."""
+        return self._patiently(work, writes=False)
+
+    def _all(self, query: Any) -> Sequence[Any]:
+        return self._read(lambda connection: connection.execute(query).all())
+
+    def _patiently(self, work: Callable[[Connection], T], *, writes: bool) -> T:
+        engine = self._writer if writes else self._engine
         for pause in (*RETRY_SECONDS, None):
             try:
-                with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+                with engine.connect() as connection, connection.begin():
                     return work(connection)
             except IntegrityError:
                 raise
             except DBAPIError as error:
-                passing = error.connection_invalidated or any(word in str(error) for word in PASSING_FAULTS)
-                if not passing or pause is None:
+                if not _passes(error, self.url):
                     raise
-                sleep(pause)
+                if pause is None:
+                    raise StoreError(
+                        f"--store {self.shown}: not reachable for {sum(RETRY_SECONDS):.0f} seconds: {_reason(error)}; "
+                        "nothing that was stored is lost, nas search --resume continues"
+                    ) from error
+                sleep(pause * (0.5 + random()))  # drivers that were turned away together do not come back together
         raise AssertionError("unreachable")
 
     # ---- studies ---------------------------------------------------------------------------------------------
@@ -252,12 +326,12 @@ class Store:
 
     def study(self, name: str) -> StudyRow:
         """Raises StudyError naming the studies there are."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(StudyTable.__table__).where(StudyTable.name == name)).mappings().first()
-            if row is None:
-                names = connection.execute(select(StudyTable.name).order_by(StudyTable.name)).scalars().all()
-                known = "it has: " + ", ".join(names) if names else "it has none yet"
-                raise StudyError(f"no study {name!r} in {self.shown}; {known}")
+        query = select(_STUDIES).where(_STUDIES.c.name == name)
+        row = self._read(lambda connection: connection.execute(query).mappings().first())
+        if row is None:
+            names = [name for (name,) in self._all(select(StudyTable.name).order_by(StudyTable.name))]
+            known = "it has: " + ", ".join(names) if names else "it has none yet"
+            raise StudyError(f"no study {name!r} in {self.shown}; {known}")
         return StudyRow(
             id=row["id"],
             name=row["name"],
@@ -279,12 +353,40 @@ class Store:
             .outerjoin(counts, counts.c.study_id == StudyTable.id)
             .order_by(StudyTable.created, StudyTable.id)
         )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
+        rows = self._all(query)
         return [
             {"name": name, "space": space, "trials": trials, "created": created.isoformat()}
             for name, space, trials, created in rows
         ]
+
+    def fill(self, study: StudyRow, trials: Iterable[tuple[Trial, str, Sequence[Report]]]) -> None:
+        """Trials with their configuration hashes and curves, as they are, into a study that has none: all or nothing.
+
+        The front and its history follow from the order in which they finished.
+        """
+        given = sorted(trials, key=lambda entry: (entry[0].finished is None, entry[0].finished, entry[0].number))
+        over = (State.COMPLETE, State.STOPPED, State.FAILED)
+
+        def work(connection: Connection) -> None:
+            front: Mapping[tuple[int, int], tuple[float, ...]] = {}
+            for seq, (trial, config, curve) in enumerate(given, start=1):
+                inserted: Any = connection.execute(_INSERT_TRIAL, _row(study, trial, config, seq))
+                trial_id = int(inserted.inserted_primary_key[0])
+                if trial.values:
+                    values = [{"trial_id": trial_id, "name": n, "value": v} for n, v in trial.values.items()]
+                    connection.execute(_INSERT_VALUES, values)
+                if curve:
+                    points = [asdict(report) | {"trial_id": trial_id} for report in curve]
+                    connection.execute(_INSERT_REPORT, [{k: v for k, v in p.items() if k != "trial"} for p in points])
+                if trial.state == State.COMPLETE:
+                    result = Result(trial.number, trial.token, trial.values)
+                    front = _extend_front(connection, study, trial_id, result, front)
+            numbers = [trial.number for trial, _, _ in given]
+            counters = {"next_number": max(numbers, default=-1) + 1, "seq": len(given)}
+            connection.execute(update(_STUDIES).where(_STUDIES.c.id == study.id).values(counters))
+
+        assert all(trial.finished is not None for trial, _, _ in given if trial.state in over)
+        self._write(work)
 
     def delete_study(self, name: str) -> None:
         """Raises StudyError while a search runs on it."""
@@ -325,8 +427,7 @@ class Store:
     def live_drivers(self, study: StudyRow) -> dict[int, int]:
         """Workers of every driver that is still alive, by driver id."""
         query = select(DriverTable.__table__).where(DriverTable.study_id == study.id, DriverTable.stopped.is_(None))
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()
+        rows = self._read(lambda connection: connection.execute(query).mappings().all())
         return {row["id"]: row["workers"] for row in rows if _is_alive(row)}
 
     def reclaim(self, study: StudyRow) -> list[int]:
@@ -346,20 +447,29 @@ class Store:
             .where(TrialTable.study_id == study.id, TrialTable.state == State.WAITING)
             .order_by(TrialTable.number)
             .limit(1)
-            .with_for_update(skip_locked=True)
         )
 
+        now = _utcnow()
+        tries = 0
+
         def work(connection: Connection) -> int | None:
+            nonlocal tries
+            tries += 1
+            if tries > 1:
+                mine = select(TrialTable.id).where(TrialTable.driver_id == driver, TrialTable.started == now)
+                if (done := connection.execute(mine).scalar()) is not None:
+                    return int(done)
+            seq = _next_seq(connection, study)
             trial_id = connection.execute(oldest).scalar()
             if trial_id is None:
                 return None
             values = {
                 "state": State.RUNNING,
                 "driver_id": driver,
-                "started": _utcnow(),
+                "started": now,
                 "token": TrialTable.token + 1,
                 "attempts": TrialTable.attempts + 1,
-                "seq": _next_seq(connection, study),
+                "seq": seq,
             }
             connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(values))
             return int(trial_id)
@@ -389,26 +499,29 @@ class Store:
             "provenance": {},
             "diagnostics": {},
         }
-        number = (
-            update(StudyTable)
-            .where(StudyTable.id == study.id, StudyTable.next_number < limit)
-            .values(next_number=StudyTable.next_number + 1, seq=StudyTable.seq + 1)
-            .returning(StudyTable.next_number - 1, StudyTable.seq)
-        )
+        at = {"at_study": study.id, "at_limit": limit}
 
         def work(connection: Connection) -> tuple[int, int] | None:
-            row = connection.execute(number).first()
+            row = connection.execute(_NEXT_NUMBER, at).first()
             if row is None:
                 return None
-            connection.execute(insert(TrialTable).values(trial | {"number": row[0], "seq": row[1]}))
+            connection.execute(_INSERT_TRIAL, trial | {"number": row[0], "seq": row[1]})
             return row[0], row[1]
 
         try:
             leased = self._write(work)
-        except IntegrityError:  # another driver got the same configuration first
-            return None
+        except IntegrityError:
+            # Another driver got the same configuration first; or we did, and the connection was cut at that moment.
+            query = select(_TRIALS.c.number, _TRIALS.c.seq).where(
+                _TRIALS.c.study_id == study.id,
+                _TRIALS.c.config_hash == proposal.config_hash,
+                _TRIALS.c.driver_id == driver,
+                _TRIALS.c.created == now,
+            )
+            leased = next((tuple(row) for row in self._all(query)), None)
         if leased is None:
             return None
+        self._noted(study, leased[1])
         return Trial(
             number=leased[0],
             seq=leased[1],
@@ -435,8 +548,11 @@ class Store:
             failure=None,
         )
 
-    def report(self, study: StudyRow, report: Report, token: int) -> bool:
-        """One point of the curve; False when the lease is no longer ours. Repeated after a resume, it is kept once."""
+    def report(self, study: StudyRow, report: Report, token: int) -> int | None:
+        """One point of the curve; the change's sequence, or None when the lease is no longer ours.
+
+        Repeated after a resume, it is kept once.
+        """
         values = {
             "rung": report.rung,
             "step": report.step,
@@ -446,22 +562,25 @@ class Store:
             "seconds": report.seconds,
         }
 
-        def work(connection: Connection) -> bool:
-            trial_id = _touch(connection, study, report.trial, token, {})
+        def work(connection: Connection) -> int | None:
+            trial_id, seq = _touch(connection, study, report.trial, token, {})
             if trial_id is None:
-                return False
+                return None
             connection.execute(
                 delete(ReportTable).where(ReportTable.trial_id == trial_id, ReportTable.rung == report.rung)
             )
-            connection.execute(insert(ReportTable).values(values | {"trial_id": trial_id}))
-            return True
+            connection.execute(_INSERT_REPORT, values | {"trial_id": trial_id})
+            return seq
 
-        return self._write(work)
+        seq = self._write(work)
+        if seq is not None:
+            self._noted(study, seq)
+        return seq
 
-    def finish(self, study: StudyRow, result: Result) -> bool:
+    def finish(self, study: StudyRow, result: Result) -> int | None:
         """Ends a trial: its values, its place on the front and the hypervolume in one transaction.
 
-        False when the lease is no longer ours (the trial was taken over): nothing is written then.
+        The change's sequence; None when the lease is no longer ours (the trial was taken over): nothing is written.
         """
         failure = result.failure
         values = {
@@ -481,26 +600,60 @@ class Store:
                 "failure_traceback": failure.traceback,
             }
 
-        def work(connection: Connection) -> bool:
-            trial_id = _touch(connection, study, result.trial, result.token, values)
+        tries = 0
+
+        def work(connection: Connection) -> tuple[int, _Front | None] | None:
+            nonlocal tries
+            tries += 1
+            if tries > 1 and (before := _finished_under(connection, study, result)) is not None:
+                return before, None
+            trial_id, seq = _touch(connection, study, result.trial, result.token, values)
             if trial_id is None:
-                return False
-            if failure is None:
-                rows = [{"trial_id": trial_id, "name": name, "value": value} for name, value in result.values.items()]
-                connection.execute(insert(ValueTable), rows)
-                _extend_front(connection, study, trial_id, result)
-            return True
+                return None
+            if failure is not None:
+                return seq, None
+            rows = [{"trial_id": trial_id, "name": name, "value": value} for name, value in result.values.items()]
+            connection.execute(_INSERT_VALUES, rows)
+            known = self._fronts.get(study.id)
+            points = known.points if known and known.seq == seq - 1 else _front_points(connection, study)
+            return seq, _Front(seq, _extend_front(connection, study, trial_id, result, points))
 
-        return self._write(work)
+        done = self._write(work)
+        if done is None:
+            return None
+        seq, front = done
+        if front is None:
+            self._noted(study, seq)
+        else:
+            self._fronts[study.id] = front
+        return seq
 
-    def release(self, study: StudyRow, number: int, token: int, *, fault: bool = True) -> bool:
+    def _noted(self, study: StudyRow, seq: int) -> None:
+        """A change of ours that left the front alone: what we know of it is as good as before."""
+        front = self._fronts.get(study.id)
+        if front is not None and front.seq == seq - 1:
+            front.seq = seq
+
+    def release(
+        self,
+        study: StudyRow,
+        number: int,
+        token: int,
+        *,
+        fault: bool = True,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Hands a RUNNING trial back to WAITING; a trial that lost its worker too often becomes FAILED.
 
-        `fault` is False when the search was interrupted or its driver died: that never counts against a trial.
+        `fault` is False when the search was interrupted, its driver died or the machine went away: that never counts
+        against a trial. `provenance` says how it is to be trained the next time.
         """
+        values: dict[str, Any] = {"state": State.WAITING, "driver_id": None}
+        if provenance is not None:
+            values["provenance"] = dict(provenance)
 
         def work(connection: Connection) -> bool:
-            trial_id = _touch(connection, study, number, token, {"state": State.WAITING, "driver_id": None})
+            trial_id, _ = _touch(connection, study, number, token, values)
             if trial_id is None:
                 return False
             if not fault:
@@ -509,13 +662,13 @@ class Store:
                 return True
             lost = connection.execute(select(TrialTable.attempts).where(TrialTable.id == trial_id)).scalar_one()
             if lost >= MAX_LOST:
-                values = {
+                failed = {
                     "state": State.FAILED,
                     "finished": _utcnow(),
                     "failure_kind": str(FailureKind.WORKER_LOST),
                     "failure_message": f"its worker died {lost} times while training it",
                 }
-                connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(values))
+                connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(failed))
             return True
 
         return self._write(work)
@@ -523,52 +676,71 @@ class Store:
     # ---- reading ---------------------------------------------------------------------------------------------
 
     def trials(
-        self, study: StudyRow, *, after: int = 0, states: Iterable[State] = (), number: int | None = None
+        self,
+        study: StudyRow,
+        *,
+        after: int = 0,
+        states: Iterable[State] = (),
+        number: int | None = None,
+        origin: str | None = None,
     ) -> list[Trial]:
-        """Trials by number: those changed since sequence `after`, in `states`, or the one `number`."""
+        """Trials by number: those changed since sequence `after`, in `states`, of one `origin`, or the one `number`."""
+        if not states and number is None and origin is None:
+            return self._read_trials(_CHANGED_TRIALS, _CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
         where = [TrialTable.study_id == study.id, TrialTable.seq > after]
         if states:
             where.append(TrialTable.state.in_([str(state) for state in states]))
         if number is not None:
             where.append(TrialTable.number == number)
+        if origin is not None:
+            where.append(TrialTable.origin == origin)
         return self._trials(*where)
 
     def trial(self, study: StudyRow, number: int) -> Trial:
         """Raises StudyError when there is no such trial."""
         found = self.trials(study, number=number)
         if not found:
-            with self._engine.connect() as connection:
-                query = select(StudyTable.next_number).where(StudyTable.id == study.id)
-                count = connection.execute(query).scalar_one()
+            ((count,),) = self._all(select(StudyTable.next_number).where(StudyTable.id == study.id))
             has = f"it has 0 to {count - 1}" if count else "it has none yet"
             raise StudyError(f"study {study.name!r} has no trial {number}; {has}")
         return found[0]
 
     def _trials(self, *where: Any) -> list[Trial]:
-        query = select(TrialTable.__table__).where(*where).order_by(TrialTable.number)
+        query = select(_TRIALS).where(*where).order_by(_TRIALS.c.number)
         values_query = (
             select(ValueTable.trial_id, ValueTable.name, ValueTable.value)
             .join(TrialTable, TrialTable.id == ValueTable.trial_id)
             .where(*where)
         )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()
-            values: dict[int, dict[str, float]] = {}
-            for trial_id, name, value in connection.execute(values_query):
-                values.setdefault(trial_id, {})[name] = value
+        return self._read_trials(query, values_query, {})
+
+    def _read_trials(self, query: Any, values_query: Any, at: Mapping[str, Any]) -> list[Trial]:
+        def work(connection: Connection) -> tuple[Sequence[RowMapping], Sequence[Any]]:
+            rows = connection.execute(query, at).mappings().all()
+            return rows, connection.execute(values_query, at).all() if rows else ()
+
+        rows, found = self._read(work)
+        values: dict[int, dict[str, float]] = {}
+        for trial_id, name, value in found:
+            values.setdefault(trial_id, {})[name] = value
         return [_trial(row, values.get(row["id"], {})) for row in rows]
 
     def states(self, study: StudyRow) -> dict[str, int]:
         """How many trials are in each state; states without trials count 0."""
         query = select(TrialTable.state, func.count()).where(TrialTable.study_id == study.id).group_by(TrialTable.state)
-        with self._engine.connect() as connection:
-            counts: dict[str, int] = dict(connection.execute(query).tuples().all())
+        counts: dict[str, int] = dict(self._all(query))
         return {str(state): counts.get(str(state), 0) for state in State}
 
     def finished(self, study: StudyRow) -> int:
         """COMPLETE + STOPPED + FAILED."""
         counts = self.states(study)
         return sum(counts[str(state)] for state in FINISHED)
+
+    def device_seconds(self, study: StudyRow) -> float:
+        """What training and evaluating the study's finished trials took on their workers."""
+        seconds = func.coalesce(TrialTable.train_seconds, 0.0) + func.coalesce(TrialTable.evaluate_seconds, 0.0)
+        ((total,),) = self._all(select(func.coalesce(func.sum(seconds), 0.0)).where(TrialTable.study_id == study.id))
+        return float(total)
 
     def reports(self, study: StudyRow, number: int | None = None, *, after: int = 0) -> list[Report]:
         """The learning curves, by trial and rung: all, trial `number`'s, or those of trials changed since `after`."""
@@ -588,8 +760,7 @@ class Store:
         )
         if number is not None:
             query = query.where(TrialTable.number == number)
-        with self._engine.connect() as connection:
-            return [Report(*row) for row in connection.execute(query)]
+        return [Report(*row) for row in self._all(query)]
 
     def front(self, study: StudyRow) -> list[Trial]:
         """The non-dominated COMPLETE trials, best quality first."""
@@ -611,9 +782,7 @@ class Store:
             .where(FrontHistoryTable.study_id == study.id, TrialTable.seq > after)
             .order_by(TrialTable.finished, TrialTable.number)
         )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
-        return [(number, finished, volume) for number, finished, volume in rows if finished is not None]
+        return [(number, finished, volume) for number, finished, volume in self._all(query) if finished is not None]
 
     # ---- artifacts -------------------------------------------------------------------------------------------
 
@@ -639,8 +808,18 @@ class Store:
             .join(TrialTable, TrialTable.id == ArtifactTable.trial_id)
             .where(TrialTable.study_id == study.id, ArtifactTable.kind == kind)
         )
-        with self._engine.connect() as connection:
-            return {number: (uri, sha256) for number, uri, sha256 in connection.execute(query)}
+        return {number: (uri, sha256) for number, uri, sha256 in self._all(query)}
+
+
+def _passes(error: DBAPIError, url: URL) -> bool:
+    """Whether the fault may be gone in a while: a locked file, a server that restarts, a transaction in the way."""
+    if url.get_backend_name() == "sqlite":
+        return "locked" in str(error.orig) or "busy" in str(error.orig)
+    return error.connection_invalidated or isinstance(error, OperationalError)
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", error)).strip().splitlines()[0]
 
 
 def _is_alive(row: RowMapping) -> bool:
@@ -660,57 +839,82 @@ def _trial_id(study: StudyRow, number: int) -> Any:
 
 
 def _next_seq(connection: Connection, study: StudyRow) -> int:
-    query = update(StudyTable).where(StudyTable.id == study.id).values(seq=StudyTable.seq + 1)
-    seq = connection.execute(query.returning(StudyTable.seq)).scalar()
+    seq = connection.execute(_NEXT_SEQ, {"at_study": study.id}).scalar()
     if seq is None:
         raise StudyError(f"study {study.name!r} was deleted while it was being searched")
     return int(seq)
 
 
-def _touch(connection: Connection, study: StudyRow, number: int, token: int, values: Mapping[str, Any]) -> int | None:
-    """Changes a RUNNING trial that we still hold under `token`; returns its row's id, or None."""
-    query = (
-        update(TrialTable)
-        .where(
-            TrialTable.study_id == study.id,
-            TrialTable.number == number,
-            TrialTable.token == token,
-            TrialTable.state == State.RUNNING,
-        )
-        .values({**values, "seq": _next_seq(connection, study)})
-        .returning(TrialTable.id)
-    )
-    trial_id = connection.execute(query).scalar()
-    return None if trial_id is None else int(trial_id)
+def _touch(
+    connection: Connection, study: StudyRow, number: int, token: int, values: Mapping[str, Any]
+) -> tuple[int | None, int]:
+    """Changes a RUNNING trial that we still hold under `token`; its row's id (or None) and the change's sequence."""
+    seq = _next_seq(connection, study)
+    at = {"at_study": study.id, "at_number": number, "at_token": token}
+    return connection.execute(_HELD, {**values, **at, "seq": seq}).scalar(), seq
 
 
-def _extend_front(connection: Connection, study: StudyRow, trial_id: int, result: Result) -> None:
-    """Places a COMPLETE trial: on the front (pushing others off it) or behind the trial that dominates it."""
-    query = (
-        select(FrontHistoryTable.trial_id, TrialTable.number, ValueTable.name, ValueTable.value)
-        .join(TrialTable, TrialTable.id == FrontHistoryTable.trial_id)
-        .join(ValueTable, ValueTable.trial_id == FrontHistoryTable.trial_id)
-        .where(
-            FrontHistoryTable.study_id == study.id,
-            FrontHistoryTable.dominated_by.is_(None),
-            ValueTable.name.in_(study.objectives),
-        )
+def _finished_under(connection: Connection, study: StudyRow, result: Result) -> int | None:
+    """The sequence of the change that ended the trial under the result's token, if there is one."""
+    query = select(_TRIALS.c.seq).where(
+        _TRIALS.c.study_id == study.id,
+        _TRIALS.c.number == result.trial,
+        _TRIALS.c.token == result.token,
+        _TRIALS.c.state.in_([str(state) for state in FINISHED]),
     )
+    seq = connection.execute(query).scalar()
+    return None if seq is None else int(seq)
+
+
+def _front_points(connection: Connection, study: StudyRow) -> dict[tuple[int, int], tuple[float, ...]]:
     values: dict[tuple[int, int], dict[str, float]] = {}
-    for other_id, number, name, value in connection.execute(query):
-        values.setdefault((other_id, number), {})[name] = value
-    points = {key: pareto.costs(study.objectives, measured) for key, measured in values.items()}
+    for trial_id, number, name, value in connection.execute(_FRONT_POINTS, {"at_study": study.id}):
+        values.setdefault((trial_id, number), {})[name] = value
+    return {key: pareto.costs(study.objectives, measured) for key, measured in values.items()}
+
+
+def _extend_front(
+    connection: Connection,
+    study: StudyRow,
+    trial_id: int,
+    result: Result,
+    before: Mapping[tuple[int, int], tuple[float, ...]],
+) -> dict[tuple[int, int], tuple[float, ...]]:
+    """Places a COMPLETE trial: on the front (pushing others off it) or behind the trial that dominates it.
+
+    The front after it.
+    """
     mine = pareto.costs(study.objectives, result.values)
     # An equal point that came first stays; ours stands behind it.
-    winner = next((number for (_, number), p in points.items() if p == mine or pareto.dominates(p, mine)), None)
-    losers = [other_id for (other_id, _), point in points.items() if pareto.dominates(mine, point)]
+    winner = next((number for (_, number), p in before.items() if p == mine or pareto.dominates(p, mine)), None)
+    losers = {key for key, point in before.items() if pareto.dominates(mine, point)}
     if losers:
-        beaten = update(FrontHistoryTable).where(FrontHistoryTable.trial_id.in_(losers))
+        beaten = update(FrontHistoryTable).where(FrontHistoryTable.trial_id.in_([key[0] for key in losers]))
         connection.execute(beaten.values(dominated_by=result.trial))
+    after = {key: point for key, point in before.items() if key not in losers}
+    if winner is None:
+        after[trial_id, result.trial] = mine
     reference = tuple(study.reference[name] for name in study.objectives)  # stored as costs
-    volume = pareto.hypervolume([*points.values(), mine], reference)
+    volume = pareto.hypervolume([*after.values()], reference)
     row = {"trial_id": trial_id, "study_id": study.id, "hypervolume": volume, "dominated_by": winner}
-    connection.execute(insert(FrontHistoryTable).values(row))
+    connection.execute(_INSERT_HISTORY, row)
+    return after
+
+
+def _row(study: StudyRow, trial: Trial, config: str, seq: int) -> dict[str, Any]:
+    """A trial's columns; the counterpart of `_trial`."""
+    row: dict[str, Any] = {f.name: getattr(trial, f.name) for f in fields(trial) if f.name in _TRIALS.c}
+    failure = trial.failure
+    return row | {
+        "study_id": study.id,
+        "config_hash": config,
+        "seq": seq,
+        "driver_id": None,
+        "recipe": asdict(trial.recipe),
+        "failure_kind": str(failure.kind) if failure else None,
+        "failure_message": failure.message if failure else None,
+        "failure_traceback": failure.traceback if failure else None,
+    }
 
 
 def _trial(row: RowMapping, values: Mapping[str, float]) -> Trial:

@@ -4,16 +4,20 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text as sql
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from nas import pareto
 from nas.errors import StoreError, StudyError
 from nas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, State, StudyRow
-from nas.store import Proposal, Store
+from nas.store import Proposal, Store, queries
 from nas.store.models import SCHEMA
+from nas.summary import status_of
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 
@@ -245,3 +249,122 @@ def test_passwords_are_never_shown() -> None:
     with pytest.raises(StoreError) as error:
         Store("postgresql://user:secret@127.0.0.1:1/none")
     assert "secret" not in str(error.value)
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------
+
+
+class CutsAfterCommit:
+    """Every second write is committed, and then looks to its writer as if the connection had broken."""
+
+    def __init__(self, store: Store) -> None:
+        self.patiently, self.store, self.count = store._patiently, store, 0
+
+    def __call__(self, work: Any, *, writes: bool) -> Any:
+        def cut(connection: Any) -> Any:
+            got = work(connection)
+            self.count += writes
+            if writes and self.count % 2:
+                connection.commit()
+                raise OperationalError("", {}, Exception("database is locked"))  # passes, on both kinds
+            return got
+
+        return self.patiently(cut, writes=writes)
+
+
+def test_what_was_committed_as_the_connection_broke_is_not_done_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    cut = CutsAfterCommit(store)
+    monkeypatch.setattr(store, "_patiently", cut)
+    for i in range(4):
+        leased = store.lease_new(study, driver, proposal(i), 10)
+        assert leased and leased.number == i
+        assert store.report(study, Report(i, 0, 5, 640, 1e9, 2.5, 0.1), leased.token)
+        cut.count = 0
+        assert store.release(study, i, leased.token, fault=False) in (True, False)
+        cut.count = 0
+        again = store.lease_waiting(study, driver)
+        assert again and (again.number, again.token) == (i, 2)
+        cut.count = 0
+        assert store.finish(study, result(i, 4.0 - i, 10.0 ** (i + 3), token=2))
+    assert store.states(study)["COMPLETE"] == 4
+    assert len(store.reports(study)) == 4
+    assert [trial.number for trial in store.front(study)] == [3, 2, 1, 0]
+
+
+def test_connections_cut_at_any_moment_lose_nothing(postgres: str) -> None:
+    with Store(postgres, create=True) as store, Store(postgres) as other:
+        study = new_study(store, "cut")
+        driver = store.start_driver(study, 1)
+        over = threading.Event()
+        rng, cuts = random.Random(0), 0
+
+        def cut() -> None:
+            nonlocal cuts
+            query = sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
+            while not over.wait(rng.uniform(0.05, 0.4)):
+                with other._engine.begin() as connection:
+                    cuts += len(connection.execute(query).all())
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        try:
+            i = 0
+            while cuts < 5:
+                leased = store.lease_new(study, driver, proposal(i), 10**6)
+                assert leased and leased.number == i
+                assert store.report(study, Report(i, 0, 5, 640, 1e9, 2.5, 0.1), leased.token)
+                assert store.finish(study, result(i, 1.0 + 1.0 / (i + 1)))
+                i += 1
+        finally:
+            over.set()
+            thread.join()
+        states = store.states(study)
+        assert (states["COMPLETE"], states["RUNNING"]) == (i, 0)
+        assert len(store.hypervolumes(study)) == len(store.reports(study)) == i
+        store.stop_driver(driver)
+        store.delete_study("cut")
+
+
+def test_a_user_who_may_only_read_can_look_at_everything(postgres: str) -> None:
+    with Store(postgres, create=True) as store:
+        study = new_study(store, "look")
+        driver = store.start_driver(study, 1)
+        store.lease_new(study, driver, proposal(0), 10)
+        store.finish(study, result(0))
+        with store._engine.begin() as connection:
+            connection.execute(sql("CREATE ROLE reader LOGIN"))
+            connection.execute(sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"))
+        try:
+            with Store(postgres.replace("postgres@", "reader@", 1)) as reader:
+                row = reader.study("look")
+                assert status_of(reader, row)["states"]["COMPLETE"] == 1
+                assert reader.front(row) == store.front(study)
+                assert reader.trials(row) and reader.hypervolumes(row) and reader.studies()
+                with pytest.raises(ProgrammingError, match="permission denied"):
+                    reader.heartbeat(driver)
+        finally:
+            with store._engine.begin() as connection:
+                connection.execute(sql("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM reader"))
+                connection.execute(sql("DROP ROLE reader"))
+            store.stop_driver(driver)
+            store.delete_study("look")
+
+
+def test_a_store_that_stays_away_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "RETRY_SECONDS", (0.01,))
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        new_study(store)
+        with sqlite3.connect(tmp_path / "nas.db", isolation_level=None) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            with store._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA busy_timeout = 1")
+            with pytest.raises(StoreError, match=r"not reachable .*--resume"):
+                store.update_settings(store.study("s"), {})
+            holder.execute("ROLLBACK")

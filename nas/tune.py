@@ -1,0 +1,288 @@
+"""The engine `tune`: jobs run as the trials of one Ray Tune experiment, for those whose cluster lives in Tune.
+
+A Searcher hands Tune the jobs the driver submits, a TrialScheduler stops those it gives up, a Callback brings back
+their events. The study, its sampler and its store stay with the driver: Tune's own folder is scratch, deleted in the
+end and never read back. Actors are reused from trial to trial, and Tune's loggers are off.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from queue import Empty, Queue
+from typing import Any
+
+from ray import get_runtime_context, tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from kernels._cpu import keep_freed_memory
+from nas import worker
+from nas.executors import STOP_SECONDS, Event, join_cluster, lost, ray_node, timed_out
+from nas.records import Job, Result
+
+# Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
+# result by itself, no opinion on which metrics there must be.
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints on stdout at verbose=0 too
+}
+CLOSE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A job's first sign of life, with the handle of the actor it runs in."""
+
+    job: Job
+    actor: Any
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """Tune is through with the job; of a job without a result, its actor died."""
+
+    job: Job
+    error: str
+
+
+_Heard = _Started | _Ended | tuple[Job, Event]
+
+
+def _name(job: Job) -> tuple[int, int]:
+    """One lease of one trial."""
+    return job.trial, job.token
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Job
+    actor: Any = None
+    node: str = ""
+    deadline: float | None = None  # on the monotonic clock, once it has started
+
+
+class TunePool:
+    """`workers` jobs at a time in one Tune experiment. Raises UserError as the pool of actors does."""
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        address: str | None = None,
+        gpus_per_trial: float = 0.0,
+        timeout: float | None = None,
+    ) -> None:
+        os.environ.update(TUNE_ENVIRONMENT)
+        self._ray = join_cluster(workers, address, gpus_per_trial)
+        self.workers = workers
+        self._timeout = timeout
+        self._running: dict[int, _Running] = {}
+        self._stopping: dict[tuple[int, int], tuple[_Running, float]] = {}  # killed after the given moment
+        self._jobs: deque[Job] = deque()
+        self._heard: Queue[_Heard] = Queue()
+        self._closed = threading.Event()
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._experiment, args=(gpus_per_trial,), daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def submit(self, job: Job) -> None:
+        self._running[job.trial] = _Running(job)
+        self._jobs.append(job)
+
+    def wait(self, timeout: float) -> list[Event]:
+        if self._failed is not None:
+            raise RuntimeError("Ray Tune ended the experiment") from self._failed
+        if not self._running:
+            return []
+        moments = [entry.deadline for entry in self._running.values() if entry.deadline is not None]
+        moments += [moment for _, moment in self._stopping.values()]
+        if moments:
+            timeout = max(0.0, min(timeout, min(moments) - time.monotonic()))
+        events: list[Event] = []
+        try:
+            events += self._take(self._heard.get(timeout=timeout))
+            while True:
+                events += self._take(self._heard.get_nowait())
+        except Empty:
+            return events + self._overdue()
+
+    def _take(self, heard: _Heard) -> list[Event]:
+        job = heard[0] if isinstance(heard, tuple) else heard.job
+        if _name(job) in self._stopping:
+            if isinstance(heard, _Started):
+                self._stopping[_name(job)][0].actor = heard.actor
+            elif isinstance(heard, _Ended):
+                del self._stopping[_name(job)]
+            return []
+        entry = self._running.get(job.trial)
+        if entry is None or entry.job.token != job.token:
+            return []
+        if isinstance(heard, _Started):
+            entry.actor, entry.node = heard.actor, heard.node
+            entry.deadline = time.monotonic() + self._timeout if self._timeout else None
+            return []
+        if isinstance(heard, _Ended):
+            del self._running[job.trial]
+            return [lost(self._ray, job, heard.error, entry.node)]
+        if isinstance(heard[1], Result):
+            del self._running[job.trial]
+        return [heard[1]]
+
+    def _overdue(self) -> list[Event]:
+        now = time.monotonic()
+        for name, (entry, moment) in list(self._stopping.items()):
+            if now > moment:
+                del self._stopping[name]
+                self._kill(entry)
+        late = [entry for entry in self._running.values() if entry.deadline is not None and now > entry.deadline]
+        for entry in late:
+            del self._running[entry.job.trial]
+            self._kill(entry)
+        return [timed_out(entry.job, self._timeout or 0.0) for entry in late]
+
+    def _kill(self, entry: _Running) -> None:
+        if entry.actor is not None:
+            self._ray.kill(entry.actor)
+
+    def stop(self, trial: int) -> None:
+        entry = self._running.pop(trial, None)
+        if entry is None:
+            return
+        try:
+            self._jobs.remove(entry.job)  # Tune has not taken it yet
+        except ValueError:
+            self._stopping[_name(entry.job)] = (entry, time.monotonic() + STOP_SECONDS)
+
+    def abandon(self) -> None:
+        for trial in list(self._running):
+            self.stop(trial)
+        for entry, _ in self._stopping.values():
+            self._kill(entry)
+
+    def close(self) -> None:
+        self.abandon()
+        self._closed.set()
+        self._thread.join(CLOSE_SECONDS)
+        self._ray.shutdown()
+
+    def _experiment(self, gpus_per_trial: float) -> None:
+        """What the thread does: Tune's own loop, until the pool is closed."""
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        try:
+            with tempfile.TemporaryDirectory(prefix="nas-tune-", ignore_cleanup_errors=True) as folder:
+                tune.Tuner(
+                    tune.with_resources(_Jobs, {"cpu": 1, "gpu": gpus_per_trial}),
+                    tune_config=tune.TuneConfig(
+                        search_alg=_Offers(self._jobs, self._closed),
+                        scheduler=_Stops(self._stopping),
+                        num_samples=-1,
+                        reuse_actors=True,
+                        trial_name_creator=lambda trial: f"trial-{trial.config['job'].trial}",
+                        trial_dirname_creator=lambda trial: f"trial-{trial.config['job'].trial}-{trial.trial_id}",
+                    ),
+                    run_config=tune.RunConfig(
+                        storage_path=folder,
+                        name="jobs",
+                        verbose=0,
+                        callbacks=[_Events(self._heard)],
+                        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    ),
+                ).fit()
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the driver waits
+            if not self._closed.is_set():
+                self._failed = error
+
+
+class _Jobs(tune.Trainable):
+    """What runs in Tune's actor: each step is the job's next event."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        keep_freed_memory()
+        self._job: Job = config["job"]
+        self._events = worker.run(self._job)
+        self._told = False
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._events.close()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if not self._told:
+            self._told = True
+            return {"heard": _Started(self._job, get_runtime_context().current_actor, ray_node()), "done": False}
+        event = next(self._events)
+        return {"heard": (self._job, event), "done": isinstance(event, Result)}
+
+    def cleanup(self) -> None:
+        self._events.close()
+
+
+class _Live:
+    """Tune saves its parts to disk, to restore an experiment from; ours go on from the store, and save nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None: ...
+
+
+class _Offers(_Live, Searcher):
+    """Hands Tune the jobs as they are submitted."""
+
+    def __init__(self, jobs: deque[Job], closed: threading.Event) -> None:
+        super().__init__()
+        self._waiting, self._closed = jobs, closed
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._closed.is_set():
+            return Searcher.FINISHED
+        try:
+            return {"job": self._waiting.popleft()}
+        except IndexError:
+            return None
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None: ...
+
+
+class _Stops(_Live, FIFOScheduler):
+    """Stops the trials whose jobs were given up, at their next sign of life."""
+
+    def __init__(self, stopping: dict[tuple[int, int], Any]) -> None:
+        super().__init__()
+        self._stopping = stopping
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
+        return TrialScheduler.STOP if _name(trial.config["job"]) in self._stopping else TrialScheduler.CONTINUE
+
+
+class _Events(_Live, tune.Callback):
+    """Brings back what jobs send. Tune keeps results for its own files: events are taken out of them."""
+
+    def __init__(self, heard: "Queue[_Heard]") -> None:
+        self._heard = heard
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
+        heard = result.pop("heard", None)
+        if heard is not None:
+            self._heard.put(heard)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._heard.put(_Ended(trial.config["job"], "it ended without a result"))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._heard.put(_Ended(trial.config["job"], str(trial.get_error())))

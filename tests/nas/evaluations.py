@@ -1,0 +1,35 @@
+"""What the jobs of the engines' tests do: named as `tests.nas.evaluations:FUNCTION`, so that workers can import it."""
+
+import os
+import time
+from collections.abc import Iterator
+
+from nas.records import Job, Progress, Report, Result
+
+
+def finishes(job: Job) -> Iterator[Report | Result]:
+    yield Report(job.trial, 0, 1, 1, 1.0, 2.0, 0.1)
+    yield Result(job.trial, job.token, {"pid": float(os.getpid())}, provenance={"trial": job.trial})
+
+
+def goes_on(job: Job) -> Iterator[Progress | Report]:
+    """Reports once, then makes progress for ever."""
+    yield Report(job.trial, 0, 1, 1, 1.0, 2.0, 0.1)
+    while True:
+        time.sleep(0.02)
+        yield Progress(job.trial, 0.5, 1.0)
+
+
+def hangs_after_a_report(job: Job) -> Iterator[Report]:
+    yield Report(job.trial, 0, 1, 1, 1.0, 2.0, 0.1)
+    time.sleep(600)
+
+
+def raises(job: Job) -> Iterator[Result]:
+    raise MemoryError("too large")
+    yield
+
+
+def kills_its_process(job: Job) -> Iterator[Result]:
+    os._exit(1)
+    yield

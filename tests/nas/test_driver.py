@@ -1,0 +1,166 @@
+"""The loop of a search, on engines whose events are made to order."""
+
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from nas import driver as loop
+from nas.config import StudyConfig
+from nas.driver import Outcome, run
+from nas.executors import Event, Inline, Lost
+from nas.progress import Silent
+from nas.records import Failure, FailureKind, Job, Result, State
+from nas.store import Store, queries
+from nas.study import Search, open_search, prepare
+
+TRIVIAL = "nas.bench_search:trivial"
+
+
+def opened(store: Store, trials: int = 6, **config: object) -> Search:
+    settings = StudyConfig(study="s", trials=trials, preset="quick", **config)  # type: ignore[arg-type]
+    return open_search(store, prepare(settings), evaluate=TRIVIAL)
+
+
+class Disturbed(Inline):
+    """Inline, but what `disturb(job)` returns comes in place of a job's result."""
+
+    def __init__(self, disturb: Callable[[Job], Event | None]) -> None:
+        super().__init__()
+        self._disturb = disturb
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+        super().submit(job)
+
+    def wait(self, timeout: float) -> list[Event]:
+        assert self._current is not None
+        instead = self._disturb(self._current[0])
+        if instead is None:
+            return super().wait(timeout)
+        self._current = None
+        return [instead]
+
+
+def failed(job: Job, kind: FailureKind) -> Result:
+    return Result(job.trial, job.token, failure=Failure(kind, "no"))
+
+
+def test_a_machine_that_goes_away_again_and_again_costs_its_trial_nothing(store: Store) -> None:
+    engine = Disturbed(lambda job: Lost(job.trial, job.token, "gone", preempted=True) if job.token <= 8 else None)
+    search = opened(store, trials=1)
+    assert run(search, engine, Silent()).finished == 1
+    trial = store.trial(search.row, 0)
+    assert (trial.state, trial.attempts, trial.token) == (State.COMPLETE, 1, 9)
+
+
+def test_a_trial_that_kills_its_worker_is_set_aside_after_three_and_the_search_goes_on(store: Store) -> None:
+    engine = Disturbed(lambda job: Lost(job.trial, job.token, "died") if job.trial == 1 else None)
+    search = opened(store)
+    assert run(search, engine, Silent()).finished == 6
+    trial = store.trial(search.row, 1)
+    assert trial.state == State.FAILED and trial.failure and trial.failure.kind == FailureKind.WORKER_LOST
+    assert sum(job.trial == 1 for job in engine.jobs) == queries.MAX_LOST
+
+
+def test_running_out_of_memory_is_met_with_smaller_parts_of_the_batch(store: Store) -> None:
+    engine = Disturbed(lambda job: failed(job, FailureKind.OUT_OF_MEMORY) if job.micro_batches < 4 else None)
+    search = opened(store, trials=2)
+    run(search, engine, Silent())
+    assert [job.micro_batches for job in engine.jobs if job.trial == 0] == [1, 2, 4]
+    assert store.trial(search.row, 0).state == State.COMPLETE
+    assert store.trial(search.row, 0).attempts == 1
+
+
+def test_memory_that_never_suffices_fails_the_trial(store: Store) -> None:
+    engine = Disturbed(lambda job: failed(job, FailureKind.OUT_OF_MEMORY) if job.trial == 0 else None)
+    search = opened(store, trials=3)
+    assert run(search, engine, Silent()).finished == 3
+    trial = store.trial(search.row, 0)
+    assert trial.failure and trial.failure.kind == FailureKind.OUT_OF_MEMORY
+    assert [job.micro_batches for job in engine.jobs if job.trial == 0] == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("kind", "taught"), [(FailureKind.DIVERGED, True), (FailureKind.TIMEOUT, True), (FailureKind.ERROR, False)]
+)
+def test_the_sampler_hears_of_failures_that_are_the_architectures_own(
+    kind: FailureKind, taught: bool, store: Store
+) -> None:
+    search = opened(store, trials=4)
+    told: list[tuple[float, ...] | None] = []
+    tell = search._proposer.tell
+    search._proposer.tell = lambda handle, costs: (told.append(costs), tell(handle, costs))[1]  # type: ignore[method-assign]
+    run(search, Disturbed(lambda job: failed(job, kind) if job.trial == 3 else None), Silent())
+    reference = tuple(search.row.reference[name] for name in search.row.objectives)
+    assert told == [reference if taught else None]
+
+
+def test_a_driver_that_falls_silent_elsewhere_loses_its_trials_to_a_running_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "HEARTBEAT_SECONDS", 0.1)
+    search = opened(store, trials=5)
+    here = socket.gethostname
+    with monkeypatch.context() as there:
+        there.setattr(socket, "gethostname", lambda: "elsewhere")
+        other = store.start_driver(search.row, 1)
+    theirs = search.lease(other)
+    assert theirs and socket.gethostname is here
+    assert store.reclaim(search.row) == []  # its heart beat a moment ago
+    monkeypatch.setattr(queries, "HEARTBEAT_LAPSE", timedelta(seconds=1))
+    outcome = run(search, Inline(), Silent())  # takes the other four, then waits for the fifth
+    assert outcome.finished == 5
+    trial = store.trial(search.row, theirs.number)
+    assert (trial.state, trial.token) == (State.COMPLETE, 2)
+    late = Result(theirs.number, theirs.token, {"bits_per_byte": 0.0, "flops_per_token": 1.0})
+    assert store.finish(search.row, late) is None  # it woke up: nobody listens
+
+
+def test_a_driver_that_lost_its_lease_stops_the_job_and_goes_on(store: Store) -> None:
+    search = opened(store, trials=3, settings={"train.tokens": "512"})
+    stolen: list[int] = []
+
+    def steal(job: Job) -> Event | None:
+        if job.trial == 1 and not stolen:
+            stolen.append(job.token)
+            store.release(search.row, 1, job.token, fault=False)
+        return None
+
+    outcome = run(search, Disturbed(steal), Silent())
+    assert outcome.finished == 3
+    assert store.trial(search.row, 1).token == 2
+
+
+def test_device_hours_end_a_search_and_more_of_them_continue_it(store: Store) -> None:
+    def slow(job: Job) -> Event:
+        values = {"bits_per_byte": 1.0, "flops_per_token": 10.0 + job.trial}
+        return Result(job.trial, job.token, values, train_seconds=1800.0)
+
+    search = opened(store)
+    outcome = run(search, Disturbed(slow), Silent(), device_hours=1.0)
+    assert outcome == Outcome(finished=2, asked=6, interrupted=False, exhausted=False, over_budget=True)
+    assert run(search, Disturbed(slow), Silent(), device_hours=2.0).finished == 4
+    assert run(search, Disturbed(slow), Silent()).finished == 6
+
+
+def test_a_full_disk_for_weights_costs_the_weights_alone(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    said: list[str] = []
+    monkeypatch.setattr(loop, "keep_weights", full)
+    tiny = {"depth": "1", "d_model": "16", "head_dim": "8", "context": "32", "train.tokens": "512"}
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        config = StudyConfig(study="s", trials=2, preset="quick", settings=tiny | {"data.path": text})
+        search = open_search(store, prepare(config))
+        view = Silent()
+        view.message = said.append  # type: ignore[method-assign]
+        assert run(search, Inline(), view).finished == 2
+        assert {trial.state for trial in store.trials(search.row)} == {State.COMPLETE}
+    assert any("No space left" in line for line in said)

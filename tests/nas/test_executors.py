@@ -1,0 +1,131 @@
+"""One contract, on every engine."""
+
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nas.executors import Event, Executor, Inline, Lost, make_executor
+from nas.records import FailureKind, Job, Progress, Recipe, Report, Result, SpaceSpec
+
+
+@pytest.fixture(scope="module", params=["inline", "ray", "tune"])
+def opened(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    executor = make_executor(request.param, 2, address=None, gpus_per_trial=0.0, timeout=None)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def engine(opened: Executor) -> Iterator[Executor]:
+    yield opened
+    opened.abandon()
+
+
+@pytest.fixture
+def pool(engine: Executor) -> Executor:
+    """An engine with processes of its own, two workers."""
+    if isinstance(engine, Inline):
+        pytest.skip("inline has no process to kill")
+    return engine
+
+
+def job(trial: int, what: str = "finishes", token: int = 1) -> Job:
+    evaluate = f"tests.nas.evaluations:{what}"
+    return Job("s", trial, token, SpaceSpec("lm"), {}, Recipe(1.0), None, "", 0, evaluate=evaluate)
+
+
+def until(engine: Executor, wanted: type | tuple[type, ...], trial: int, seconds: float = 60.0) -> list[Event]:
+    """Events up to the first of the wanted kind of the trial, it included."""
+    seen: list[Event] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        seen += engine.wait(0.5)
+        if any(isinstance(event, wanted) and event.trial == trial for event in seen):
+            return seen
+    raise AssertionError(f"no {wanted} of trial {trial} within {seconds} s, but {seen[:3]} ... {seen[-3:]}")
+
+
+def test_a_job_reports_and_then_ends_with_its_result(engine: Executor) -> None:
+    engine.submit(job(7, token=3))
+    assert engine.running == 1
+    report, result = until(engine, Result, 7)
+    assert isinstance(report, Report) and isinstance(result, Result)
+    assert (result.trial, result.token, result.failure) == (7, 3, None)
+    assert result.provenance == {"trial": 7}
+    assert engine.running == 0
+    assert engine.wait(0.0) == []
+
+
+def test_a_job_that_raises_ends_with_a_typed_failure(engine: Executor) -> None:
+    engine.submit(job(1, "raises"))
+    result = until(engine, Result, 1)[-1]
+    assert isinstance(result, Result) and result.failure
+    assert result.failure.kind == FailureKind.OUT_OF_MEMORY
+    assert engine.running == 0
+
+
+def test_a_stopped_job_sends_nothing_more_and_its_worker_takes_the_next_at_once(engine: Executor) -> None:
+    for trial in range(engine.workers):
+        engine.submit(job(trial, "goes_on"))
+    for trial in range(engine.workers):
+        until(engine, Progress, trial)
+    engine.stop(0)
+    assert engine.running == engine.workers - 1
+    engine.submit(job(10))
+    start = time.monotonic()
+    seen = until(engine, Result, 10)
+    assert time.monotonic() - start < 5
+    assert all(event.trial != 0 for event in seen)
+    engine.stop(0)  # it has ended: nothing to do
+
+
+def test_stopping_a_trial_again_taken_up_stops_its_new_lease_alone(engine: Executor) -> None:
+    engine.submit(job(3, "goes_on", token=1))
+    until(engine, Progress, 3)
+    engine.stop(3)
+    engine.submit(job(3, token=2))
+    result = until(engine, Result, 3)[-1]
+    assert isinstance(result, Result) and result.token == 2
+
+
+def test_abandoned_jobs_send_nothing(engine: Executor) -> None:
+    engine.submit(job(4, "goes_on"))
+    until(engine, Progress, 4)
+    engine.abandon()
+    assert engine.running == 0
+    engine.submit(job(5))
+    assert {event.trial for event in until(engine, Result, 5)} == {5}
+
+
+def test_a_stopped_job_that_hangs_is_killed_and_makes_room(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[type(pool).__module__], "STOP_SECONDS", 1.0)
+    for trial in (0, 1):
+        pool.submit(job(trial, "hangs_after_a_report"))
+    reported = 0
+    while reported < 2:
+        reported += sum(isinstance(event, Report) for event in pool.wait(60.0))
+    pool.stop(1)
+    pool.submit(job(2))
+    seen = until(pool, Result, 2)
+    assert {event.trial for event in seen} == {2}
+    pool.abandon()
+
+
+def test_a_worker_that_dies_is_lost_and_replaced(pool: Executor) -> None:
+    pool.submit(job(0, "kills_its_process", token=5))
+    lost = until(pool, Lost, 0)[-1]
+    assert isinstance(lost, Lost) and lost.token == 5
+    for trial in (1, 2):
+        pool.submit(job(trial))
+    ended = 0
+    while ended < 2:
+        ended += sum(isinstance(event, Result) for event in pool.wait(60.0))
+
+
+def test_a_job_over_its_time_is_killed(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_timeout", 1.0)
+    pool.submit(job(0, "hangs_after_a_report"))
+    result = until(pool, Result, 0)[-1]
+    assert isinstance(result, Result) and result.failure and result.failure.kind == FailureKind.TIMEOUT
