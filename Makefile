@@ -9,7 +9,7 @@ CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/n
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
 
-.PHONY: install search test test-slow bench lint dashboard screenshots clean
+.PHONY: install search test test-slow bench lint dashboard screenshots study-ideas clean
 
 install: $(VENV)/installed
 
@@ -41,9 +41,14 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy docs/studies
 
 bench: install
 	$(BIN)/nas bench search --part overhead
+
+study-ideas: install
+	@echo "== what the four ideas are worth: 35 arms; resumes where it was stopped; results in docs/results"
+	$(BIN)/python docs/studies/ideas.py --store $(RUNS)/ideas.db
 
 dashboard: install
 	$(BIN)/nas dashboard --store $(RUNS)/nas.db

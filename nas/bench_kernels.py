@@ -219,6 +219,8 @@ def run(
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"--device {device}: wanted cpu, or cuda where a CUDA device is present")
     where = torch.device(device)
+    if where.type == "cpu":
+        _cpu.keep_freed_memory()
     case = case_of(op, n, C, tokens, DTYPES[dtype], where)
     fast = "torch" if case.op is None else {"cpu": "cpu", "cuda": "triton"}[where.type]
     if backend not in (None, fast, "compile", "naive", "floor"):
@@ -230,7 +232,6 @@ def run(
     try:
         if where.type == "cpu":
             torch.set_num_threads(1)
-            _cpu.keep_freed_memory()
         for phase in ("forward", "forward+backward"):
             rows += _rows(op, case, phase, fast, backend, where)
     finally:

@@ -18,9 +18,10 @@ from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest,
 ENGINES = ("ray", "tune", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
 KERNELS = ("auto", "reference", "triton", "cpu")
+MEASURED = ("latency_ms", "peak_bytes")  # on the worker: one sample forward; a training step
 OBJECTIVES = {
-    "text": ("bits_per_byte", "accuracy", "flops_per_token", "parameters"),
-    "images": ("loss", "accuracy", "flops_per_image", "parameters"),
+    "text": ("bits_per_byte", "accuracy", "flops_per_token", "parameters", *MEASURED),
+    "images": ("loss", "accuracy", "flops_per_image", "parameters", *MEASURED),
 }
 DEFAULT_OBJECTIVES = {"text": ("bits_per_byte", "flops_per_token"), "images": ("accuracy", "flops_per_image")}
 

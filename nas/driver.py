@@ -145,11 +145,11 @@ def run(
                         view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
                 if not stopping:
                     _fill(work, executor, driver, leased, view)
-                if not leased and (stopping or _settled(work)):
+                if not leased and (stopping or (executor.free and _settled(work))):
                     break
                 if interrupt.count > 1:
                     break
-                if leased:
+                if leased or not executor.free:
                     work.prefetch(0 if stopping else executor.workers)
                     for event in executor.wait(TICK_SECONDS):
                         _handle(work, executor, event, leased, view)
@@ -195,7 +195,7 @@ def _settled(work: Work) -> bool:
 
 def _fill(work: Work, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
     """Gives every free worker a trial, as long as there are any."""
-    while executor.running < executor.workers:
+    while executor.free:
         trial = work.lease(driver)
         if trial is None:
             return

@@ -5,6 +5,7 @@
 """
 
 import os
+import platform
 import secrets
 import socket
 import sys
@@ -12,6 +13,8 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Protocol
 
 from nas import worker
@@ -48,12 +51,20 @@ class Executor(Protocol):
         """Jobs submitted and not ended."""
         ...
 
+    @property
+    def free(self) -> int:
+        """Jobs that would start at once if they were submitted now."""
+        ...
+
     def submit(self, job: Job) -> None:
-        """Starts a job. Call only while `running < workers`."""
+        """Starts a job. Call only while `running < workers`; where nothing is free, the job waits for its worker."""
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """Events since the last call; waits up to `timeout` seconds for the first."""
+        """Events since the last call; waits up to `timeout` seconds for the first, or for a worker that is to come.
+
+        Raises UserError when workers cannot start.
+        """
         ...
 
     def stop(self, trial: int) -> None:
@@ -82,6 +93,10 @@ class Inline:
     @property
     def running(self) -> int:
         return int(self._current is not None)
+
+    @property
+    def free(self) -> int:
+        return 1 - self.running
 
     def submit(self, job: Job) -> None:
         self._current = (job, worker.run(job), time.monotonic())
@@ -119,6 +134,7 @@ def timed_out(job: Job, seconds: float) -> Result:
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
+START_ATTEMPTS = 3  # of each worker
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
 CONTROL = "control"  # the concurrency group of what must not wait for a job
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
@@ -209,6 +225,7 @@ class _Slot:
     """One warm actor, and the job it runs."""
 
     actor: Any
+    ready: Any  # the promise that the actor is warm; None once it is
     job: Job | None = None
     events: Any = None  # the job's ObjectRefGenerator
     node: str = ""  # where its last job started
@@ -241,22 +258,60 @@ class RayPool:
             max_restarts=0,
             concurrency_groups={CONTROL: 1},  # a stop reaches the actor while a job runs
         )(_Worker)
-        self._slots = [_Slot(self._actor_class.remote()) for _ in range(workers)]
-        # Warm before the first job. On a cluster that has yet to grow, jobs queue at the workers still to come.
-        ray.wait([slot.actor.ready.remote() for slot in self._slots], num_returns=workers, timeout=WARM_UP_SECONDS)
+        self._code = code_hash()
+        self._failures = 0  # of workers to start, since one did
+        self._slots = [_Slot(*self._new_actor()) for _ in range(workers)]
+        # Warm before the first job. On a cluster that has yet to grow, the others are taken up as they come.
+        until = time.monotonic() + WARM_UP_SECONDS
+        while self.free < workers and (left := until - time.monotonic()) > 0:
+            self._warm(left)
+
+    def _new_actor(self) -> tuple[Any, Any]:
+        actor = self._actor_class.remote()
+        return actor, actor.ready.remote()
+
+    def _warm(self, timeout: float) -> None:
+        """Notes which workers have become ready; waits for the first. Raises UserError when none can start."""
+        coming = {slot.ready: slot for slot in self._slots if slot.ready is not None}
+        ready, _ = self._ray.wait(list(coming), num_returns=1, timeout=timeout) if coming else ([], [])
+        for promise in ready:
+            slot = coming[promise]
+            try:
+                code, where = self._ray.get(promise)
+            except self._ray.exceptions.RayError as error:
+                self._failures += 1
+                if self._failures > START_ATTEMPTS * self.workers:
+                    last = str(error).strip().splitlines()[-1]
+                    raise UserError(
+                        f"workers cannot start: {last}; is the same hypernas installed everywhere?"
+                    ) from error
+                self._replace(slot)
+                continue
+            if code != self._code:
+                raise UserError(
+                    f"the workers on {where} run other code of hypernas ({code}) than this search ({self._code}): "
+                    "install the same version everywhere"
+                )
+            slot.ready, self._failures = None, 0
 
     @property
     def running(self) -> int:
         return sum(slot.job is not None for slot in self._slots)
 
+    @property
+    def free(self) -> int:
+        return sum(slot.job is None and slot.ready is None for slot in self._slots)
+
     def submit(self, job: Job) -> None:
-        slot = next(slot for slot in self._slots if slot.job is None)
+        idle = [slot for slot in self._slots if slot.job is None]
+        slot = next((slot for slot in idle if slot.ready is None), idle[0])
         slot.job, slot.deadline = job, None
         slot.patience = time.monotonic() + STOP_SECONDS if slot.stopped else None
         slot.events = slot.actor.run.remote(job)
 
     def wait(self, timeout: float) -> list[Event]:
         busy = {slot.events: slot for slot in self._slots if slot.job is not None}
+        self._warm(0.0 if busy else timeout)
         if not busy:
             return []
         deadlines = [t for slot in busy.values() for t in (slot.deadline, slot.patience) if t is not None]
@@ -304,7 +359,8 @@ class RayPool:
     def _replace(self, slot: _Slot) -> None:
         """A new process in place of a dead or overdue one."""
         self._ray.kill(slot.actor)
-        slot.actor, slot.job, slot.events = self._actor_class.remote(), None, None
+        slot.actor, slot.ready = self._new_actor()
+        slot.job, slot.events = None, None
         slot.stopped, slot.patience, slot.deadline = False, None, None
 
     def stop(self, trial: int) -> None:
@@ -335,8 +391,9 @@ class _Worker:
 
         self._stopped: set[tuple[int, int]] = set()  # (trial, token) of jobs to put down
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> tuple[str, str]:
+        """The code that this process runs, and where."""
+        return code_hash(), platform.node()
 
     def run(self, job: Job) -> Iterator[Started | Event]:
         name = (job.trial, job.token)
@@ -351,6 +408,13 @@ class _Worker:
 
     def stop(self, trial: int, token: int) -> None:
         self._stopped.add((trial, token))
+
+
+def code_hash() -> str:
+    """Names the text of what trains: a worker's must be the driver's, or its numbers would not compare."""
+    root = Path(__file__).parent.parent
+    files = sorted(path for folder in ("kernels", "search_spaces", "nas") for path in (root / folder).rglob("*.py"))
+    return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def ray_node() -> str:

@@ -1,5 +1,9 @@
-"""What a trained model is asked beside its loss: how its streams mix."""
+"""What a trained model is asked beside its loss: its time, its memory, how its streams mix."""
 
+import time
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from statistics import quantiles
 from typing import Any
 
 import torch
@@ -44,3 +48,37 @@ def stream_diagnostics(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
             "backward": product.sum(0).abs().max().item(),
         },
     }
+
+
+WARM_UPS, REPEATS = 3, 15
+
+
+@torch.no_grad()
+def latency_ms(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
+    """Milliseconds of a forward pass: the median of REPEATS after WARM_UPS, and the distance of the quartiles."""
+    model.eval()
+    taken = []
+    for repeat in range(WARM_UPS + REPEATS):
+        start = time.perf_counter()
+        model(inputs)
+        if inputs.is_cuda:
+            torch.cuda.synchronize(inputs.device)
+        if repeat >= WARM_UPS:
+            taken.append(1000 * (time.perf_counter() - start))
+    low, middle, high = quantiles(taken, n=4)
+    return middle, high - low
+
+
+def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
+    """The most memory in tensors at any moment of `step`, in bytes: `held` before it, and what it allocates."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return sum(storages.values()) + max(accumulate((event.nbytes() for event in events), initial=0))

@@ -12,13 +12,14 @@ from typing import Any
 
 from nas import pareto
 from nas.checkpoints import checkpoint_path
-from nas.config import Plan, StudyConfig, make_plan, to_json, with_data
+from nas.config import MEASURED, Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.optuna_io import Proposer
 from nas.records import FINISHED, POLICIES, Job, Policy, Recipe, Result, SpaceSpec, State, StudyRow, Trial
 from nas.samplers import population_size
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
+from nas.train import measured_worst
 from search_spaces.base import Cost, SpaceError, arch_to_json, digest
 
 MAX_REPEATS = 200  # proposals in a row that were all seen before: the space is as good as exhausted
@@ -216,6 +217,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         data_hash=row.data_hash,
         data_seed=row.settings["seed"],
         kernels=row.settings["kernels"],
+        measured=tuple(name for name in row.objectives if name in MEASURED),
         micro_batches=trial.provenance.get("micro_batches", 1),
         evaluate=row.settings["evaluate"],
     )
@@ -279,6 +281,13 @@ def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = 
         **prepared.worst,
         "parameters": float(largest.parameters_total),
         f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
+        **measured_worst(
+            [name for name in plan.objectives if name in MEASURED],
+            plan.space,
+            plan.space.largest(),
+            plan.recipe,
+            plan.data_path,
+        ),
     }
     return store.create_study(
         config.study,

@@ -5,9 +5,9 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kernels import _dispatch
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import DataError
-from nas.measure import stream_diagnostics
+from nas.measure import latency_ms, peak_bytes, stream_diagnostics
 from nas.records import Job, Notice, Progress, Recipe, Report, Result
 from nas.tasks import TASKS, Batch
 from search_spaces import load_space
@@ -241,6 +241,9 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         raise DivergedError("the validation loss is not finite")
     rates = execution_rates(model)
     validation_inputs, _ = next(iter(task.validation(data, arch, recipe, scored_at_once)))
+    weights = save({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    diagnostics = ({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs.to(device))
+    measured, spread = measure(job.measured, model, optimizers, batch, recipe, steps, job.micro_batches)
     yield Result(
         trial=job.trial,
         token=job.token,
@@ -250,14 +253,57 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
             f"flops_per_{task.unit}": float(cost.flops_executed(rates)),
             "parameters": float(cost.parameters_total),
             "training_flops": float((1 + BACKWARD) * cost.flops_total * steps * step_units),
+            **measured,
         },
         parameters=cost.parameters_total,
         train_seconds=train_seconds,
         evaluate_seconds=evaluate_seconds,
         provenance=provenance(device) | ({"micro_batches": job.micro_batches} if job.micro_batches > 1 else {}),
-        diagnostics=({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs.to(device)),
-        weights=save({name: tensor.cpu() for name, tensor in model.state_dict().items()}),
+        diagnostics=diagnostics | spread,
+        weights=weights,
     )
+
+
+def measure(
+    names: Collection[str],
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    batch: Batch,
+    recipe: Recipe,
+    steps: int,
+    micro_batches: int = 1,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The measured objectives among `names`, and what to know about them. Trains the model one step further.
+
+    `latency_ms` is a forward pass of one sample; `peak_bytes` of a training step on `batch`: weights, gradients,
+    optimiser and activations.
+    """
+    values: dict[str, float] = {}
+    spread: dict[str, Any] = {}
+    if "latency_ms" in names:
+        values["latency_ms"], spread["latency_ms_quartiles"] = latency_ms(model, batch[0][:1])
+    if "peak_bytes" in names:
+        model.train()
+        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+        held = [*model.parameters(), *model.buffers(), *(value for value in states if isinstance(value, Tensor))]
+        held += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        step = partial(train_step, model, optimizers, batch, recipe, steps - 1, steps, micro_batches)
+        values["peak_bytes"] = float(peak_bytes(step, held, batch[0].device))
+    return values, spread
+
+
+def measured_worst(names: Collection[str], space: Any, arch: Any, recipe: Recipe, path: str | None) -> dict[str, float]:
+    """The measured objectives of an untrained architecture, on this machine: what a study's others are held against."""
+    if not names:
+        return {}
+    deterministic()
+    task = TASKS[space.task]
+    model = seeded_build(space, arch, recipe.seed)
+    samples = max(1, recipe.batch_tokens // task.units(arch))
+    batch = task.batch(task.load(path), arch, 0, 0, samples)
+    optimizers = make_optimizers(model, recipe)
+    train_step(model, optimizers, batch, recipe, 0, 2)  # the optimiser's state is there from the first step on
+    return measure(names, model, optimizers, batch, recipe, 2)[0]
 
 
 def train_step(

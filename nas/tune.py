@@ -99,6 +99,11 @@ class TunePool:
     def running(self) -> int:
         return len(self._running)
 
+    @property
+    def free(self) -> int:
+        """What is left of `workers`: on a cluster that has yet to grow, Tune's own trials ask it for room."""
+        return self.workers - self.running
+
     def submit(self, job: Job) -> None:
         self._running[job.trial] = _Running(job)
         self._jobs.append(job)

@@ -111,15 +111,27 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, H, T, head_dim) -> the same shape; position t is row t."""
-        cos, sin = self.cos[: x.shape[-2]].to(x.dtype), self.sin[: x.shape[-2]].to(x.dtype)
-        even, odd = x.chunk(2, dim=-1)
-        return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+        return rotate(x, self.cos[: x.shape[-2]], self.sin[: x.shape[-2]])
+
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, H, Q, head_dim) -> the same shape; row q of sequence b stands at positions[b, q]."""
+        return rotate(x, self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Channels i and i + head_dim / 2 as a pair, turned by the angle in column i of cos and sin (..., head_dim / 2)."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    even, odd = x.chunk(2, dim=-1)
+    return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
 
 
 class NoRotation(nn.Module):
     """Queries and keys as they are: positions were added to the embedding."""
 
     def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
         return x
 
 
@@ -167,6 +179,7 @@ class Attention(nn.Module):
     """Causal multi-head self-attention; its width may differ from the residual stream's (arXiv 2602.06471)."""
 
     causal: ClassVar[bool] = True
+    block: ClassVar[int] = 32  # selected queries attended together
 
     def __init__(self, d_model: int, width: int, head_dim: int, rotary: nn.Module) -> None:
         super().__init__()
@@ -186,26 +199,40 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, self.heads(self.value(x)), is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).flatten(-2))
 
-    def visible(self, tokens: int, device: torch.device) -> Tensor:
-        """Which keys (columns) each query (row) may attend to: (tokens, tokens) bool."""
-        return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-
     def selected(self, x: Tensor, mask: Tensor) -> Tensor:
         """The rows of `forward(x)` where mask (B, T) is true, zero elsewhere: the other queries are not computed.
 
         Keys and values are needed for every token, since a later one may attend to a skipped one.
         """
         key, value = self.rotary(self.heads(self.key(x))), self.heads(self.value(x))
-        query = torch.zeros(*x.shape[:-1], self.width, dtype=x.dtype, device=x.device)
-        query[mask] = self.query(x[mask])
-        query = self.rotary(self.heads(query))
-        seen = self.visible(x.shape[1], x.device)
         out = torch.zeros_like(x)
-        for b in range(x.shape[0]):  # each sequence keeps its own number of queries
-            keep = mask[b]
-            mixed = F.scaled_dot_product_attention(query[b][:, keep], key[b], value[b], attn_mask=seen[keep])
-            out[b, keep] = self.out(mixed.transpose(0, 1).flatten(-2))
+        counts = mask.sum(1, keepdim=True)
+        most = int(counts.max())
+        if not most:
+            return out
+        # The chosen queries of each sequence in order, then as many others as the fullest sequence has more.
+        positions = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        chosen = torch.arange(most, device=x.device) < counts
+        query = torch.zeros(*positions.shape, self.width, dtype=x.dtype, device=x.device)
+        query[chosen] = self.query(x[mask]).to(x.dtype)
+        query = self.rotary.at(self.heads(query), positions)
+        mixed = self.attend(query, key, value, positions)
+        out[mask] = self.out(mixed.transpose(1, 2).flatten(-2)[chosen]).to(x.dtype)
         return out
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        """Attention of the queries (B, H, Q, head_dim) that stand at ascending positions (B, Q) of T tokens.
+
+        Block by block, so that early queries are not multiplied with keys that come after them.
+        """
+        tokens, parts = torch.arange(key.shape[-2], device=key.device), []
+        for first in range(0, query.shape[-2], self.block):
+            block = slice(first, first + self.block)
+            at = positions[:, block, None]
+            seen = int(at.max()) + 1
+            rows = query[:, :, block], key[:, :, :seen], value[:, :, :seen]
+            parts.append(F.scaled_dot_product_attention(*rows, attn_mask=(tokens[:seen] <= at).unsqueeze(1)))
+        return torch.cat(parts, dim=-2)
 
 
 class BidirectionalAttention(Attention):
@@ -213,8 +240,8 @@ class BidirectionalAttention(Attention):
 
     causal: ClassVar[bool] = False
 
-    def visible(self, tokens: int, device: torch.device) -> Tensor:
-        return torch.ones(tokens, tokens, dtype=torch.bool, device=device)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 def attention_cost(d_model: int, width: int, head_dim: int, context: int, rotary: bool) -> tuple[LayerCost, int]:

@@ -93,6 +93,28 @@ def test_results_do_not_depend_on_the_number_of_threads(op):
     assert all(torch.equal(one[name], three[name]) for name in one)
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages on request")
+def test_a_process_that_keeps_freed_memory_gets_huge_pages_and_keeps_them():
+    program = """
+import torch
+from kernels._cpu import keep_freed_memory
+keep_freed_memory()
+def huge():
+    return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHuge"))
+x = torch.ones(16 << 20)
+first = huge()
+del x
+print(first, huge())
+"""
+    root = Path(_cpu.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    held, kept = map(int, done.stdout.split())
+    assert kept >= held >= 32 << 10  # KiB, of a tensor of 64 MiB
+
+
 # Runs every op at odd sizes in a process with the sanitizers' runtime loaded first.
 SANITIZED = """
 import ctypes, sys

@@ -175,6 +175,7 @@ def test_a_folder_whose_weights_are_not_the_models_is_never_reported_as_exported
         {"streams.n": 4, "streams.mixing": "mhc", "position": "learned"},
         {"ffn.activation": "gelu", "norm.kind": "layernorm", "position": "sinusoidal", "tied_head": False},
         {"gates.placement": "attention", "gates.layers": "01", "ffn.shape": "hourglass"},
+        {"gates.placement": "ffn", "gates.consistency": "perturbation"},
     ],
     ids=str,
 )

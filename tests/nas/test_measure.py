@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nas.measure import stream_diagnostics
+from nas.measure import latency_ms, peak_bytes, stream_diagnostics
 from search_spaces.lm import LanguageModels
 
 SPACE = LanguageModels()
@@ -34,3 +34,23 @@ def test_free_mixing_is_seen_to_change_the_streams_size() -> None:
 
 def test_a_single_stream_has_nothing_to_tell() -> None:
     assert diagnosed() == {}
+
+
+def test_the_peak_counts_what_is_there_at_once_and_what_was_held_before() -> None:
+    held = torch.zeros(1 << 20, dtype=torch.uint8)
+
+    def step() -> None:
+        first = torch.empty(4 << 20, dtype=torch.uint8)
+        second = torch.empty(2 << 20, dtype=torch.uint8)
+        del first, second
+        torch.empty(3 << 20, dtype=torch.uint8)
+
+    assert peak_bytes(step, [held, held[:10]], torch.device("cpu")) == 7 << 20
+
+
+def test_latency_is_of_the_slower_model_longer() -> None:
+    inputs = torch.randn(64, 256)
+    small, large = (torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(n))) for n in (1, 30))
+    (fast, spread), (slow, _) = latency_ms(small, inputs), latency_ms(large, inputs)
+    assert 0 < 3 * fast < slow
+    assert spread >= 0

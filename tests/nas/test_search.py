@@ -138,6 +138,19 @@ def test_another_sampler_seed_draws_other_architectures_and_the_same_seed_the_sa
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_latency_and_memory_are_measured_where_they_are_objectives(tmp_path: Path, text: str) -> None:
+    objectives = ("bits_per_byte", "latency_ms", "peak_bytes")
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        row, outcome = searched(store, text, Inline(), trials=4, objectives=objectives)
+        trials = store.trials(row)
+        assert outcome.finished == 4 and store.front(row)
+    for trial in trials:
+        assert trial.values["latency_ms"] > 0
+        assert trial.values["peak_bytes"] > 16 * trial.parameters  # type: ignore[operator]  # weights, gradients, two moments
+        assert "latency_ms_quartiles" in trial.diagnostics
+    assert all(row.reference[name] > 0 for name in ("latency_ms", "peak_bytes"))
+
+
 # ---- killed and interrupted ------------------------------------------------------------------------------------
 
 

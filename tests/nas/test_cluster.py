@@ -1,0 +1,160 @@
+"""A Ray cluster of several nodes on this machine: nodes that die, GPUs that are shared, workers yet to come."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.config import StudyConfig
+from nas.driver import retrain, run
+from nas.errors import UserError
+from nas.executors import Executor, make_executor, set_environment
+from nas.progress import Silent
+from nas.records import Job, Recipe, Report, Result, SpaceSpec, State, Trial
+from nas.store import Store
+from nas.study import make_job, open_search, prepare
+
+MEMORY = 80 << 20  # of a node's object store
+TINY = {"depth": "1..2", "d_model": "16,32", "head_dim": "8", "context": "32", "train.batch_tokens": "256"}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs, and nodes to be added."""
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "4")
+    set_environment(own_cluster=True)
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False},
+    )
+    yield made
+    made.shutdown()
+
+
+def pooled(cluster: Any, workers: int, engine: str = "ray", gpus: float = 0.0) -> Executor:
+    return make_executor(engine, workers, address=cluster.address, gpus_per_trial=gpus, timeout=None)
+
+
+def where(job: Job) -> Iterator[Result]:
+    """When and on which node and GPUs the job runs."""
+    import os
+
+    import ray
+
+    start = time.time()
+    time.sleep(3.0)
+    node = ray.get_runtime_context().get_node_id()
+    found = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    yield Result(job.trial, job.token, {"start": start, "end": time.time()}, provenance=found)
+
+
+def job(trial: int) -> Job:
+    return Job("s", trial, 1, SpaceSpec("lm"), {}, Recipe(1.0), None, "", 0, evaluate="tests.nas.test_cluster:where")
+
+
+def ended(pool: Executor, count: int, seconds: float = 60.0) -> list[Result]:
+    results: list[Result] = []
+    deadline = time.monotonic() + seconds
+    while len(results) < count and time.monotonic() < deadline:
+        results += [event for event in pool.wait(0.5) if isinstance(event, Result)]
+    assert len(results) == count
+    return results
+
+
+def free_within(pool: Executor, wanted: int, seconds: float = 60.0) -> int:
+    """The free workers once there are as many as wanted, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while pool.free < wanted and time.monotonic() < deadline:
+        pool.wait(0.5)
+    return pool.free
+
+
+class Killer(Silent):
+    """Kills a node at the first report, and adds another when it is missed."""
+
+    def __init__(self, cluster: Any, doomed: Any) -> None:
+        self.cluster, self.doomed, self.replaced = cluster, doomed, False
+
+    def reported(self, event: Report) -> None:
+        if self.doomed is not None:
+            self.cluster.remove_node(self.doomed, allow_graceful=False)
+            self.doomed = None
+
+    def message(self, text: str) -> None:
+        if "machine is gone" in text and not self.replaced:
+            self.replaced = True
+            self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+
+
+def test_a_node_that_dies_while_training_costs_a_rung_and_no_trial(cluster: Any, tmp_path: Path, text: str) -> None:
+    cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    doomed = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    settings = TINY | {"data.path": text, "train.tokens": "40000"}
+    pool = pooled(cluster, 2)
+    view = Killer(cluster, doomed)
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        config = StudyConfig(study="s", trials=4, preset="quick", settings=settings)
+        search = open_search(store, prepare(config))
+        try:
+            outcome = run(search, pool, view)
+        finally:
+            pool.close()
+        row, trials = search.row, store.trials(search.row)
+    assert outcome.finished == 4
+    assert {trial.state for trial in trials} == {State.COMPLETE}
+    assert view.replaced
+    moved = next(trial for trial in trials if trial.token > 1)
+    assert moved.attempts == 1  # never counted against it
+    assert_undisturbed(row, moved)
+
+
+def assert_undisturbed(row: Any, trial: Trial) -> None:
+    result = retrain(make_job(row, trial), Silent())
+    assert dict(result.values) == dict(trial.values)
+
+
+def test_a_gpu_is_shared_by_as_many_trials_as_fit(cluster: Any) -> None:
+    cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=MEMORY)
+    pool = pooled(cluster, 2, gpus=0.5)
+    try:
+        for trial in (0, 1):
+            pool.submit(job(trial))
+        results = ended(pool, 2)
+        starts, ends = ([result.values[name] for result in results] for name in ("start", "end"))
+        assert max(starts) < min(ends)  # both were there at once
+        assert {result.provenance["gpus"] for result in results} == {"0"}
+    finally:
+        pool.close()
+
+
+def test_more_gpus_than_any_node_has_is_one_message(cluster: Any) -> None:
+    cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=MEMORY)
+    cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY)
+    with pytest.raises(UserError, match="--gpus-per-trial 3: the largest node has 2 GPUs"):
+        pooled(cluster, 1, gpus=3)
+
+
+def test_a_search_begins_on_the_workers_there_are_and_takes_up_those_that_come(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nas.executors.WARM_UP_SECONDS", 1.0)
+    cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    pool = pooled(cluster, 2)
+    try:
+        assert free_within(pool, 1) == 1  # the other asks the cluster for a CPU: an autoscaler sees it
+        pool.submit(job(0))
+        first = ended(pool, 1)[0].provenance["node"]
+        cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+        assert free_within(pool, 2) == 2
+        for trial in (1, 2):
+            pool.submit(job(trial))
+        nodes = {result.provenance["node"] for result in ended(pool, 2)}
+        assert len(nodes) == 2 and first in nodes
+    finally:
+        pool.close()
