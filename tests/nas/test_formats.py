@@ -160,6 +160,24 @@ def test_a_recurrent_program_takes_any_batch_of_its_context_and_others_any_lengt
         assert sizes_of(export_program(model, space, arch)) == wanted
 
 
+@pytest.mark.parametrize("space_name, settings", [SETTINGS[1], SETTINGS[5]], ids=str)
+def test_an_onnx_graph_computes_the_same_with_its_gates_masked(space_name: str, settings: dict, tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    space, arch, model = made(space_name, settings)
+    program = export_program(model, space, arch)
+    write_onnx(program, tmp_path / "model.onnx", "inputs")
+    assert check("onnx", tmp_path, model, check_inputs("onnx", space, arch, 0, sizes_of(program))) < 1e-4
+
+
+def test_without_its_packages_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    space, arch, model = made(*SETTINGS[4])
+    with pytest.raises(UserError, match="pip install 'hypernas"):
+        write_onnx(export_program(model, space, arch), tmp_path / "model.onnx", "images")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_traced_is_a_clear_refusal():
     space, arch, _ = made("lm", LM)
 
