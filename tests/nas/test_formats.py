@@ -3,6 +3,7 @@
 import importlib.metadata
 import re
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 from kernels._dispatch import use_backend
 from nas.errors import UserError
 from nas.export import wanted_formats
-from nas.formats import RUNS, SAVE, check_inputs, export_program, masked, sizes_of
+from nas.formats import RUNS, SAVE, check, check_inputs, export_program, masked, sizes_of, write_onnx
 from nas.source import write_source
 from search_spaces import load_space
 
