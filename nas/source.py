@@ -4,8 +4,8 @@ It relies on two conventions of our layers (search_spaces/layers.py): a class do
 constructor's arguments as attributes of the same names. A public op of `kernels` is written as its eager definition,
 `<op>_reference`. Everything else a class mentions must come from torch or the standard library.
 
-What this one architecture has no use for is left out: static methods, which price a class for a search, methods that
-nothing reachable from `forward` calls, and then whatever those alone needed.
+What this one architecture has no use for is left out: static methods, which price a class for a search, methods and
+constants that nothing reachable from `forward` mentions, and then whatever those alone needed.
 """
 
 import ast
@@ -35,7 +35,7 @@ class _Collector:
     """Gathers definitions, dependencies first, and the imports they need."""
 
     def __init__(self, unused: frozenset[str]) -> None:
-        self.unused = unused  # methods left out
+        self.unused = unused  # members left out
         self.imports: dict[str, None] = {}
         self.definitions: dict[tuple[str, str], str] = {}
 
@@ -73,33 +73,42 @@ def _collect(kinds: list[type], unused: frozenset[str]) -> _Collector:
 
 
 def _needed(kinds: list[type]) -> _Collector:
-    """The definitions of `kinds`, without methods that nothing uses: fewer with each round, until none goes."""
+    """The definitions of `kinds`, without members that nothing uses: fewer with each round, until none goes."""
     unused: frozenset[str] = frozenset()
     while True:
         collector = _collect(kinds, unused)
-        more = _dead_methods([ast.parse(source) for source in collector.definitions.values()])
+        more = _dead_members([ast.parse(source) for source in collector.definitions.values()])
         if not more:
             return collector
         unused |= more
 
 
-def _dead_methods(trees: list[ast.Module]) -> frozenset[str]:
-    """Names of methods that neither a live method nor anything outside of classes mentions."""
-    methods: list[ast.FunctionDef] = []
+def _dead_members(trees: list[ast.Module]) -> frozenset[str]:
+    """Names of methods and class constants that neither a live one nor anything outside of classes mentions."""
+    members: list[tuple[str, ast.stmt]] = []
     live = set(ENTRIES)
     for node in (node for tree in trees for node in tree.body):
-        members = node.body if isinstance(node, ast.ClassDef) else [node]
-        for member in members:
-            if isinstance(node, ast.ClassDef) and isinstance(member, ast.FunctionDef):
-                methods.append(member)
-            else:
+        for member in node.body if isinstance(node, ast.ClassDef) else [node]:
+            name = _member_name(member) if isinstance(node, ast.ClassDef) else None
+            if name is None:
                 live |= _attributes(member)
+            else:
+                members.append((name, member))
     while True:
-        reached = [method for method in methods if method.name in live or method.name.startswith("__")]
-        more = {name for method in reached for name in _attributes(method)} - live
+        reached = [(name, member) for name, member in members if name in live or name.startswith("__")]
+        more = {used for _, member in reached for used in _attributes(member)} - live
         if not more:
-            return frozenset(method.name for method in methods) - {method.name for method in reached}
+            return frozenset(name for name, _ in members) - {name for name, _ in reached}
         live |= more
+
+
+def _member_name(member: ast.stmt) -> str | None:
+    """The name of a method or of a constant of a class."""
+    if isinstance(member, ast.FunctionDef):
+        return member.name
+    if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
+        return member.target.id if member.value and "ClassVar" in ast.unparse(member.annotation) else None
+    return None
 
 
 def _attributes(tree: ast.AST) -> set[str]:
@@ -119,15 +128,16 @@ def _empty_subclasses(definitions: Mapping[tuple[str, str], str]) -> dict[str, s
     return out
 
 
-def _without(source: str, methods: frozenset[str]) -> str:
-    """The text of a definition without some methods of it, and the blank line before each."""
+def _without(source: str, unused: frozenset[str]) -> str:
+    """The text of a definition without some members of its classes, and the blank line before each."""
     lines = source.splitlines()
     dropped: set[int] = set()
     for node in ast.parse(source).body:
         for member in node.body if isinstance(node, ast.ClassDef) else []:
-            if isinstance(member, ast.FunctionDef) and member.name in methods:
-                first = min([member.lineno, *(decorator.lineno for decorator in member.decorator_list)])
-                dropped |= set(range(first - 1, (member.end_lineno or first) + 1))
+            if _member_name(member) in unused:
+                first = min([member.lineno, *(d.lineno for d in getattr(member, "decorator_list", []))])
+                blank = not lines[first - 2].strip()
+                dropped |= set(range(first - blank, (member.end_lineno or first) + 1))
     return "\n".join(line for number, line in enumerate(lines, 1) if number not in dropped)
 
 

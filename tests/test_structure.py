@@ -18,7 +18,7 @@ OWNERS = {
     "moocore": ("nas/pareto.py",),
     "safetensors": ("nas/export.py", "nas/exported.py", "nas/formats.py", "nas/checkpoints.py", "nas/train.py"),
     "scipy": ("nas/scaling.py", "nas/decompose.py"),
-    "rich": ("nas/progress.py", "nas/summary.py", "nas/export.py"),
+    "rich": ("nas/progress.py", "nas/summary.py", "nas/export.py", "nas/continue_training.py"),
     "pandas": ("dashboards/",),
     "plotly": ("dashboards/",),
     "dash": ("dashboards/",),
