@@ -46,8 +46,8 @@ def make_sampler(name: str, seed: int, population: int) -> BaseSampler:
 
 
 def population_size(trials: int) -> int:
-    """Small enough that a short search evolves too."""
-    return max(8, trials // 4)
+    """Small enough that a short search evolves too, and that a long one does not sort thousands for each proposal."""
+    return min(100, max(8, trials // 4))
 
 
 def hub_sampler(name: str, seed: int) -> BaseSampler:
