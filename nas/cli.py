@@ -95,10 +95,14 @@ def _print_json(data: Any) -> None:
 )
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
 @click.option(
-    "--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, gp, evolution, random, qmc or hub:NAME.  [default: nsgaii]"
+    "--sampler",
+    metavar="NAME",
+    help="nsgaii, nsgaiii, tpe, gp, evolution, random, qmc or hub:NAME.  [default: evolution]",
 )
 @click.option(
-    "--halving", type=click.Choice(["on", "off"]), help="Stop trials early that promise no place on the front."
+    "--halving",
+    type=click.Choice(["on", "off"]),
+    help="Stop trials early that promise no place on the front.  [default: on]",
 )
 @click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
