@@ -146,9 +146,10 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 
 def compile_parts(model: nn.Module) -> None:
-    """torch.compile in place; state and names stay. Of a gated net only the branches: a gate differs at each step."""
-    parts = [model] if not gates_of(model) else [m.branch for m in model.modules() if hasattr(m, "branch")]
-    for part in parts:
+    """torch.compile in place, branch by branch where there are branches: what lies between them differs at each step
+    (gates) or is fused already. State and names stay."""
+    branches = [module.branch for module in model.modules() if hasattr(module, "branch")]
+    for part in branches or [model]:
         part.compile(dynamic=False)  # type: ignore[union-attr]
 
 

@@ -259,7 +259,9 @@ def test_selecting_a_region_lists_its_trials_alone(serve, page, small):
     page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=5)
     page.mouse.up()
     says(page, "1 selected")
-    assert page.locator("#front-table tbody tr td:first-child").all_inner_texts() == ["2"]
+    cells = page.locator("#front-table tbody tr td:first-child")
+    page.wait_for_function("document.querySelectorAll('#front-table tbody tr').length == 1")
+    assert cells.all_inner_texts() == ["2"]
     facts = page.locator("#front-facts")
     facts.get_by_text("1 complete", exact=True).wait_for()
     facts.get_by_text("13.1887").wait_for()  # (8 - 2.5)(9 - log10 4e6): trial 2 by itself

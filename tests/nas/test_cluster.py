@@ -76,13 +76,18 @@ def free_within(pool: Executor, wanted: int, seconds: float = 60.0) -> int:
 
 
 class Killer(Silent):
-    """Kills a node at the first report, and adds another when it is missed."""
+    """Kills a node once two trials report, one on each node, and adds another when it is missed."""
 
     def __init__(self, cluster: Any, doomed: Any) -> None:
         self.cluster, self.doomed, self.replaced = cluster, doomed, False
+        self.training: set[int] = set()
+
+    def ended(self, trial: int, result: Result | None) -> None:
+        self.training.discard(trial)
 
     def reported(self, event: Report) -> None:
-        if self.doomed is not None:
+        self.training.add(event.trial)
+        if self.doomed is not None and len(self.training) == 2:
             self.cluster.remove_node(self.doomed, allow_graceful=False)
             self.doomed = None
 
