@@ -97,6 +97,7 @@ class Killer(Silent):
             self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
 
 
+@pytest.mark.slow  # on a busy machine Ray may take minutes to notice that a node is gone
 def test_a_node_that_dies_while_training_costs_a_rung_and_no_trial(cluster: Any, tmp_path: Path, text: str) -> None:
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     doomed = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
