@@ -153,9 +153,8 @@ def _check_answers(address: str) -> None:
         )
     if not colon or not port.isdigit():
         raise UserError(f"--address {address!r}: wanted auto or HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
+    error = _listens(host, int(port))
+    if error is not None:
         raise UserError(
             f"--address {address}: no Ray cluster answers there ({error.strerror or error}); "
             "start one with `ray start --head`, or leave the flag out for a local one"
@@ -437,9 +436,23 @@ def lost(ray: Any, job: Job, error: str, node: str) -> Event:
     if "running low on memory" in text:
         failure = Failure(FailureKind.OUT_OF_MEMORY, "Ray killed its worker: the machine was running low on memory")
         return Result(job.trial, job.token, failure=failure)
-    gone = node not in {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]}
-    preempted = gone or "preemption" in text or "node has died" in text
+    preempted = not _node_lives(ray, node) or "preemption" in text or "node has died" in text
     return Lost(job.trial, job.token, "its machine is gone" if preempted else "its process died", preempted)
+
+
+def _node_lives(ray: Any, node: str) -> bool:
+    """Whether the Ray node is up: Ray's list says so, and its server answers. The list is seconds late."""
+    entry = next((entry for entry in ray.nodes() if entry["NodeID"] == node and entry["Alive"]), None)
+    return entry is not None and _listens(entry["NodeManagerAddress"], entry["NodeManagerPort"]) is None
+
+
+def _listens(host: str, port: int) -> OSError | None:
+    """None when somebody takes connections at the port, otherwise why not."""
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def make_executor(
