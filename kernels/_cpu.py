@@ -106,15 +106,15 @@ def _compile(compiler: str, sources: Path, target: Path, extra_flags: tuple[str,
             for source, out in objects
         ]
         for process in running:
-            _require_success(compiler, process.wait, process)
+            _require_success(compiler, process)
         library_file = Path(scratch) / "kernels.so"
         link = [compiler, *LINK_FLAGS, *extra_flags, *(str(out) for _, out in objects), "-o", str(library_file)]
         linking = subprocess.Popen(link, stderr=subprocess.PIPE, text=True)
-        _require_success(compiler, linking.wait, linking)
+        _require_success(compiler, linking)
         library_file.replace(target)  # atomic: a reader sees the whole library or none
 
 
-def _require_success(compiler: str, wait: Any, process: "subprocess.Popen[str]") -> None:
+def _require_success(compiler: str, process: "subprocess.Popen[str]") -> None:
     try:
         _, errors = process.communicate(timeout=BUILD_SECONDS)
     except subprocess.TimeoutExpired as error:

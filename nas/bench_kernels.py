@@ -263,7 +263,7 @@ def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: 
             "value": round(min(times[name]), 4),
             "unit": "ms",
             "baseline": "naive",
-            "ratio": round(statistics.median(a / b for a, b in zip(times["naive"], times[name], strict=True)), 2),
+            "ratio": round(median_ratio(times["naive"], times[name]), 2),
         }
         for name in candidates
     ]
@@ -314,6 +314,11 @@ def timed(candidates: dict[str, Callable[[], None]], device: torch.device) -> di
         for name, candidate in candidates.items():
             times[name].append(clock(candidate))
     return times
+
+
+def median_ratio(times: Sequence[float], other: Sequence[float]) -> float:
+    """The median over rounds of times / other, both from `timed`."""
+    return statistics.median(a / b for a, b in zip(times, other, strict=True))
 
 
 def _cpu_milliseconds(candidate: Callable[[], None]) -> float:

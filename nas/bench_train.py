@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels import _cpu, _dispatch
-from nas.bench_kernels import device_name, timed, versions
+from nas.bench_kernels import device_name, median_ratio, timed, versions
 from nas.errors import UserError
 from nas.records import Recipe
 from nas.train import deterministic, make_optimizers, train_step
@@ -201,14 +201,10 @@ def _training(name: str, steps: dict[str, Callable[[], None]], baseline: str) ->
             "value": round(BATCH_TOKENS / statistics.median(times[backend]) * 1e3),
             "unit": "tokens/s",
             "baseline": baseline,
-            "ratio": round(_median_ratio(times[baseline], times[backend]), 2),
+            "ratio": round(median_ratio(times[baseline], times[backend]), 2),
         }
         for backend in steps
     ]
-
-
-def _median_ratio(times: list[float], other: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(times, other, strict=True))
 
 
 def _first_step() -> list[dict[str, Any]]:
@@ -249,7 +245,7 @@ def _skipping(placement: str) -> list[dict[str, Any]]:
     cost = space.cost(gated)
     before = space.cost(dense).flops_total
     saved = 1 - cost.flops_executed([0.5] * len(cost.gated_flops)) / before
-    faster = 1 - 1 / _median_ratio(times["every token"], times["every second"])
+    faster = 1 - 1 / median_ratio(times["every token"], times["every second"])
     name = f"skip/{placement}, half of 32k tokens"
     rows = [("FLOPs saved", saved, None), ("time saved", faster, round(faster / saved, 2))]
     return [

@@ -10,8 +10,7 @@ controller learns CIR and nothing else; s and b learn, under the task's loss and
 much of it is worth paying for. The last axis is the feature axis everywhere: h is (B, T, C) where tokens are gated
 and (B, C) where images are.
 
-The class needs only torch and math. The functions below it are for who trains: `start_step`, `gate_loss` and the
-execution rates.
+The functions below the classes are for who trains: `start_step`, `gate_loss` and the execution rates.
 """
 
 import math

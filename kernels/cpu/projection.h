@@ -31,6 +31,16 @@ struct Projection {
                     store(to, load(to, part) + load(sums + d * m + j * CHUNK + c), part);
                 });
     }
+
+    // dphi and dbias from the sums of each chunk of tokens, added in order
+    void add_chunks(i64 chunks, const floats& dphi_sums, const floats& dbias_sums, float* dphi, float* dbias) const {
+        std::fill(dphi, dphi + m * D, 0.0f);
+        std::fill(dbias, dbias + m, 0.0f);
+        for (i64 chunk = 0; chunk < chunks; chunk++) {
+            add_unpacked(&dphi_sums[chunk * packed.size()], dphi);
+            for (i64 j = 0; j < m; j++) dbias[j] += dbias_sums[chunk * m + j];
+        }
+    }
 };
 
 // span(first row of phi, how many as a compile-time constant), ROWS at a time

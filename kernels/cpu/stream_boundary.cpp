@@ -249,11 +249,6 @@ void stream_boundary_backward(i64 dtype, i64 threads, i64 tokens, i64 n, i64 C, 
                 r, (T*)dX, (T*)dy, dcoefficients, &dphi_sums[chunk * size], &dbias_sums[chunk * s.m]);
         });
     })
-    std::fill(dphi, dphi + s.m * s.D, 0.0f);
-    std::fill(dbias, dbias + s.m, 0.0f);
-    for (i64 chunk = 0; chunk < chunks; chunk++) {
-        p.add_unpacked(&dphi_sums[chunk * size], dphi);
-        for (i64 j = 0; j < s.m; j++) dbias[j] += dbias_sums[chunk * s.m + j];
-    }
+    p.add_chunks(chunks, dphi_sums, dbias_sums, dphi, dbias);
 }
 }

@@ -111,11 +111,6 @@ void stream_read_backward(i64 dtype, i64 threads, i64 tokens, i64 n, i64 C, i64 
                 &dphi_sums[chunk * size], &dbias_sums[chunk * m]);
         });
     })
-    std::fill(dphi, dphi + m * p.D, 0.0f);
-    std::fill(dbias, dbias + m, 0.0f);
-    for (i64 chunk = 0; chunk < chunks; chunk++) {
-        p.add_unpacked(&dphi_sums[chunk * size], dphi);
-        for (i64 j = 0; j < m; j++) dbias[j] += dbias_sums[chunk * m + j];
-    }
+    p.add_chunks(chunks, dphi_sums, dbias_sums, dphi, dbias);
 }
 }

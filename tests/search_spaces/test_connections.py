@@ -1,6 +1,5 @@
 """The connections against their papers' numbers, against dense definitions, and against each other."""
 
-import inspect
 import math
 from itertools import permutations
 
@@ -56,7 +55,6 @@ FEW = [
     (6, "kromhc", "3x2"),
 ]
 DTYPES = [torch.float32, torch.float64]
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # nn.Module without an __init__
 
 
 def randomised(connection, dtype=torch.float64, scale=0.5, seed=0):
@@ -77,12 +75,6 @@ def run(connection, x, sublayers=3):
         h, coefficients = connection.read(X)
         X = connection.write(X, h.tanh(), coefficients)
     return connection.reduce(X)
-
-
-def constructor_arguments(connection):
-    """What the connection was built with, read from its attributes."""
-    given = inspect.signature(type(connection)).parameters.values()
-    return {argument.name: getattr(connection, argument.name) for argument in given if argument.kind not in VARIADIC}
 
 
 def states(connection, dtype=torch.float64, tokens=7, seed=1):
