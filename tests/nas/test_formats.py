@@ -199,7 +199,7 @@ def test_unknown_formats_are_named_and_the_source_is_always_written():
 def test_the_source_holds_what_the_architecture_uses_and_nothing_else():
     _, _, model = made(*SETTINGS[0])
     source = write_source(model, "A test.", "")
-    for unused in ("selected", "PreNormFFN", "PreNormAttention", "mean_mixing", "gather_scatter", "visible", "flops"):
+    for unused in ("selected", "PreNormFFN", "PreNormAttention", "mean_mixing", "gather_scatter", "attend", "flops"):
         assert unused not in source, unused
     _, _, gated = made(*SETTINGS[1])
     assert "def selected" in write_source(gated, "A test.", "")
