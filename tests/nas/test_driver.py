@@ -9,6 +9,7 @@ import pytest
 
 from nas import driver as loop
 from nas import optuna_io
+from nas.checkpoints import checkpoint_path, kept, open_folder
 from nas.config import StudyConfig
 from nas.driver import Outcome, run
 from nas.executors import Event, Inline, Lost
@@ -166,3 +167,20 @@ def test_a_full_disk_for_weights_costs_the_weights_alone(
         assert run(search, Inline(), view).finished == 2
         assert {trial.state for trial in store.trials(search.row)} == {State.COMPLETE}
     assert any("No space left" in line for line in said)
+
+
+def test_checkpoints_of_trials_that_are_over_or_unknown_are_cleared_and_those_that_wait_kept(store: Store) -> None:
+    search = opened(store, trials=3)
+    driver = store.start_driver(search.row, 1)
+    over, waits = (search.lease(driver) for _ in range(2))
+    assert over and waits
+    store.finish(search.row, failed(search.job(over), FailureKind.ERROR))
+    store.stop_driver(driver)
+    open_folder(search.checkpoints)
+    for number in (over.number, waits.number, 7):  # 7: of a study whose store was deleted
+        Path(checkpoint_path(search.checkpoints, number)).touch()
+    seen: list[set[int]] = []
+    engine = Disturbed(lambda job: seen.append(kept(search.checkpoints)))
+    assert run(search, engine, Silent()).finished == 3
+    assert seen[0] == {waits.number}
+    assert kept(search.checkpoints) == set()
