@@ -172,6 +172,8 @@ def run(
                 if leased or not executor.free:
                     work.prefetch(0 if stopping else executor.workers)
                     for event in executor.wait(TICK_SECONDS):
+                        if event.trial not in leased:  # an earlier event of the same call ended it for us
+                            continue
                         _handle(work, executor, event, leased, view)
                 else:  # others have the last trials, and may die over them
                     if not waits:

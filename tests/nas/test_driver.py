@@ -14,7 +14,7 @@ from nas.config import StudyConfig
 from nas.driver import Outcome, run
 from nas.executors import Event, Inline, Lost
 from nas.progress import Silent
-from nas.records import Failure, FailureKind, Job, Result, State
+from nas.records import Failure, FailureKind, Job, Report, Result, State
 from nas.store import Store, queries
 from nas.study import Search, open_search, prepare
 
@@ -184,3 +184,24 @@ def test_checkpoints_of_trials_that_are_over_or_unknown_are_cleared_and_those_th
     assert run(search, engine, Silent()).finished == 3
     assert seen[0] == {waits.number}
     assert kept(search.checkpoints) == set()
+
+
+class TwoAtOnce(Inline):
+    """Inline, but two rungs' reports come together with the result, as they may from Ray Tune."""
+
+    def wait(self, timeout: float) -> list[Event]:
+        assert self._current is not None
+        number = self._current[0].trial
+        reports = [Report(number, rung, rung + 1, 10, 1e9, 2.0, 0.1) for rung in range(2)]
+        return [*reports, *super().wait(timeout)]
+
+
+def test_what_arrives_together_with_the_report_that_stops_a_trial_is_dropped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = opened(store, trials=3)
+    monkeypatch.setattr(search.proposals, "goes_on", lambda number, rung: number != 1)
+    assert run(search, TwoAtOnce(), Silent()).finished == 3
+    states = [trial.state for trial in store.trials(search.row)]
+    assert states == [State.COMPLETE, State.STOPPED, State.COMPLETE]
+    assert [report.rung for report in store.reports(search.row, 1)] == [0]
