@@ -18,7 +18,6 @@ from nas.artifacts import keep_weights
 from nas.checkpoints import discard, kept, open_folder
 from nas.executors import Event, Executor, Lost
 from nas.records import (
-    FINISHED,
     POLICIES,
     Failure,
     FailureKind,
@@ -141,9 +140,10 @@ def run(
     """
     store, row = work.store, work.row
     open_folder(work.checkpoints)
-    for number in kept(work.checkpoints):
-        if store.trial(row, number).state in FINISHED:
-            discard(work.checkpoints, number)
+    found = kept(work.checkpoints)  # before the store is asked: another driver may be starting trials
+    unfinished = {trial.number for trial in store.trials(row, states=(State.WAITING, State.RUNNING))}
+    for number in found - unfinished:
+        discard(work.checkpoints, number)
     driver = store.start_driver(row, executor.workers)
     _take_over(work, view)
     interrupt = Interrupt()
@@ -172,6 +172,8 @@ def run(
                 if leased or not executor.free:
                     work.prefetch(0 if stopping else executor.workers)
                     for event in executor.wait(TICK_SECONDS):
+                        if event.trial not in leased:  # an earlier event of the same call ended it for us
+                            continue
                         _handle(work, executor, event, leased, view)
                 else:  # others have the last trials, and may die over them
                     if not waits:

@@ -181,7 +181,7 @@ def set_environment(own_cluster: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def join_cluster(workers: int, address: str | None, gpus_per_trial: float, namespace: str = "hypernas") -> Any:
+def join_cluster(workers: int, address: str | None, gpus_per_trial: float) -> Any:
     """The ray module, connected to the cluster at `address`, or to one started on loopback for this process.
 
     Raises UserError when there is no cluster at the address, or none of its nodes can hold a worker.
@@ -196,7 +196,7 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float, names
     settings: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
-        "namespace": namespace,
+        "namespace": "hypernas",
         "runtime_env": {"env_vars": environment},
     }
     if address is None:
@@ -247,9 +247,8 @@ class RayPool:
         address: str | None = None,
         gpus_per_trial: float = 0.0,
         timeout: float | None = None,
-        jobs_namespace: str = "hypernas",
     ) -> None:
-        self._ray = ray = join_cluster(workers, address, gpus_per_trial, namespace=jobs_namespace)
+        self._ray = ray = join_cluster(workers, address, gpus_per_trial)
         self.workers = workers
         self._timeout = timeout
         self._actor_class = ray.remote(

@@ -21,7 +21,7 @@ def stream_diagnostics(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
     Empty for a model with a single stream.
     """
     stack = next((module for module in model.modules() if isinstance(module, ResidualStack)), None)
-    if stack is None:
+    if stack is None or getattr(stack.sublayers[0].connection, "n", 1) == 1:
         return {}
     entered: list[Tensor] = []
     handle = stack.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
@@ -38,8 +38,6 @@ def stream_diagnostics(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
         matrices.append(connection.mean_mixing(streams).double())
         h, coefficients = connection.read(streams)
         streams = connection.write(streams, sublayer(h), coefficients)
-    if matrices[0].shape[0] == 1:
-        return {}
     product = torch.linalg.multi_dot(matrices[::-1]) if len(matrices) > 1 else matrices[0]
     return {
         "mean_mixing": [[[round(entry, 6) for entry in row] for row in matrix.tolist()] for matrix in matrices],

@@ -96,7 +96,7 @@ class Job:
     measured: tuple[str, ...] = ()  # objectives that take measuring: latency_ms, peak_bytes
     micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from
-    evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Report and one Result
+    evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Notice, Report and one Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Trial:
     arch: Mapping[str, Any]
     arch_hash: str
     recipe: Recipe
-    origin: str  # baseline, sampler or sweep
+    origin: str  # baseline, enqueued, sampler, sweep or imported
     sampler_attrs: Mapping[str, Any]
     token: int
     attempts: int

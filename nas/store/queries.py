@@ -365,7 +365,6 @@ class Store:
         The front and its history follow from the order in which they finished.
         """
         given = sorted(trials, key=lambda entry: (entry[0].finished is None, entry[0].finished, entry[0].number))
-        over = (State.COMPLETE, State.STOPPED, State.FAILED)
 
         def work(connection: Connection) -> None:
             front: Mapping[tuple[int, int], tuple[float, ...]] = {}
@@ -376,8 +375,7 @@ class Store:
                     values = [{"trial_id": trial_id, "name": n, "value": v} for n, v in trial.values.items()]
                     connection.execute(_INSERT_VALUES, values)
                 if curve:
-                    points = [asdict(report) | {"trial_id": trial_id} for report in curve]
-                    connection.execute(_INSERT_REPORT, [{k: v for k, v in p.items() if k != "trial"} for p in points])
+                    connection.execute(_INSERT_REPORT, [_report_row(report, trial_id) for report in curve])
                 if trial.state == State.COMPLETE:
                     result = Result(trial.number, trial.token, trial.values)
                     front = _extend_front(connection, study, trial_id, result, front)
@@ -385,7 +383,7 @@ class Store:
             counters = {"next_number": max(numbers, default=-1) + 1, "seq": len(given)}
             connection.execute(update(_STUDIES).where(_STUDIES.c.id == study.id).values(counters))
 
-        assert all(trial.finished is not None for trial, _, _ in given if trial.state in over)
+        assert all(trial.finished is not None for trial, _, _ in given if trial.state in FINISHED)
         self._write(work)
 
     def delete_study(self, name: str) -> None:
@@ -553,14 +551,6 @@ class Store:
 
         Repeated after a resume, it is kept once.
         """
-        values = {
-            "rung": report.rung,
-            "step": report.step,
-            "tokens": report.tokens,
-            "training_flops": report.training_flops,
-            "loss": report.loss,
-            "seconds": report.seconds,
-        }
 
         def work(connection: Connection) -> int | None:
             trial_id, seq = _touch(connection, study, report.trial, token, {})
@@ -569,7 +559,7 @@ class Store:
             connection.execute(
                 delete(ReportTable).where(ReportTable.trial_id == trial_id, ReportTable.rung == report.rung)
             )
-            connection.execute(_INSERT_REPORT, values | {"trial_id": trial_id})
+            connection.execute(_INSERT_REPORT, _report_row(report, trial_id))
             return seq
 
         seq = self._write(work)
@@ -928,6 +918,13 @@ def _row(study: StudyRow, trial: Trial, config: str, seq: int) -> dict[str, Any]
         "failure_message": failure.message if failure else None,
         "failure_traceback": failure.traceback if failure else None,
     }
+
+
+def _report_row(report: Report, trial_id: int) -> dict[str, Any]:
+    """A report's columns: it knows its trial by number, the table by row."""
+    row = asdict(report) | {"trial_id": trial_id}
+    del row["trial"]
+    return row
 
 
 def _trial(row: RowMapping, values: Mapping[str, float]) -> Trial:

@@ -9,11 +9,12 @@ import pytest
 
 from nas import driver as loop
 from nas import optuna_io
+from nas.checkpoints import checkpoint_path, kept, open_folder
 from nas.config import StudyConfig
 from nas.driver import Outcome, run
 from nas.executors import Event, Inline, Lost
 from nas.progress import Silent
-from nas.records import Failure, FailureKind, Job, Result, State
+from nas.records import Failure, FailureKind, Job, Report, Result, State
 from nas.store import Store, queries
 from nas.study import Search, open_search, prepare
 
@@ -166,3 +167,41 @@ def test_a_full_disk_for_weights_costs_the_weights_alone(
         assert run(search, Inline(), view).finished == 2
         assert {trial.state for trial in store.trials(search.row)} == {State.COMPLETE}
     assert any("No space left" in line for line in said)
+
+
+def test_checkpoints_of_trials_that_are_over_or_unknown_are_cleared_and_those_that_wait_kept(store: Store) -> None:
+    search = opened(store, trials=3)
+    driver = store.start_driver(search.row, 1)
+    over, waits = (search.lease(driver) for _ in range(2))
+    assert over and waits
+    store.finish(search.row, failed(search.job(over), FailureKind.ERROR))
+    store.stop_driver(driver)
+    open_folder(search.checkpoints)
+    for number in (over.number, waits.number, 7):  # 7: of a study whose store was deleted
+        Path(checkpoint_path(search.checkpoints, number)).touch()
+    seen: list[set[int]] = []
+    engine = Disturbed(lambda job: seen.append(kept(search.checkpoints)))
+    assert run(search, engine, Silent()).finished == 3
+    assert seen[0] == {waits.number}
+    assert kept(search.checkpoints) == set()
+
+
+class TwoAtOnce(Inline):
+    """Inline, but two rungs' reports come together with the result, as they may from Ray Tune."""
+
+    def wait(self, timeout: float) -> list[Event]:
+        assert self._current is not None
+        number = self._current[0].trial
+        reports = [Report(number, rung, rung + 1, 10, 1e9, 2.0, 0.1) for rung in range(2)]
+        return [*reports, *super().wait(timeout)]
+
+
+def test_what_arrives_together_with_the_report_that_stops_a_trial_is_dropped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = opened(store, trials=3)
+    monkeypatch.setattr(search.proposals, "goes_on", lambda number, rung: number != 1)
+    assert run(search, TwoAtOnce(), Silent()).finished == 3
+    states = [trial.state for trial in store.trials(search.row)]
+    assert states == [State.COMPLETE, State.STOPPED, State.COMPLETE]
+    assert [report.rung for report in store.reports(search.row, 1)] == [0]
