@@ -126,7 +126,8 @@ class Ours:
             return None
         proposal = self._ready.popleft()
         self._proposals.leased(number, proposal)
-        self._trials[number], self._curves[number] = _running(number, proposal), []
+        self._trials[number] = proposal.running(number, seq=number, driver=None, at=datetime.now(UTC))
+        self._curves[number] = []
         self._entries[number] = entry = self._table.recorded[proposal.config_hash]
         return entry
 
@@ -145,35 +146,6 @@ class Ours:
         failure = None if values else Failure(FailureKind.DIVERGED, "diverged when it was recorded")
         state = State.COMPLETE if values else State.FAILED
         self._proposals.told(replace(self._trials[number], state=state, values=values, failure=failure), ())
-
-
-def _running(number: int, proposal: Proposal) -> Trial:
-    """A trial as the store would hold it, as far as anybody looks."""
-    return Trial(
-        number=number,
-        state=State.RUNNING,
-        params=proposal.params,
-        arch=proposal.arch,
-        arch_hash=proposal.arch_hash,
-        recipe=proposal.recipe,
-        origin=proposal.origin,
-        sampler_attrs=proposal.sampler_attrs,
-        token=1,
-        attempts=1,
-        values={},
-        parameters=None,
-        driver=None,
-        worker=None,
-        created=datetime.now(UTC),
-        started=None,
-        finished=None,
-        train_seconds=None,
-        evaluate_seconds=None,
-        provenance={},
-        diagnostics={},
-        failure=None,
-        seq=number,
-    )
 
 
 # ---- the peers, as their own documentation starts them --------------------------------------------------------

@@ -83,7 +83,13 @@ TRAINING_KEYS: dict[str, Key] = {
         Key("data.path", str, "", Choices(("",)), "your own text or images: a file or a folder"),
     )
 }  # fmt: skip
-SEARCHED = ("optim.name", "optim.lr", "optim.weight_decay", "optim.schedule")
+# The keys that may be searched, in the order in which they are drawn, and the recipe's field of each.
+SEARCHED = {
+    "optim.name": "optimizer",
+    "optim.lr": "learning_rate",
+    "optim.weight_decay": "weight_decay",
+    "optim.schedule": "schedule",
+}
 FIXED_ONLY = ("train.tokens", "train.batch_tokens", "train.images", "train.batch_images", "train.seed", "data.path")
 COUNTED = {"text": ("train.tokens", "train.batch_tokens"), "images": ("train.images", "train.batch_images")}
 
@@ -189,15 +195,8 @@ class Plan:
         return {name: float(needs[name]) for name in self.limits}
 
     def recipe_with(self, picked: Mapping[str, Any]) -> Recipe:
-        return Recipe(
-            learning_rate=picked["optim.lr"],
-            optimizer=picked["optim.name"],
-            weight_decay=picked["optim.weight_decay"],
-            schedule=picked["optim.schedule"],
-            tokens=self.recipe.tokens,
-            batch_tokens=self.recipe.batch_tokens,
-            seed=self.recipe.seed,
-        )
+        """The recipe with these values of SEARCHED."""
+        return replace(self.recipe, **{SEARCHED[name]: value for name, value in picked.items()})
 
     def suggest(self, trial: Suggest) -> tuple[Any, Recipe]:
         """One architecture and how to train it; always the same parameters in the same order."""
@@ -206,9 +205,8 @@ class Plan:
 
     def params(self, arch: Any, recipe: Recipe) -> dict[str, Any]:
         """The parameters with which `suggest` returns these. Raises SpaceError when they are outside the search."""
-        picked = _picked(recipe)
         params = dict(self.space.params(arch))
-        for name, value in picked.items():
+        for name, value in picked(recipe).items():
             domain = self.domains[name]
             if isinstance(domain, Choices):
                 if value not in domain.values:
@@ -233,32 +231,18 @@ class Plan:
             next((value for value in searched if isclose(value, rate * factor)), rate * factor)
             for factor in (1.0, 3.0, 1 / 3)
         ]
-        picked = {name: value for name, value in _picked(self.recipe).items() if name != "optim.lr"}
-        return [(arch, self.recipe_with(picked | {"optim.lr": value})) for value in rates]
+        return [(arch, self.recipe_with({"optim.lr": value})) for value in rates]
 
 
-def _picked(recipe: Recipe) -> dict[str, Any]:
+def picked(recipe: Recipe) -> dict[str, Any]:
     """A recipe under the names of `--set`, as far as it may be searched."""
-    return {
-        "optim.name": recipe.optimizer,
-        "optim.lr": recipe.learning_rate,
-        "optim.weight_decay": recipe.weight_decay,
-        "optim.schedule": recipe.schedule,
-    }
+    return {name: getattr(recipe, attribute) for name, attribute in SEARCHED.items()}
 
 
 def recipe_with(recipe: Recipe, training: Mapping[str, str], task: str) -> Recipe:
     """The recipe with what these keys say, each one value. Raises SpaceError naming what is legal."""
     total, batch = COUNTED[task]
-    fields_of = {
-        "optim.lr": "learning_rate",
-        "optim.name": "optimizer",
-        "optim.weight_decay": "weight_decay",
-        "optim.schedule": "schedule",
-        "train.seed": "seed",
-        total: "tokens",
-        batch: "batch_tokens",
-    }
+    fields_of = {**SEARCHED, "train.seed": "seed", total: "tokens", batch: "batch_tokens"}
     given = {name: text for name, text in training.items() if name in fields_of}
     return replace(recipe, **{fields_of[name]: TRAINING_KEYS[name].check(text) for name, text in given.items()})
 
@@ -296,17 +280,9 @@ def make_plan(config: StudyConfig) -> Plan:
             domains[name] = key.parse(text)
         else:
             fixed[name] = key.check(text)
-    defaults = {name: nearest_default(TRAINING_KEYS[name], domain) for name, domain in domains.items()}
+    defaults = {SEARCHED[name]: nearest_default(TRAINING_KEYS[name], domain) for name, domain in domains.items()}
     total, batch = COUNTED[space.task]
-    recipe = Recipe(
-        learning_rate=defaults["optim.lr"],
-        optimizer=defaults["optim.name"],
-        weight_decay=defaults["optim.weight_decay"],
-        schedule=defaults["optim.schedule"],
-        tokens=fixed[total],
-        batch_tokens=fixed[batch],
-        seed=fixed["train.seed"],
-    )
+    recipe = Recipe(**defaults, tokens=fixed[total], batch_tokens=fixed[batch], seed=fixed["train.seed"])
     plan = Plan(
         space=space,
         space_spec=SpaceSpec(config.space, space_settings),

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from nas import pareto
-from nas.config import COUNTED, training_keys
+from nas.config import COUNTED, picked, training_keys
 from nas.halving import exempt, rank_correlation
 from nas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial
 from nas.store import Store
@@ -21,15 +21,7 @@ def training_json(study: StudyRow, trial: Trial) -> dict[str, Any]:
     """The trial's recipe under the names of `--set`."""
     recipe = trial.recipe
     total, batch = COUNTED[study.settings["task"]]
-    return {
-        "optim.name": recipe.optimizer,
-        "optim.lr": recipe.learning_rate,
-        "optim.weight_decay": recipe.weight_decay,
-        "optim.schedule": recipe.schedule,
-        total: recipe.tokens,
-        batch: recipe.batch_tokens,
-        "train.seed": recipe.seed,
-    }
+    return {**picked(recipe), total: recipe.tokens, batch: recipe.batch_tokens, "train.seed": recipe.seed}
 
 
 def front_rows(study: StudyRow, trials: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -46,12 +46,7 @@ def warm_start(source: str, store: str, plan: Plan) -> list[tuple[Any, Recipe]]:
 
 def _recipe(training: Mapping[str, Any], plan: Plan) -> Recipe:
     """This study's recipe with what the other one searched, as far as it is searched here too."""
-    picked = {
-        "optim.lr": plan.recipe.learning_rate,
-        "optim.name": plan.recipe.optimizer,
-        "optim.weight_decay": plan.recipe.weight_decay,
-        "optim.schedule": plan.recipe.schedule,
-    }
+    picked: dict[str, Any] = {}
     for name in SEARCHED:
         domain = plan.domains[name]
         if name in training and not (isinstance(domain, Choices) and training[name] not in domain.values):

@@ -131,6 +131,34 @@ class Proposal:
     origin: str
     sampler_attrs: Mapping[str, Any]
 
+    def running(self, number: int, seq: int, driver: int | None, at: datetime) -> Trial:
+        """The trial it becomes at the moment a worker takes it."""
+        return Trial(
+            number=number,
+            state=State.RUNNING,
+            params=self.params,
+            arch=self.arch,
+            arch_hash=self.arch_hash,
+            recipe=self.recipe,
+            origin=self.origin,
+            sampler_attrs=self.sampler_attrs,
+            token=1,
+            attempts=1,
+            values={},
+            parameters=None,
+            driver=driver,
+            worker=None,
+            created=at,
+            started=at,
+            finished=None,
+            train_seconds=None,
+            evaluate_seconds=None,
+            provenance={},
+            diagnostics={},
+            failure=None,
+            seq=seq,
+        )
+
 
 def _utcnow() -> datetime:
     return datetime.now(UTC)
@@ -520,31 +548,7 @@ class Store:
         if leased is None:
             return None
         self._noted(study, leased[1])
-        return Trial(
-            number=leased[0],
-            seq=leased[1],
-            state=State.RUNNING,
-            params=proposal.params,
-            arch=proposal.arch,
-            arch_hash=proposal.arch_hash,
-            recipe=proposal.recipe,
-            origin=proposal.origin,
-            sampler_attrs=proposal.sampler_attrs,
-            token=1,
-            attempts=1,
-            values={},
-            parameters=None,
-            driver=driver,
-            worker=None,
-            created=now,
-            started=now,
-            finished=None,
-            train_seconds=None,
-            evaluate_seconds=None,
-            provenance={},
-            diagnostics={},
-            failure=None,
-        )
+        return proposal.running(leased[0], leased[1], driver, now)
 
     def report(self, study: StudyRow, report: Report, token: int) -> int | None:
         """One point of the curve; the change's sequence, or None when the lease is no longer ours.
