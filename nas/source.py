@@ -129,16 +129,23 @@ def _empty_subclasses(definitions: Mapping[tuple[str, str], str]) -> dict[str, s
 
 
 def _without(source: str, unused: frozenset[str]) -> str:
-    """The text of a definition without some members of its classes, and the blank line before each."""
+    """The text of a definition without its class's static methods and `unused` members, nor the blank line before each.
+
+    Static methods price the class for a search; a model has no use for them.
+    """
     lines = source.splitlines()
     dropped: set[int] = set()
     for node in ast.parse(source).body:
         for member in node.body if isinstance(node, ast.ClassDef) else []:
-            if _member_name(member) in unused:
+            if _is_static(member) or _member_name(member) in unused:
                 first = min([member.lineno, *(d.lineno for d in getattr(member, "decorator_list", []))])
                 blank = not lines[first - 2].strip()
                 dropped |= set(range(first - blank, (member.end_lineno or first) + 1))
     return "\n".join(line for number, line in enumerate(lines, 1) if number not in dropped)
+
+
+def _is_static(member: ast.stmt) -> bool:
+    return "staticmethod" in {ast.unparse(decorator) for decorator in getattr(member, "decorator_list", [])}
 
 
 def _foreign(module: str) -> bool:
@@ -186,13 +193,8 @@ def _source_of(module: ModuleType, name: str) -> str:
     for statement in ast.parse(text).body:
         if _binds(statement, wanted):
             first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
-            dropped = _cost_methods(statement)
-            kept = [
-                line
-                for number, line in enumerate(lines[first - 1 : statement.end_lineno], first)
-                if not any(start <= number <= end for start, end in dropped)
-            ]
-            return "\n".join(kept).rstrip().replace(f"def {wanted}(", f"def {name}(")
+            definition = "\n".join(lines[first - 1 : statement.end_lineno])
+            return definition.rstrip().replace(f"def {wanted}(", f"def {name}(")
     raise SourceError(f"{module.__name__} defines no {wanted!r} at its top level")
 
 
@@ -204,20 +206,6 @@ def _binds(statement: ast.stmt, name: str) -> bool:
     return (
         isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.target.id == name
     )
-
-
-def _cost_methods(statement: ast.stmt) -> list[tuple[int, int]]:
-    """Line ranges of a class's static methods: they price the class for a search, and a model has no use for them."""
-    if not isinstance(statement, ast.ClassDef):
-        return []
-    ranges = []
-    for member in statement.body:
-        if isinstance(member, ast.FunctionDef):
-            decorators = {ast.unparse(decorator) for decorator in member.decorator_list}
-            if "staticmethod" in decorators:
-                # The blank line before it goes too.
-                ranges.append((member.decorator_list[0].lineno - 1, member.end_lineno or member.lineno))
-    return ranges
 
 
 def _global_names(tree: ast.AST) -> list[str]:
