@@ -341,7 +341,7 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         frame = _selected(frame, study, selection)
         best = frame[frame["on_front"]]["trial"].tolist()
         drawn = [*best, *frame.loc[~frame["on_front"], "trial"].tolist()[-ALL_CURVES:]]
-        curves = figures.curve_figure(study.curves(sorted(drawn)), best, _loss(study))
+        curves = figures.curve_figure(study.curves(sorted(drawn)), best, frames.loss_name(study.row.objectives))
         return curves, pages.trials_table(study, frame, "Select a region of the front to see its trials alone.")
 
     @app.callback(
@@ -367,10 +367,6 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         if point.get("customdata") is None:
             return no_update, no_update
         return "/trial", "?" + urlencode({"study": shown["name"], "trial": point["customdata"]})
-
-
-def _loss(study: LiveStudy) -> str:
-    return next((name for name in study.row.objectives if name in frames.LOSSES), "loss")
 
 
 def _holds(selection: dict | None, study: LiveStudy) -> bool:
@@ -464,7 +460,8 @@ def _wire_trial(app: Dash, watch: Watch) -> None:
             return no_update  # a finished trial never changes
         reports = store.reports(study.row, found.number)
         pictures = {"Architecture": architecture_figure(found.arch, found.diagnostics.get("gate_rates", ()))}
-        pictures["Learning curve"] = figures.curve_figure(frames.curve_frame(reports), [found.number], _loss(study))
+        loss = frames.loss_name(study.row.objectives)
+        pictures["Learning curve"] = figures.curve_figure(frames.curve_frame(reports), [found.number], loss)
         rates = gate_rate_frame(found)
         if len(rates):
             pictures["Share of tokens each gate lets through"] = figures.bar_figure(
@@ -646,7 +643,7 @@ def _wire_cluster(app: Dash, watch: Watch) -> None:
             figures.bar_figure(
                 ranks, "rung", "correlation", "rank correlation", "Too few trials with several rungs yet.", 1.0
             ),
-            figures.curve_figure(study.curves(running), running, _loss(study))
+            figures.curve_figure(study.curves(running), running, frames.loss_name(study.row.objectives))
             if running
             else figures.message_figure("Nothing is running."),
         )

@@ -48,6 +48,11 @@ COLUMNS = {
 }
 
 
+def loss_name(objectives: Sequence[str]) -> str:
+    """The objective that reports measure at each rung; `loss` for a study that has none."""
+    return next((name for name in objectives if name in LOSSES), "loss")
+
+
 def violation(trial: Trial) -> float:
     """By how much the trial's constraints are violated, summed; 0 for a feasible one."""
     values = [value for name, value in trial.sampler_attrs.items() if name.startswith(CONSTRAINT)]

@@ -36,8 +36,7 @@ def curve_figure(study: str, store: str = "nas.db") -> go.Figure:
         row = opened.study(study)
         reports = opened.reports(row)
         front = [trial.number for trial in opened.front(row)]
-    loss = next((name for name in row.objectives if name in frames.LOSSES), "loss")
-    return figures.curve_figure(frames.curve_frame(reports), front, loss)
+    return figures.curve_figure(frames.curve_frame(reports), front, frames.loss_name(row.objectives))
 
 
 def hypervolume_figure(study: str, store: str = "nas.db", over: str = "completed") -> go.Figure:

@@ -42,10 +42,9 @@ def study_figures(store: Store, study: str) -> dict[str, tuple[pd.DataFrame, go.
     history = frames.hypervolume_frame(store.hypervolumes(row), trials)
     x, y = axes(row.objectives)
     front = trials.loc[trials["on_front"], "trial"].tolist()
-    loss = next((name for name in row.objectives if name in frames.LOSSES), "loss")
     return {
         "front": (trials, figures.pareto_figure(trials, x, y)),
-        "curves": (curves, figures.curve_figure(curves, front, loss)),
+        "curves": (curves, figures.curve_figure(curves, front, frames.loss_name(row.objectives))),
         "hypervolume": (history, figures.hypervolume_figure(history)),
     }
 

@@ -111,7 +111,6 @@ def sections(
     """The figures of the report, in order."""
     x, y = axes(study.objectives)
     front = frame[frame["on_front"]].sort_values(x)["trial"].tolist()
-    loss = next((name for name in study.objectives if name in frames.LOSSES), "loss")
     unplaced = len(frame) - len(figures.placed(frame, x, y))
     aside = (
         f" {unplaced} of {len(frame)} trials have no measurement yet and are in the table alone." if unplaced else ""
@@ -128,7 +127,7 @@ def sections(
             "curves",
             "Learning curves",
             f"Validation loss at each rung; the front's trials in colour, {figures.HIGHLIGHTED} at most.",
-            figures.curve_figure(curves, front, loss),
+            figures.curve_figure(curves, front, frames.loss_name(study.objectives)),
         ),
         Section(
             "hypervolume",

@@ -82,8 +82,11 @@ def load(folder: str | Path) -> nn.Module:
 
     Raises UserError as `read_config`, and where the architecture is of a space that is not installed here.
     """
-    config = read_config(folder)
-    space, arch = space_of(folder, config)
+    return _load(folder, *space_of(folder, read_config(folder)))
+
+
+def _load(folder: str | Path, space: Space, arch: Any) -> nn.Module:
+    """`load` of a folder whose files were checked."""
     model: nn.Module = space.build(arch)
     model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return model.eval()
@@ -108,7 +111,7 @@ def generate(folder: str, prompt: str, *, count: int, temperature: float, seed: 
         raise UserError("--prompt: wanted some text to continue")
     if max(tokens) >= config["arch"]["vocab"]:
         raise UserError(f"--prompt: {folder} has {config['arch']['vocab']} tokens, and bytes go up to {max(tokens)}")
-    model: Any = load(folder)
+    model: Any = _load(folder, *space_of(folder, config))
     out = model.generate(torch.tensor([tokens]), count, temperature, torch.Generator().manual_seed(seed))
     return bytes(min(token, 255) for token in out[0].tolist()).decode(errors="replace")
 
@@ -122,7 +125,7 @@ def evaluate(folder: str, data_path: str | None) -> dict[str, Any]:
     config = read_config(folder)
     space, arch = space_of(folder, config)
     task = TASKS[space.task]
-    model = load(folder)
+    model = _load(folder, space, arch)
     data = task.load(data_path or config["data"]["path"])
     trained = config["training"]
     if space.task == "images":

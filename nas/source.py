@@ -13,7 +13,8 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -58,7 +59,7 @@ class _Collector:
             return
         self.definitions[module.__name__, name] = ""  # marks it while its dependencies are added
         source = _without(_source_of(module, name), self.unused)
-        for used in _global_names(ast.parse(source)):
+        for used in _global_names(_parsed(source)):
             if used != name and hasattr(module, used):
                 self.add(module, used)
         del self.definitions[module.__name__, name]
@@ -77,7 +78,7 @@ def _needed(kinds: list[type]) -> _Collector:
     unused: frozenset[str] = frozenset()
     while True:
         collector = _collect(kinds, unused)
-        more = _dead_members([ast.parse(source) for source in collector.definitions.values()])
+        more = _dead_members([_parsed(source) for source in collector.definitions.values()])
         if not more:
             return collector
         unused |= more
@@ -120,7 +121,7 @@ def _empty_subclasses(definitions: Mapping[tuple[str, str], str]) -> dict[str, s
     names = {name for _, name in definitions}
     out = {}
     for (_, name), source in definitions.items():
-        node = ast.parse(source).body[0]
+        node = _parsed(source).body[0]
         if isinstance(node, ast.ClassDef) and len(node.bases) == 1 and ast.get_docstring(node) and len(node.body) == 1:
             base = ast.unparse(node.bases[0])
             if base in names:
@@ -129,24 +130,37 @@ def _empty_subclasses(definitions: Mapping[tuple[str, str], str]) -> dict[str, s
 
 
 def _without(source: str, unused: frozenset[str]) -> str:
-    """The text of a definition without some members of its classes, and the blank line before each."""
+    """The text of a definition without its class's static methods and `unused` members, nor the blank line before each.
+
+    Static methods price the class for a search; a model has no use for them.
+    """
     lines = source.splitlines()
     dropped: set[int] = set()
-    for node in ast.parse(source).body:
+    for node in _parsed(source).body:
         for member in node.body if isinstance(node, ast.ClassDef) else []:
-            if _member_name(member) in unused:
+            if _is_static(member) or _member_name(member) in unused:
                 first = min([member.lineno, *(d.lineno for d in getattr(member, "decorator_list", []))])
                 blank = not lines[first - 2].strip()
                 dropped |= set(range(first - blank, (member.end_lineno or first) + 1))
     return "\n".join(line for number, line in enumerate(lines, 1) if number not in dropped)
 
 
+def _is_static(member: ast.stmt) -> bool:
+    return "staticmethod" in {ast.unparse(decorator) for decorator in getattr(member, "decorator_list", [])}
+
+
 def _foreign(module: str) -> bool:
     return module.partition(".")[0] in FOREIGN
 
 
-def _top_level(module: ModuleType) -> Iterator[ast.stmt]:
-    yield from ast.parse(inspect.getsource(module)).body
+@lru_cache(maxsize=256)
+def _parsed(source: str) -> ast.Module:
+    """A text's syntax tree, for reading alone: every definition of a module asks for that of the whole module."""
+    return ast.parse(source)
+
+
+def _top_level(module: ModuleType) -> list[ast.stmt]:
+    return _parsed(inspect.getsource(module)).body
 
 
 def _import_of(module: ModuleType, name: str) -> str:
@@ -183,16 +197,11 @@ def _source_of(module: ModuleType, name: str) -> str:
         wanted = f"{name}_reference"
     text = inspect.getsource(module)
     lines = text.splitlines()
-    for statement in ast.parse(text).body:
+    for statement in _parsed(text).body:
         if _binds(statement, wanted):
             first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
-            dropped = _cost_methods(statement)
-            kept = [
-                line
-                for number, line in enumerate(lines[first - 1 : statement.end_lineno], first)
-                if not any(start <= number <= end for start, end in dropped)
-            ]
-            return "\n".join(kept).rstrip().replace(f"def {wanted}(", f"def {name}(")
+            definition = "\n".join(lines[first - 1 : statement.end_lineno])
+            return definition.rstrip().replace(f"def {wanted}(", f"def {name}(")
     raise SourceError(f"{module.__name__} defines no {wanted!r} at its top level")
 
 
@@ -204,20 +213,6 @@ def _binds(statement: ast.stmt, name: str) -> bool:
     return (
         isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.target.id == name
     )
-
-
-def _cost_methods(statement: ast.stmt) -> list[tuple[int, int]]:
-    """Line ranges of a class's static methods: they price the class for a search, and a model has no use for them."""
-    if not isinstance(statement, ast.ClassDef):
-        return []
-    ranges = []
-    for member in statement.body:
-        if isinstance(member, ast.FunctionDef):
-            decorators = {ast.unparse(decorator) for decorator in member.decorator_list}
-            if "staticmethod" in decorators:
-                # The blank line before it goes too.
-                ranges.append((member.decorator_list[0].lineno - 1, member.end_lineno or member.lineno))
-    return ranges
 
 
 def _global_names(tree: ast.AST) -> list[str]:
@@ -311,7 +306,7 @@ def _merged_imports(sources: list[str]) -> list[str]:
     """The import statements of some sources, one line a module, the standard library's before torch's."""
     plain: set[str] = set()
     taken: dict[str, set[str]] = {}
-    for node in (node for source in sources for node in ast.parse(source).body):
+    for node in (node for source in sources for node in _parsed(source).body):
         if isinstance(node, ast.Import):
             plain |= {ast.unparse(node)}
         elif isinstance(node, ast.ImportFrom):
