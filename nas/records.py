@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the training at which a trial is evaluated
+
 
 class State(StrEnum):
     """A trial's life: WAITING -> RUNNING -> COMPLETE | STOPPED | FAILED."""

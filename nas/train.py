@@ -19,13 +19,12 @@ from kernels import _dispatch
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import DataError
 from nas.measure import latency_ms, peak_bytes, stream_diagnostics
-from nas.records import Job, Notice, Progress, Recipe, Report, Result
+from nas.records import RUNGS, Job, Notice, Progress, Recipe, Report, Result
 from nas.tasks import TASKS, Batch
 from search_spaces import load_space
 from search_spaces.connections import connection_parameters
 from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
 
-RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the training at which a trial is evaluated
 WARMUP = 1 / 20  # share of the steps over which the learning rate rises
 FINAL_RATE = 0.1  # of the peak, at the end of a cosine or linear schedule
 CLIP = 1.0  # gradient norm
@@ -109,7 +108,8 @@ def seeded_build(space: Any, arch: Any, seed: int) -> nn.Module:
 
 
 @lru_cache(maxsize=4)
-def _data(task: str, path: str | None, hash: str) -> Any:
+def checked_data(task: str, path: str | None, hash: str) -> Any:
+    """The task's data at `path`. Raises DataError when it is not what the study was trained on."""
     data = TASKS[task].load(path)
     if data.hash != hash:
         raise DataError(
@@ -180,7 +180,7 @@ def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
 def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Report | Result]:
     recipe = job.recipe
     space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
-    task, data = TASKS[space.task], _data(space.task, job.data_path, job.data_hash)
+    task, data = TASKS[space.task], checked_data(space.task, job.data_path, job.data_hash)
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
     model = seeded_build(space, arch, recipe.seed).to(device)
