@@ -465,7 +465,7 @@ def _exp_interval(value: float, draws: Array) -> Interval:
 
 
 def _inside(flops: float, low: float, high: float) -> bool:
-    return low * (1 - 1e-9) <= flops <= high * (1 + 1e-9)
+    return bool(low * (1 - 1e-9) <= flops <= high * (1 + 1e-9))
 
 
 def _log_gains(fit: Fit, candidate: str, baseline: str, flops: Sequence[float]) -> tuple[Array, Array]:
