@@ -210,11 +210,7 @@ def climb(
     space = load_space(config.space)
     if not isinstance(space, GridSpace):
         raise UserError(f"space {config.space} cannot scale its architectures: wanted one made of a GridSpace")
-    scaled = {
-        (climber.name, size): arch_to_json(space.scaled(space.from_json(climber.arch), size))
-        for climber in climbers
-        for size in ladder.sizes
-    }
+    scaled = {(climber.name, size): _scaled(space, climber, size) for climber in climbers for size in ladder.sizes}
     loss = TASKS[space.task].loss
 
     def settings(climber: Contender, size: int, ratio: float, rate: float, seed: int) -> dict[str, Any]:
@@ -235,7 +231,7 @@ def climb(
     seconds = expected_seconds(space, config, tuning + [settings(c, s, r, 1e-3, seed) for c, s, r, seed in steps])
     say(
         f"{len(tuning)} trainings to find learning rates, then {len(steps)}; all of them take about "
-        f"{seconds / executor.workers / 60:.0f} minutes with {executor.workers} workers, by the time of a step of each"
+        f"{_lasting(seconds / executor.workers)} with {executor.workers} workers, by the time of a step of each"
     )
     tuned: dict[str, dict[int, dict[float, float]]] = {
         c.name: {size: {} for size in ladder.sizes[:2]} for c in climbers
@@ -265,6 +261,17 @@ def climb(
             why = trial.failure.kind if trial.failure else trial.state
             failed.append(f"trial {trial.number}, {climber.name} with about {size:,} parameters: {why}")
     return Climbed(tuple(runs), rates, tuple(failed), tuple(notes))
+
+
+def _scaled(space: GridSpace, climber: Contender, size: int) -> Mapping[str, Any]:
+    try:
+        return arch_to_json(space.scaled(space.from_json(climber.arch), size))
+    except SpaceError as error:
+        raise SpaceError(f"{climber.name} cannot be had with about {size:,} parameters: {error}") from error
+
+
+def _lasting(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds > 120 else f"{seconds:.0f} seconds"
 
 
 def _ends(rates: Mapping[int, float]) -> str:

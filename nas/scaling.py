@@ -32,7 +32,8 @@ HUBER = 1.5  # noise standard deviations
 FAR = 1e3  # no two log losses are so far apart: least squares
 SURFACE_HUBER = 1e-3  # of log loss, as in 2203.15556
 FLATTEST = 1e-3  # alpha of a draw whose losses do not fall
-GRID = np.linspace(0.0, 0.98, 25)  # E as a share of the smallest loss; then twice finer around the best
+GRID = np.linspace(0.0, 0.98, 25)  # E as a share of the smallest loss
+ZOOMS = 4  # grids, each four times finer around the best of the one before
 ZOOM = np.linspace(-1.0, 1.0, 9)
 
 
@@ -330,7 +331,7 @@ def _fit(x: list[Array], y: list[Array], weight: list[Array], delta: Array) -> t
 def _fit_chunk(x: list[Array], y: list[Array], weight: list[Array], delta: Array) -> tuple[Array, Lines]:
     smallest = np.exp(np.min([yf.min(axis=1) for yf in y], axis=0))[:, None]  # (S, 1)
     share, width = np.broadcast_to(GRID, (len(smallest), len(GRID))), GRID[1]
-    for _ in range(3):
+    for _ in range(ZOOMS):
         solved = [_lines(smallest * share, xf, yf, w, delta) for xf, yf, w in zip(x, y, weight, strict=True)]
         best = np.argmin(sum(misfit for _, misfit in solved), axis=1)
         rows = np.arange(len(best))
