@@ -5,8 +5,8 @@
 
 An LSTM, the Transformer of 2017 (post-norm, GELU, sinusoidal positions, inverse square root), the modern one that every
 search starts from, and what a quick search finds; each at five sizes with 20 bytes a parameter, 1.9 decades of compute,
-three seeds at the smaller sizes. Says first how long it will take: about an hour on two idle cores. Run again after an
-interruption, it goes on; nothing is trained twice.
+three seeds at the smaller sizes. Says first how long it will take: less than an hour on two idle cores. Run again after
+an interruption, it goes on; nothing is trained twice.
 """
 
 import argparse
