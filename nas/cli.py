@@ -96,15 +96,20 @@ def _print_json(data: Any) -> None:
 )
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
 @click.option(
-    "--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, gp, evolution, random, qmc or hub:NAME.  [default: nsgaii]"
+    "--sampler",
+    metavar="NAME",
+    help="nsgaii, nsgaiii, tpe, gp, evolution, random, qmc or hub:NAME.  [default: evolution]",
 )
 @click.option(
-    "--halving", type=click.Choice(["on", "off"]), help="Stop trials early that promise no place on the front."
+    "--halving",
+    type=click.Choice(["on", "off"]),
+    help="Stop trials early that promise no place on the front.  [default: on]",
 )
 @click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
 @click.option("--checkpoints", metavar="DIR", help="Where half-trained trials are kept.  [default: beside the store]")
 @click.option("--kernels", metavar="NAME", help="auto, reference, triton or cpu.  [default: auto]")
+@click.option("--compile", is_flag=True, default=None, help="torch.compile each net: only long trials win it back.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the study: data order and proposals.  [default: 0]")
 @click.option("--resume", is_flag=True, default=None, help="Continue the study up to --trials; create it if unknown.")
 def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:

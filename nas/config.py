@@ -127,6 +127,7 @@ class StudyConfig:
     trial_timeout: float | None = None
     checkpoints: str | None = None  # folder; None: beside the weights
     kernels: str = "auto"
+    compile: bool = False
     seed: int = 0
     resume: bool = False
     warm_start: str | None = None  # where architectures come from that are trained first
@@ -384,7 +385,8 @@ _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
     "time": (int, float), "device_hours": (int, float), "workers": (int,), "gpus_per_trial": (int, float),
     "engine": (str,), "address": (str,), "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float),
-    "checkpoints": (str,), "kernels": (str,), "seed": (int,), "resume": (bool,), "warm_start": (str,),
+    "checkpoints": (str,), "kernels": (str,), "compile": (bool,), "seed": (int,), "resume": (bool,),
+    "warm_start": (str,),
 }  # fmt: skip
 
 

@@ -92,6 +92,7 @@ class Job:
     data_hash: str
     data_seed: int
     kernels: str = "auto"
+    compile: bool = False
     measured: tuple[str, ...] = ()  # objectives that take measuring: latency_ms, peak_bytes
     micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from

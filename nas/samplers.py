@@ -89,8 +89,8 @@ class EvolutionSampler(BaseSampler):
     """Regularised evolution (Real et al. 2019, https://arxiv.org/abs/1802.01548), for several objectives.
 
     The parent is the best of a random few among the youngest `population` trials, by constrained non-dominated rank,
-    and the child differs from it in one choice: a number moves to a neighbouring value (deeper, wider), anything else
-    to another value. Old trials leave the population however good they are.
+    and the child differs from it in one choice: a number moves to a value nearby (deeper, wider), anything else to
+    another value. Old trials leave the population however good they are.
     """
 
     def __init__(self, population: int, seed: int, tournament: int = 4) -> None:
@@ -126,7 +126,7 @@ class EvolutionSampler(BaseSampler):
         return {}  # everything near is known: anywhere then
 
     def _neighbour(self, domain: BaseDistribution, value: Any) -> Any:
-        """A value one step away where values have an order, any other where they have none."""
+        """A value nearby where values have an order, any other where they have none."""
         if isinstance(domain, CategoricalDistribution):
             values = list(domain.choices)
         elif domain.step is None:  # type: ignore[attr-defined] # a continuous one: a tenth of its range either way
@@ -143,7 +143,9 @@ class EvolutionSampler(BaseSampler):
         if all(isinstance(other, (int, float)) for other in values):
             values.sort()
             place = values.index(value)
-            near = [index for index in (place - 1, place + 1) if 0 <= index < len(values)]
+            reach = max(1, len(values) // 4)  # of a long list, single steps would cross little in a whole search
+            near = [index for index in range(place - reach, place + reach + 1) if 0 <= index < len(values)]
+            near.remove(place)
             return values[int(self._rng.choice(near))]
         others = [other for other in values if other != value]
         return others[int(self._rng.integers(len(others)))]

@@ -155,6 +155,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         data_hash=row.data_hash,
         data_seed=row.settings["seed"],
         kernels=row.settings["kernels"],
+        compile=row.settings["compile"],
         measured=tuple(name for name in row.objectives if name in MEASURED),
         micro_batches=trial.provenance.get("micro_batches", 1),
         evaluate=row.settings["evaluate"],

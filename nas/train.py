@@ -145,6 +145,13 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
+def compile_parts(model: nn.Module) -> None:
+    """torch.compile in place; state and names stay. Of a gated net only the branches: a gate differs at each step."""
+    parts = [model] if not gates_of(model) else [m.branch for m in model.modules() if hasattr(m, "branch")]
+    for part in parts:
+        part.compile(dynamic=False)  # type: ignore[union-attr]
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a trial's number depends on besides its row: where it ran, and which kernels computed it and why."""
     from nas import version
@@ -184,6 +191,8 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
     model = seeded_build(space, arch, recipe.seed).to(device)
+    if job.compile:
+        compile_parts(model)
     samples = max(1, recipe.batch_tokens // task.units(arch))
     step_units = samples * task.units(arch)
     steps = max(1, round(recipe.tokens / step_units))

@@ -21,11 +21,13 @@ from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from nas.errors import UserError
 from nas.postgres import Postgres, throw_away_postgres
 from nas.records import State
 from nas.store import Store
+from nas.store.queries import MAX_LOST
 
 ASKED = 12  # 3 depths x 2 widths x 2 learning rates
 SPACE = {
@@ -89,10 +91,10 @@ class Search:
             self.process.kill()
             self.process.wait()
 
-    def run(self, hit: Callable[["Search"], str | None], pause: tuple[float, float], seconds: float = 600) -> None:
-        """Runs the search to its end, hitting it after random pauses."""
+    def run(self, hit: Callable[["Search"], str | None], seconds: float = 1200) -> None:
+        """Runs the search to its end, hitting it at random moments that leave it a rung or two to make."""
         deadline = time.monotonic() + seconds
-        next_hit = time.monotonic() + 8.0
+        wanted = self.rng.choice((1, 2, 3))  # rungs, before the first hit
         while time.monotonic() < deadline:
             if self.process is None or self.process.poll() is not None:
                 if self.process is not None and self.process.returncode == 0:
@@ -103,17 +105,27 @@ class Search:
                 self.process = subprocess.Popen(
                     self._command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
                 )
-            if time.monotonic() > next_hit:
-                next_hit = time.monotonic() + self.rng.uniform(*pause)
+            if self.rungs() >= wanted:
+                time.sleep(self.rng.random())
                 if (kind := hit(self)) is not None:
                     self.faults[kind] += 1
-            time.sleep(0.05)
+                    wanted = self.rungs() + self.rng.choice((1, 1, 2))
+            time.sleep(0.1)
         raise AssertionError(f"not done after {seconds} s and {dict(self.faults)}")
+
+    def rungs(self) -> int:
+        """How many rungs the study's trials have reached, as far as the store answers."""
+        with suppress(UserError, DBAPIError), Store(self.url) as store:
+            return len(store.reports(store.study("s")))
+        return 0
 
 
 def kill_worker(search: Search) -> str | None:
-    """SIGKILL to one of the processes that train."""
+    """SIGKILL to one of the processes that train; never the third of one trial, which would be set aside."""
     assert search.process is not None
+    with Store(search.url) as store:
+        if any(trial.attempts >= MAX_LOST - 1 for trial in store.trials(store.study("s"), states=(State.RUNNING,))):
+            return None
     with suppress(psutil.Error):
         family = psutil.Process(search.process.pid).children(recursive=True)
         workers = [process for process in family if "_Worker" in " ".join(process.cmdline())]
@@ -166,14 +178,14 @@ def report(kind: str, faults: Counter[str]) -> None:
 def test_whatever_dies_at_whatever_moment_the_numbers_are_the_undisturbed_ones(
     text: str, tmp_path: Path, undisturbed: tuple[dict[str, Any], set[str]]
 ) -> None:
-    hits = (kill_worker, kill_worker, kill_driver, fill_disk, kill_node)
+    hits = (kill_worker, kill_worker, kill_worker, fill_disk, fill_disk, kill_driver, kill_node)
     total: Counter[str] = Counter()
     attempt = 0
     while sum(total.values()) < WANTED // 2:
         attempt += 1
         url = str(tmp_path / f"{attempt}.db")
         with Search(url, text, tmp_path / str(attempt), seed=attempt) as search:
-            search.run(lambda s: s.rng.choice(hits)(s), pause=(0.5, 4.0))
+            search.run(lambda s: s.rng.choice(hits)(s))
         total += search.faults
         assert measured(url) == undisturbed
         report(f"search {attempt}", search.faults)
@@ -212,7 +224,7 @@ def test_a_database_that_crashes_or_cuts_its_connections_costs_nothing(
     while sum(total.values()) < WANTED // 2:
         attempt += 1
         with Search(server.url, text, tmp_path / str(attempt), seed=attempt) as search:
-            search.run(lambda s: (crash if s.rng.random() < 0.1 else cut)(s), pause=(0.2, 2.0))
+            search.run(lambda s: (crash if s.rng.random() < 0.1 else cut)(s))
         total += search.faults
         assert measured(server.url) == undisturbed
         report(f"search {attempt}", search.faults)
