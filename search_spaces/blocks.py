@@ -18,6 +18,8 @@ from kernels.swiglu import swiglu
 class BlockNet(nn.Module):
     """The weights of W_out f(W_in x) for block-diagonal W_in and W_out."""
 
+    coordinates: Tensor
+
     def __init__(self, d_model: int, inputs: tuple[int, ...], units: tuple[int, ...]) -> None:
         super().__init__()
         self.d_model, self.inputs, self.units = d_model, inputs, units
