@@ -2,6 +2,11 @@
 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _installed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def version() -> str:
@@ -10,3 +15,13 @@ def version() -> str:
         return _installed("hypernas")
     except PackageNotFoundError:  # run from a checkout
         return "0+unknown"
+
+
+def load(folder: "str | Path") -> "nn.Module":
+    """The trained network of a folder that `nas export` wrote, in evaluation mode, with the fast kernels of here.
+
+    No code of the folder runs. Raises nas.errors.UserError for a folder that is damaged, incomplete or newer.
+    """
+    from nas.exported import load as load_export  # brings torch
+
+    return load_export(folder)

@@ -236,7 +236,9 @@ def run(
             rows += _rows(op, case, phase, fast, backend, where)
     finally:
         torch.set_num_threads(threads)
-    return {"device": device_name(where), "versions": versions(), "rows": rows}
+    forward, both = case.forward_bytes, case.forward_bytes + case.backward_bytes
+    moved = {f"{op}/forward": forward, f"{op}/forward+backward": both}
+    return {"device": device_name(where), "versions": versions(), "rows": rows, "bytes": moved}
 
 
 def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: torch.device) -> list[dict[str, Any]]:
@@ -339,10 +341,11 @@ def versions() -> dict[str, str]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown, one op and phase a line: naive, compiled and fast in ms, and the fast one beside each and the floor."""
+    """Markdown, one op and phase a line: the bytes it must move; naive, compiled and fast in ms; the fast one beside
+    each and the floor."""
     lines = [
-        "| op | naive ms | compile ms | back end | ms | times naive | times compile | floor ms | times the floor |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| op | MB | naive ms | compile ms | back end | ms | times naive | times compile | floor ms | times floor |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         phases: dict[str, dict[str, dict[str, Any]]] = {}
@@ -354,6 +357,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             ours, floor = rows[fast]["ratio"], rows["floor"]["ratio"]
             cells = [
                 f"{name}{result.get('shape', '')}",
+                f"{result['bytes'][name] / 1e6:.1f}",
                 f"{rows['naive']['value']:.2f}",
                 f"{compiled['value']:.2f}" if compiled else "-",
                 fast,

@@ -289,7 +289,9 @@ def gallery(as_json: bool) -> None:
 @click.option("--trial", type=click.IntRange(0, MAX_COUNT), metavar="N", help="Number of the trial.")
 @click.option("--pick", metavar="RULE", help="knee, best, cheapest or max-flops=X, of the front.")
 @click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
-@click.option("--formats", default="py", show_default=True, metavar="LIST", help="py")
+@click.option(
+    "--formats", default="py", show_default=True, metavar="LIST", help="py, pt2 and onnx: the source, and graphs of it."
+)
 @json_option
 def export(study: str, store: str, trial: int | None, pick: str | None, out: str, formats: str, as_json: bool) -> None:
     """Write a trained model as a folder that needs only torch and safetensors.
@@ -307,7 +309,71 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
         _print_json(data)
     else:
         click.echo(f"trial {data['trial']} of {study} is in {data['folder']}: {', '.join(data['files'])}")
-        click.echo(f"checked: loaded without hypernas, its logits equal the trained model's ({data['checked']})")
+        click.echo(f"checked: loaded without hypernas; largest difference from the trained model: {data['checked']}")
+
+
+@cli.command()
+@study_option()
+@store_option
+@click.option("--trial", type=click.IntRange(0, MAX_COUNT), required=True, metavar="N", help="Number of the trial.")
+@click.option(
+    "--tokens", type=click.IntRange(1), metavar="T", help="Tokens or images to train on.  [default: as it did]"
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
+@click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
+@json_option
+def train(study: str, store: str, trial: int, tokens: int | None, resume: bool, out: str, as_json: bool) -> None:
+    """Train a trial's architecture again, longer if you like, and export it.
+
+    On several processes or GPUs: torchrun --nproc_per_node=2 -m nas train ...
+
+    \b
+    nas train --study first --trial 7 --tokens 100000000 --out seven-long
+    """
+    from nas.continue_training import train as run_training
+    from nas.store import Store
+
+    with Store(store) as opened:
+        data = run_training(opened, opened.study(study), trial, tokens=tokens, resume=resume, out=out)
+    if data is None:  # another process says it
+        return
+    if as_json:
+        _print_json(data)
+    else:
+        for name, value in data["values"].items():
+            click.echo(f"{name} = {value:.6g}")
+        click.echo(f"trial {trial} of {study}, trained on {data['tokens']:,}, is in {out}")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--prompt", required=True, metavar="TEXT", help="What to continue.")
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, metavar="N", help="Bytes to add.")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.8, show_default=True, metavar="X", help="0: the likeliest."
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sampling.")
+def generate(folder: str, prompt: str, count: int, temperature: float, seed: int) -> None:
+    """Continue a text with an exported language model."""
+    from nas.exported import generate as continued
+
+    click.echo(continued(folder, prompt, count=count, temperature=temperature, seed=seed))
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--data", metavar="PATH", help="Text or images.  [default: what it was trained on]")
+@json_option
+def evaluate(folder: str, data: str | None, as_json: bool) -> None:
+    """Loss and accuracy of an exported model on the validation part of some data."""
+    from nas.exported import evaluate as scored
+
+    found = scored(folder, data)
+    if as_json:
+        _print_json(found)
+    else:
+        for name, value in found.items():
+            click.echo(f"{name} = {value:.6g}" if isinstance(value, float) else f"{name} = {value}")
 
 
 @cli.command()

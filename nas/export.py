@@ -1,15 +1,12 @@
 """Takes a trained trial home: a folder with readable source, weights, configuration and a model card.
 
-Nothing is reported as exported before a fresh process, which cannot import hypernas, has loaded the folder and
-returned the trained model's own logits.
+Nothing is reported as exported before a fresh process, which cannot import hypernas, has loaded every format of the
+folder and returned the trained model's own logits (nas/formats.py).
 """
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,12 @@ from rich.console import Console
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
-from nas import pareto, version
+from nas import formats, pareto, version
 from nas.artifacts import find_weights, keep_weights
 from nas.config import MEASURED
 from nas.driver import retrain
 from nas.errors import StudyError, UserError
+from nas.exported import CARD, CONFIG_VERSION, digest, listed
 from nas.progress import Lines, describe_values
 from nas.records import State, StudyRow, Trial
 from nas.source import write_source
@@ -34,11 +32,8 @@ from nas.train import deterministic
 from search_spaces import load_space
 from search_spaces.base import Space
 
-FORMATS = ("py",)
 PICKS = "knee, best, cheapest or max-flops=X"
-CONFIG_VERSION = 1
-FILES = ("model.py", "model.safetensors", "config.json", "README.md")
-CHECK_SECONDS = 300
+FILES = ("model.py", "model.safetensors", "config.json", CARD)
 
 FOOTER = '''
 from pathlib import Path
@@ -70,21 +65,6 @@ from model import build, load
 model = load()
 images = torch.zeros(1, {shape})  # normalised by the mean and deviation in config.json
 print(model(images).softmax(-1))
-"""
-
-CHECK = """\
-import sys
-for name in ("nas", "search_spaces", "kernels", "dashboards"):
-    sys.modules[name] = None  # importing it fails
-sys.path.insert(0, ".")
-import torch
-from safetensors.torch import load_file, save_file
-torch.set_num_threads(1)
-torch.use_deterministic_algorithms(True)
-from model import load
-model = load()
-with torch.no_grad():
-    save_file({"logits": model(load_file(sys.argv[1])["inputs"]).contiguous()}, sys.argv[2])
 """
 
 
@@ -136,38 +116,66 @@ def export_trial(
     store: Store, study: StudyRow, *, trial: int | None, pick: str | None, out: str, formats: str
 ) -> dict[str, Any]:
     """Writes the folder; `nas export --json`. Raises UserError before anything is written."""
-    for name in formats.split(","):
-        if name.strip() not in FORMATS:
-            raise UserError(f"--formats {name.strip()!r}: wanted some of {', '.join(FORMATS)}")
-    folder = Path(out).resolve()
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_export(folder))):
-        raise UserError(f"--out {out}: exists and is not an earlier export; name another folder")
-    if not folder.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {folder.parent} does not exist")
+    kinds = wanted_formats(formats)
+    folder = free_folder(out)
     chosen = choose(store, study, trial, pick)
     deterministic()
     space = load_space(study.space.name, study.space.settings)
     model = space.build(space.from_json(chosen.arch))
     model.load_state_dict(load_tensors(trained_weights(store, study, chosen)))
-    model.eval()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        partial = Path(temporary) / "export"
-        files = write_folder(partial, study, chosen, space, model)
-        difference = check_folder(partial, model, example_inputs(space, chosen))
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+    with Console(stderr=True).status("writing and checking the model"):
+        differences = write_checked(folder, study, chosen, space, model.eval(), kinds)
     return {
         "trial": chosen.number,
         "folder": out,
-        "files": files,
-        "checked": f"largest difference {difference:g}",
+        "files": sorted(path.name for path in folder.iterdir()),
+        "checked": ", ".join(f"{kind} {difference:g}" for kind, difference in differences.items()),
     }
+
+
+def wanted_formats(asked: str) -> tuple[str, ...]:
+    """The formats of a list like py,pt2,onnx; the source is always among them. Raises UserError."""
+    names = [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in formats.FORMATS:
+            raise UserError(f"--formats {name!r}: wanted some of {', '.join(formats.FORMATS)}")
+    return tuple(name for name in formats.FORMATS if name == "py" or name in names)
+
+
+def free_folder(out: str) -> Path:
+    """Where an export may be written. Raises UserError where it would replace anything but an export."""
+    folder = Path(out).resolve()
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_export(folder))):
+        raise UserError(f"--out {out}: exists and is not an earlier export; name another folder")
+    if not folder.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {folder.parent} does not exist")
+    return folder
+
+
+def write_checked(
+    folder: Path, study: StudyRow, trial: Trial, space: Space, model: torch.nn.Module, kinds: tuple[str, ...]
+) -> dict[str, float]:
+    """Writes the export beside `folder`, checks every format, and moves it there; the largest differences by format.
+
+    Raises UserError for a format that this model cannot have, RuntimeError for one that is not the model.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        partial = Path(temporary) / "export"
+        sizes = write_folder(partial, study, trial, space, model, kinds)
+        arch = space.from_json(trial.arch)
+        differences = {}
+        for kind in kinds:
+            inputs = formats.check_inputs(kind, space, arch, trial.number, [None, None] if kind == "py" else sizes)
+            differences[kind] = formats.check(kind, partial, model, inputs)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    return differences
 
 
 def _is_export(folder: Path) -> bool:
     """Whether the folder holds an export of ours and nothing else: only then may it be replaced."""
-    if {path.name for path in folder.iterdir()} - {*FILES, "__pycache__"}:
+    if {path.name for path in folder.iterdir()} - {*FILES, *formats.FILES.values(), "__pycache__"}:
         return False
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -198,17 +206,10 @@ def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
     return result.weights
 
 
-def example_inputs(space: Space, trial: Trial) -> torch.Tensor:
-    """Random inputs of the model's own kind, three of them."""
-    generator = torch.Generator().manual_seed(trial.number)
-    arch = space.from_json(trial.arch)
-    if space.task == "text":
-        return torch.randint(arch.vocab, (3, arch.context), generator=generator)
-    return torch.randn(3, *arch.input_shape, generator=generator)
-
-
-def write_folder(folder: Path, study: StudyRow, trial: Trial, space: Space, model: torch.nn.Module) -> list[str]:
-    """model.py, model.safetensors, config.json and README.md; returns their names."""
+def write_folder(
+    folder: Path, study: StudyRow, trial: Trial, space: Space, model: torch.nn.Module, kinds: tuple[str, ...]
+) -> list[int | None]:
+    """Writes every file of the export; the sizes of the graphs' input, None where they take any."""
     folder.mkdir(parents=True)
     title = f"Trial {trial.number} of study {study.name}"
     docstring = f"{title}, found by hypernas {version()}. Needs torch; `load` also needs safetensors."
@@ -217,29 +218,57 @@ def write_folder(folder: Path, study: StudyRow, trial: Trial, space: Space, mode
     )
     (folder / "model.py").write_text(source)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    arch = space.from_json(trial.arch)
+    sizes: list[int | None] = [None, None]
+    if set(kinds) & set(formats.FILES):
+        program = formats.export_program(model, space, arch)
+        sizes = formats.sizes_of(program)
+        if "pt2" in kinds:
+            torch.export.save(program, folder / formats.FILES["pt2"])
+        if "onnx" in kinds:
+            name = "tokens" if space.task == "text" else "images"
+            formats.write_onnx(program, folder / formats.FILES["onnx"], name)
     config = {
         "version": CONFIG_VERSION,
         "hypernas": version(),
         "study": study.name,
         "trial": trial.number,
         "space": study.space.name,
-        **cost_json(space, space.from_json(trial.arch)),
+        **cost_json(space, arch),
         "training": training_json(study, trial),
         "values": dict(trial.values),
-        "data": {"name": study.data_name, "hash": study.data_hash, **study.settings["scaling"]},
+        "data": {
+            "name": study.data_name,
+            "hash": study.data_hash,
+            "path": study.settings["data_path"],
+            **study.settings["scaling"],
+        },
         "provenance": dict(trial.provenance),
-        "sha256": {name: _sha256(folder / name) for name in ("model.py", "model.safetensors")},
+        "sha256": {path.name: digest(path) for path in sorted(folder.iterdir())},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "README.md").write_text(model_card(title, study, trial, config))
-    return list(FILES)
+    graphs = graph_notes(kinds, sizes, gated="gates" in config["parameters"] and config["parameters"]["gates"] > 0)
+    (folder / CARD).write_text(model_card(title, study, trial, config, graphs, listed(folder)))
+    return sizes
 
 
-def _sha256(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
+def graph_notes(kinds: tuple[str, ...], sizes: list[int | None], gated: bool) -> str:
+    """What the card says of the formats beside the source."""
+    lines = []
+    shape = "any batch" + ("" if len(sizes) > 2 else " and any length" if sizes[1] is None else f", {sizes[1]} tokens")
+    if "pt2" in kinds:
+        lines.append(f'- `model.pt2`: `torch.export.load("model.pt2").module()(inputs)`, {shape}.')
+    if "onnx" in kinds:
+        lines.append(f"- `model.onnx`: for ONNX runtimes, float32, {shape}.")
+    if lines and gated:
+        lines.append(
+            "\nGraphs take no decisions on data: they compute what a gate skips and multiply it by 0. The numbers are "
+            "the same, the FLOPs are those of the whole architecture; `model.py` skips for real."
+        )
+    return "\n## Other formats\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-def model_card(title: str, study: StudyRow, trial: Trial, config: dict[str, Any]) -> str:
+def model_card(title: str, study: StudyRow, trial: Trial, config: dict[str, Any], graphs: str, hashes: str) -> str:
     """What it is, how it was found, what it scored, how to load it."""
     flops = next(value for name, value in config.items() if name.startswith("flops_per_"))
     usage = LM_USAGE if "vocab" in trial.arch else IMAGE_USAGE.format(
@@ -252,7 +281,6 @@ def model_card(title: str, study: StudyRow, trial: Trial, config: dict[str, Any]
         else f"| {part} | | {count:,} |"
         for part, count in flops.items()
     )
-    hashes = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in config["sha256"].items())
     training = ", ".join(f"{name} {value}" for name, value in config["training"].items())
     return f"""# {title}
 
@@ -262,7 +290,7 @@ Run in this folder; it needs only torch and safetensors:
 
 ```python
 {usage}```
-
+{graphs}
 ## What it is
 
 | key | value |
@@ -285,24 +313,3 @@ Trained with torch {trial.provenance.get("torch")}, Python {trial.provenance.get
 
 {hashes}
 """
-
-
-def check_folder(folder: Path, model: torch.nn.Module, inputs: torch.Tensor) -> float:
-    """Loads the folder in a process that cannot import hypernas; the largest difference of its logits from `model`'s.
-
-    Raises RuntimeError when they differ by more than rounding: the export is not the model.
-    """
-    with torch.no_grad():
-        wanted = model(inputs)
-    with tempfile.TemporaryDirectory() as scratch:
-        given, got = Path(scratch) / "inputs.safetensors", Path(scratch) / "logits.safetensors"
-        save_file({"inputs": inputs}, given)
-        command = [sys.executable, "-I", "-B", "-c", CHECK, str(given), str(got)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the exported folder does not load:\n{done.stderr}")
-        logits = load_tensors(got.read_bytes())["logits"]
-    difference = (logits - wanted).abs().max().item()
-    if not difference <= 1e-5 * max(1.0, wanted.abs().max().item()):
-        raise RuntimeError(f"the exported model's logits differ by {difference:g} from the trained model's")
-    return difference

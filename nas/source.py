@@ -3,13 +3,17 @@
 It relies on two conventions of our layers (search_spaces/layers.py): a class does one thing, and keeps its
 constructor's arguments as attributes of the same names. A public op of `kernels` is written as its eager definition,
 `<op>_reference`. Everything else a class mentions must come from torch or the standard library.
+
+What this one architecture has no use for is left out: static methods, which price a class for a search, methods and
+constants that nothing reachable from `forward` mentions, and then whatever those alone needed.
 """
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +21,7 @@ from torch import nn
 
 WIDTH = 110
 FOREIGN = frozenset({"torch", "math", "itertools", "functools", "typing", "collections", "dataclasses", "enum"})
+ENTRIES = frozenset({"forward", "generate"})  # what a reader of the file calls
 
 
 class SourceError(ValueError):
@@ -29,7 +34,8 @@ class SourceError(ValueError):
 class _Collector:
     """Gathers definitions, dependencies first, and the imports they need."""
 
-    def __init__(self) -> None:
+    def __init__(self, unused: frozenset[str]) -> None:
+        self.unused = unused  # members left out
         self.imports: dict[str, None] = {}
         self.definitions: dict[tuple[str, str], str] = {}
 
@@ -51,12 +57,88 @@ class _Collector:
         if (module.__name__, name) in self.definitions:
             return
         self.definitions[module.__name__, name] = ""  # marks it while its dependencies are added
-        source = _source_of(module, name)
+        source = _without(_source_of(module, name), self.unused)
         for used in _global_names(ast.parse(source)):
             if used != name and hasattr(module, used):
                 self.add(module, used)
         del self.definitions[module.__name__, name]
         self.definitions[module.__name__, name] = source
+
+
+def _collect(kinds: list[type], unused: frozenset[str]) -> _Collector:
+    collector = _Collector(unused)
+    for kind in kinds:
+        collector.add(sys.modules[kind.__module__], kind.__name__)
+    return collector
+
+
+def _needed(kinds: list[type]) -> _Collector:
+    """The definitions of `kinds`, without members that nothing uses: fewer with each round, until none goes."""
+    unused: frozenset[str] = frozenset()
+    while True:
+        collector = _collect(kinds, unused)
+        more = _dead_members([ast.parse(source) for source in collector.definitions.values()])
+        if not more:
+            return collector
+        unused |= more
+
+
+def _dead_members(trees: list[ast.Module]) -> frozenset[str]:
+    """Names of methods and class constants that neither a live one nor anything outside of classes mentions."""
+    members: list[tuple[str, ast.stmt]] = []
+    live = set(ENTRIES)
+    for node in (node for tree in trees for node in tree.body):
+        for member in node.body if isinstance(node, ast.ClassDef) else [node]:
+            name = _member_name(member) if isinstance(node, ast.ClassDef) else None
+            if name is None:
+                live |= _attributes(member)
+            else:
+                members.append((name, member))
+    while True:
+        reached = [(name, member) for name, member in members if name in live or name.startswith("__")]
+        more = {used for _, member in reached for used in _attributes(member)} - live
+        if not more:
+            return frozenset(name for name, _ in members) - {name for name, _ in reached}
+        live |= more
+
+
+def _member_name(member: ast.stmt) -> str | None:
+    """The name of a method or of a constant of a class."""
+    if isinstance(member, ast.FunctionDef):
+        return member.name
+    if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
+        return member.target.id if member.value and "ClassVar" in ast.unparse(member.annotation) else None
+    return None
+
+
+def _attributes(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def _empty_subclasses(definitions: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """Classes that nothing but a docstring is left of, each with the class of ours it is then."""
+    names = {name for _, name in definitions}
+    out = {}
+    for (_, name), source in definitions.items():
+        node = ast.parse(source).body[0]
+        if isinstance(node, ast.ClassDef) and len(node.bases) == 1 and ast.get_docstring(node) and len(node.body) == 1:
+            base = ast.unparse(node.bases[0])
+            if base in names:
+                out[name] = base
+    return out
+
+
+def _without(source: str, unused: frozenset[str]) -> str:
+    """The text of a definition without some members of its classes, and the blank line before each."""
+    lines = source.splitlines()
+    dropped: set[int] = set()
+    for node in ast.parse(source).body:
+        for member in node.body if isinstance(node, ast.ClassDef) else []:
+            if _member_name(member) in unused:
+                first = min([member.lineno, *(d.lineno for d in getattr(member, "decorator_list", []))])
+                blank = not lines[first - 2].strip()
+                dropped |= set(range(first - blank, (member.end_lineno or first) + 1))
+    return "\n".join(line for number, line in enumerate(lines, 1) if number not in dropped)
 
 
 def _foreign(module: str) -> bool:
@@ -208,22 +290,34 @@ def write_source(model: nn.Module, docstring: str, footer: str) -> str:
 
     Raises SourceError when a class of the model depends on more than torch and the standard library.
     """
-    collector = _Collector()
-    for kind in dict.fromkeys(type(part) for part in model.modules()):
-        if not _foreign(kind.__module__):
-            collector.add(sys.modules[kind.__module__], kind.__name__)
+    kinds = dict.fromkeys(type(part) for part in model.modules())
+    collector = _needed([kind for kind in kinds if not _foreign(kind.__module__)])
     build = (
         f"def build() -> {type(model).__name__}:\n"
         '    """The architecture with random weights; `load` gives the trained ones."""\n'
         f"    return {expression(model, 4)}"
     )
-    # Footer first imports what it needs itself: keep one list.
-    tree = ast.parse(footer)
-    extra = [ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    same = _empty_subclasses(collector.definitions)
+    definitions = [source for (_, name), source in collector.definitions.items() if name not in same]
     rest = "\n".join(line for line in footer.splitlines() if not line.startswith(("import ", "from "))).strip()
-    imports = sorted({*collector.imports, *extra}, key=_import_order)
-    parts = [f'"""{docstring}"""', "\n".join(imports), *collector.definitions.values(), build, rest]
-    return "\n\n\n".join(parts) + "\n"
+    imports = _merged_imports([*collector.imports, footer])
+    text = "\n\n\n".join(part for part in ("\n".join(imports), *definitions, build, rest) if part)
+    for name, base in same.items():
+        text = re.sub(rf"\b{name}\b", base, text)
+    return f'"""{docstring}"""\n\n{text}\n'
+
+
+def _merged_imports(sources: list[str]) -> list[str]:
+    """The import statements of some sources, one line a module, the standard library's before torch's."""
+    plain: set[str] = set()
+    taken: dict[str, set[str]] = {}
+    for node in (node for source in sources for node in ast.parse(source).body):
+        if isinstance(node, ast.Import):
+            plain |= {ast.unparse(node)}
+        elif isinstance(node, ast.ImportFrom):
+            taken.setdefault(node.module or "", set()).update(ast.unparse(alias) for alias in node.names)
+    lines = [*plain, *(f"from {module} import {', '.join(sorted(names))}" for module, names in taken.items())]
+    return sorted(lines, key=_import_order)
 
 
 def _import_order(statement: str) -> tuple[bool, bool, str]:

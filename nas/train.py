@@ -109,7 +109,8 @@ def seeded_build(space: Any, arch: Any, seed: int) -> nn.Module:
 
 
 @lru_cache(maxsize=4)
-def _data(task: str, path: str | None, hash: str) -> Any:
+def checked_data(task: str, path: str | None, hash: str) -> Any:
+    """The task's data at `path`. Raises DataError when it is not what the study was trained on."""
     data = TASKS[task].load(path)
     if data.hash != hash:
         raise DataError(
@@ -180,7 +181,7 @@ def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
 def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Report | Result]:
     recipe = job.recipe
     space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
-    task, data = TASKS[space.task], _data(space.task, job.data_path, job.data_hash)
+    task, data = TASKS[space.task], checked_data(space.task, job.data_path, job.data_hash)
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
     model = seeded_build(space, arch, recipe.seed).to(device)

@@ -310,7 +310,7 @@ class PermutationHyperConnection(DoublyStochasticConnection):
         self.register_buffer("permutations", permutation_matrices(n), persistent=False)
 
     def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
-        return ((res.softmax(-1) @ self.permutations).unflatten(-1, (self.n, self.n)),)
+        return ((res.softmax(-1) @ self.permutations.to(res.dtype)).unflatten(-1, (self.n, self.n)),)
 
     @staticmethod
     def parameter_count(n: int, d_model: int) -> int:
@@ -341,14 +341,15 @@ class KroneckerHyperConnection(DoublyStochasticConnection):
             self.register_buffer(f"permutations_{factor}", permutation_matrices(factor), persistent=False)
 
     def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
+        shares = [logits.softmax(-1) for logits in res.split(self.counts, -1)]
         return tuple(
-            (logits.softmax(-1) @ self.get_buffer(f"permutations_{factor}")).unflatten(-1, (factor, factor))
-            for factor, logits in zip(self.factors, res.split(self.counts, -1), strict=True)
+            (share @ self.get_buffer(f"permutations_{factor}").to(share.dtype)).unflatten(-1, (factor, factor))
+            for factor, share in zip(self.factors, shares, strict=True)
         )
 
     def write(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
         post, *mixing = coefficients
-        return torch.addcmul(self.mix(X, mixing), post.unsqueeze(-1), y.unsqueeze(-2))
+        return torch.addcmul(self.mix(X, mixing), post.to(X.dtype).unsqueeze(-1), y.unsqueeze(-2))
 
     def matrices(self, X: Tensor) -> Tensor:
         _, (_, *mixing) = self.read(X)
@@ -359,7 +360,7 @@ class KroneckerHyperConnection(DoublyStochasticConnection):
         """H_res X, one factor after another."""
         shape, outer = X.shape, 1
         for factor, matrix in zip(self.factors, mixing, strict=True):
-            X = matrix.unsqueeze(-3) @ X.reshape(*shape[:-2], outer, factor, -1)
+            X = matrix.to(X.dtype).unsqueeze(-3) @ X.reshape(*shape[:-2], outer, factor, -1)
             outer *= factor
         return X.reshape(shape)
 

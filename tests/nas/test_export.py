@@ -20,7 +20,8 @@ from nas.config import StudyConfig
 from nas.data import load_corpus, validation_windows
 from nas.driver import run
 from nas.executors import Inline
-from nas.export import check_folder, knee
+from nas.export import knee
+from nas.formats import check
 from nas.progress import Silent
 from nas.source import SourceError, write_source
 from nas.store import Store
@@ -111,8 +112,11 @@ def test_the_configuration_names_the_trial_and_its_files(study: str, exported: P
     with Store(study) as store:
         best = store.front(store.study("s"))[0]
     assert (config["trial"], config["arch"], config["values"]) == (best.number, dict(best.arch), dict(best.values))
-    for name, digest in config["sha256"].items():
-        assert sha256((exported / name).read_bytes()).hexdigest() == digest
+    card = (exported / "README.md").read_text()
+    for name in ("model.py", "model.safetensors", "config.json"):
+        digest = sha256((exported / name).read_bytes()).hexdigest()
+        assert f"- `{name}` sha256 `{digest}`" in card
+        assert name == "config.json" or config["sha256"][name] == digest
 
 
 def test_a_trial_off_the_front_is_trained_again_and_exported(study: str, tmp_path: Path) -> None:
@@ -160,7 +164,7 @@ def test_a_folder_whose_weights_are_not_the_models_is_never_reported_as_exported
     model = space.build(space.from_json(config["arch"]))
     model.load_state_dict(load_file(exported / "model.safetensors"))
     with pytest.raises(RuntimeError, match="differ"):
-        check_folder(folder, model.eval(), torch.zeros(1, 32, dtype=torch.long))
+        check("py", folder, model.eval(), {"float32/0": torch.zeros(1, 32, dtype=torch.long)})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""An exported folder on its way back in: checked against its model card, and loaded. It runs none of the folder's code.
+
+The weights are a safetensors file, which holds tensors and no code; the network is built by the installed hypernas from
+the architecture in config.json.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from nas.errors import UserError
+from nas.records import Recipe
+from nas.tasks import TASKS
+from nas.train import deterministic, score
+from search_spaces import load_space
+from search_spaces.base import Space, SpaceError
+
+CONFIG_VERSION = 1
+CARD = "README.md"
+SCORED_AT_ONCE = 8192  # tokens, or images
+_LISTED = re.compile(r"^- `([^`/]+)` sha256 `([0-9a-f]{64})`$", re.M)
+
+
+def listed(folder: Path) -> str:
+    """The card's lines for every other file of the folder, with their sha256."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
+    return "\n".join(f"- `{path.name}` sha256 `{digest(path)}`" for path in paths)
+
+
+def digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of an export whose files are all there and unchanged.
+
+    Raises UserError for a folder that is no export, a newer version's, or one with a file that is missing or differs
+    from what its card says.
+    """
+    root = Path(folder)
+    try:
+        card = (root / CARD).read_text(encoding="utf-8")
+        found: Any = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder} is not an exported model: {error.strerror}: {error.filename}") from error
+    except ValueError as error:
+        raise UserError(f"{folder} is damaged: its config.json or {CARD} is not text as written") from error
+    version = found.get("version") if isinstance(found, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{folder} is not an exported model: its config.json has no version")
+    if version > CONFIG_VERSION:
+        raise UserError(
+            f"{folder} has version {version}, newer than this hypernas knows ({CONFIG_VERSION}): upgrade, or use its "
+            "model.py, which stands alone"
+        )
+    hashes = dict(_LISTED.findall(card))
+    missing = {"config.json", "model.py", "model.safetensors"} - hashes.keys()
+    if missing:
+        raise UserError(f"{folder} is damaged: its {CARD} says nothing of {', '.join(sorted(missing))}")
+    for name, wanted in hashes.items():
+        path = root / name
+        if not path.is_file():
+            raise UserError(f"{folder} is incomplete: {name} is missing; copy it again or export anew")
+        if digest(path) != wanted:
+            raise UserError(
+                f"{folder} is damaged: {name} has sha256 {digest(path)[:12]}..., its {CARD} says {wanted[:12]}...; "
+                "copy it again or export anew"
+            )
+    return found
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The trained network of an export, in evaluation mode, built of the installed layers with their fast kernels.
+
+    Raises UserError as `read_config`, and where the architecture is of a space that is not installed here.
+    """
+    config = read_config(folder)
+    space, arch = space_of(folder, config)
+    model: nn.Module = space.build(arch)
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return model.eval()
+
+
+def space_of(folder: str | Path, config: Mapping[str, Any]) -> tuple[Space, Any]:
+    """The space and the architecture of an export. Raises UserError where they are not installed here."""
+    try:
+        space = load_space(config["space"], {})
+        return space, space.from_json(config["arch"])
+    except SpaceError as error:
+        raise UserError(f"{folder} cannot be built here: {error}; its model.py stands alone") from error
+
+
+def generate(folder: str, prompt: str, *, count: int, temperature: float, seed: int) -> str:
+    """`prompt` and `count` sampled bytes after it. Raises UserError for a model of images or an empty prompt."""
+    config = read_config(folder)
+    if "vocab" not in config["arch"]:
+        raise UserError(f"{folder} classifies images: only a language model continues a text")
+    tokens = list(prompt.encode())
+    if not tokens:
+        raise UserError("--prompt: wanted some text to continue")
+    if max(tokens) >= config["arch"]["vocab"]:
+        raise UserError(f"--prompt: {folder} has {config['arch']['vocab']} tokens, and bytes go up to {max(tokens)}")
+    model: Any = load(folder)
+    out = model.generate(torch.tensor([tokens]), count, temperature, torch.Generator().manual_seed(seed))
+    return bytes(min(token, 255) for token in out[0].tolist()).decode(errors="replace")
+
+
+def evaluate(folder: str, data_path: str | None) -> dict[str, Any]:
+    """Scores the model on the validation part of `data_path`, or of the data it was trained on.
+
+    Returns `nas evaluate --json`: the data's name and hash, loss and accuracy. Raises UserError, and DataError when
+    the data cannot be read.
+    """
+    config = read_config(folder)
+    space, arch = space_of(folder, config)
+    task = TASKS[space.task]
+    model = load(folder)
+    data = task.load(data_path or config["data"]["path"])
+    trained = config["training"]
+    if space.task == "images":
+        shape = data.test_images.shape[1:]
+        if shape != arch.input_shape:
+            raise UserError(f"{data.name} has images of {shape}, {folder} reads {arch.input_shape}")
+        # As the model saw its images, whatever these ones' own mean is.
+        data = replace(data, mean=tuple(config["data"]["mean"]), std=tuple(config["data"]["std"]))
+    deterministic()
+    recipe = Recipe(trained["optim.lr"], tokens=trained[f"train.{task.unit}s"])
+    samples = max(1, SCORED_AT_ONCE // task.units(arch))
+    scored = score(model, task.validation(data, arch, recipe, samples), task.nats)
+    return {
+        "data": data.name,
+        "hash": data.hash,
+        "trained_on_it": data.hash == config["data"]["hash"],
+        task.loss: scored.loss,
+        "accuracy": scored.accuracy,
+    }
