@@ -6,6 +6,8 @@ neither read nor written. Costs sum_b inputs[b] units[b] where the dense net cos
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from kernels.block_diagonal_linear import block_diagonal_linear
 from kernels.swiglu import swiglu
+from search_spaces.layers import GELUNet, ReLUNet, SwiGLU
 
 
 class BlockNet(nn.Module):
@@ -65,3 +68,23 @@ class BlockReLU(BlockNet):
 
     def hidden(self, h: Tensor) -> Tensor:
         return F.relu(block_diagonal_linear(h, tuple(self.linear)))
+
+
+BLOCK_NETS: dict[type, type[BlockNet]] = {SwiGLU: BlockSwiGLU, GELUNet: BlockGELU, ReLUNet: BlockReLU}
+
+
+@torch.no_grad()
+def cut(net: Any, coordinates: Sequence[Tensor], units: Sequence[Tensor]) -> BlockNet:
+    """The blocks of a dense net, each the weights between its coordinates and units; the other weights are left out."""
+    sizes = (tuple(len(block) for block in part) for part in (coordinates, units))
+    out = BLOCK_NETS[type(net)](net.d_model, *sizes).to(net.out.weight.device)
+    out.coordinates.copy_(torch.cat(list(coordinates)))
+    for b, (c, u) in enumerate(zip(coordinates, units, strict=True)):
+        out.out[b].copy_(net.out.weight[c[:, None], u])
+        if isinstance(net, SwiGLU):
+            gate, up = net.gate_up.weight.chunk(2)
+            out.get_parameter(f"gate.{b}").copy_(gate[u[:, None], c])
+            out.linear[b].copy_(up[u[:, None], c])
+        else:
+            out.linear[b].copy_(net.linear.weight[u[:, None], c])
+    return out
