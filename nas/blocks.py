@@ -85,14 +85,19 @@ class Structure:
 # ---- evidence ------------------------------------------------------------------------------------------------------
 
 
-def learned_change(final: np.ndarray, initial: np.ndarray) -> np.ndarray:
-    """What training added to the weights (m, C, H), with what it scaled all of a matrix by taken out.
+def shrinkage(controls: Sequence[np.ndarray], initial: np.ndarray) -> np.ndarray:
+    """The factor (m, 1, 1) by which training scales all of a matrix's initial weights: weight decay.
 
-    Weight decay shrinks every initial weight by one factor, which is no evidence of any edge. The factor is found by
-    least squares, so that it holds for any optimiser.
+    Least squares over the final weights (m, C, H) of controls, which decay as the model does, whatever the optimiser.
+    The model's own weights would not do: what they learned hides a small net's factor.
     """
     squares = np.square(initial).sum((1, 2), keepdims=True)
-    factor = (final * initial).sum((1, 2), keepdims=True) / np.maximum(squares, np.finfo(initial.dtype).tiny)
+    mean = np.mean(controls, axis=0)
+    return np.asarray((mean * initial).sum((1, 2), keepdims=True) / np.maximum(squares, np.finfo(initial.dtype).tiny))
+
+
+def learned_change(final: np.ndarray, initial: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """What training added to the weights (m, C, H) beyond scaling them by `factor`, which is no edge's evidence."""
     return final - factor * initial
 
 

@@ -459,15 +459,14 @@ def decompose(
     initial = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(worker_device()).eval()
     shuffled = [kept_control(setting, number, scratch, say) for number in range(1, controls + 1)]
 
-    before = {name: edges_of(net) for name, net in nets_of(initial).items()}
-    moved = {
-        name: [blocks.learned_change(edges_of(nets_of(control)[name]), before[name]) for control in shuffled]
-        for name in nets
-    }
-    evidence = {
-        name: blocks.weigh(blocks.learned_change(edges_of(net), before[name]), moved[name])
-        for name, net in nets.items()
-    }
+    moved: dict[str, list[Edges]] = {}
+    evidence = {}
+    for name, net in nets.items():
+        before = edges_of(nets_of(initial)[name])
+        final = [edges_of(nets_of(control)[name]) for control in shuffled]
+        factor = blocks.shrinkage(final, before)
+        moved[name] = [blocks.learned_change(weights, before, factor) for weights in final]
+        evidence[name] = blocks.weigh(blocks.learned_change(edges_of(net), before, factor), moved[name])
     structures = {name: strongest(evidence[name], keep) for name in nets}
     for name in nets:
         if evidence[name].confirmed.any() and not structures[name].blocks:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nas.blocks import (
     FAMILY_LEVEL,
+    Evidence,
     Structure,
     co_active,
     false_discovery_rate,
@@ -16,6 +17,7 @@ from nas.blocks import (
     p_values,
     papers_edges,
     share_inside,
+    shrinkage,
     take_apart,
     weigh,
 )
@@ -37,10 +39,15 @@ class Planted:
         self.initial = draw()
         # Outside of the groups weights are at their initial draws, not at zero, but for what noise adds.
         self.final = self.initial + walk * draw() + LEARNED * together * draw()
-        self.controls = [learned_change(self.initial + WALK * draw(), self.initial) for _ in range(3)]
+        trained = [self.initial + WALK * draw() for _ in range(3)]
+        self.factor = shrinkage(trained, self.initial)
+        self.controls = [learned_change(final, self.initial, self.factor) for final in trained]
+
+    def evidence(self, final: np.ndarray) -> Evidence:
+        return weigh(learned_change(final, self.initial, self.factor), self.controls)
 
     def structure(self) -> Structure:
-        evidence = weigh(learned_change(self.final, self.initial), self.controls)
+        evidence = self.evidence(self.final)
         return take_apart(evidence.reads, evidence.writes)
 
 
@@ -81,7 +88,7 @@ def test_training_without_signal_leaves_no_block() -> None:
 
 def test_an_untrained_net_has_no_edge() -> None:
     planted = Planted(64, 2, WALK, seed=0)
-    evidence = weigh(learned_change(planted.initial, planted.initial), planted.controls)
+    evidence = planted.evidence(planted.initial)
     assert not evidence.confirmed.any() and not evidence.discovered.any()
 
 
@@ -126,7 +133,8 @@ def test_whoever_is_confirmed_family_wise_is_discovered_too(values: list[float])
 
 def test_weight_decay_is_no_evidence() -> None:
     initial = np.random.default_rng(0).standard_normal((3, 8, 8))
-    assert np.abs(learned_change(0.3 * initial, initial)).max() < 1e-12
+    factor = shrinkage([0.3 * initial] * 3, initial)
+    assert np.abs(learned_change(0.3 * initial, initial, factor)).max() < 1e-12
 
 
 @settings(max_examples=60, deadline=None)
