@@ -194,12 +194,21 @@ def strongest(evidence: Evidence, share: float) -> Structure:
 
 
 def mask_of(structure: Structure, m: int) -> Edges:
-    """The weights inside of blocks; all of them where a net has no block, since nothing is known of it."""
-    shape = len(structure.coordinate_order), len(structure.unit_order)
-    mask = np.full(shape, not structure.blocks)
+    """The weights inside of blocks, (m, C, H)."""
+    mask = np.zeros((len(structure.coordinate_order), len(structure.unit_order)), bool)
     for block in structure.blocks:
         mask[np.ix_(block.coordinates, block.units)] = True
     return np.repeat(mask[None], m, axis=0)
+
+
+def masks_at(nets: Mapping[str, Any], evidence: Mapping[str, Evidence], share: float) -> dict[str, Edges]:
+    """What stays of each net at a share of its confirmed edges: blocks, but all where no evidence forms any."""
+    out = {}
+    for name, net in nets.items():
+        edges = edges_of(net)
+        known = bool(strongest(evidence[name], 1.0).blocks)
+        out[name] = mask_of(strongest(evidence[name], share), len(edges)) if known else np.ones(edges.shape, bool)
+    return out
 
 
 def describe_net(
@@ -371,8 +380,7 @@ def curve(
     nets = nets_of(original)
     points = []
     for share in KEPT:
-        found = {name: strongest(evidence[name], share) for name in nets}
-        masks = {name: mask_of(found[name], len(edges_of(net))) for name, net in nets.items()}
+        masks = masks_at(nets, evidence, share)
         for method in METHODS:
             chosen = masks
             if method != "blocks":
@@ -386,7 +394,7 @@ def curve(
             point = {
                 "method": method,
                 "kept": share,
-                "blocks": [len(structure.blocks) for structure in found.values()],
+                "blocks": [len(strongest(evidence[name], share).blocks) for name in nets],
                 "flops": flops(setting, original, chosen),
                 **compare(setting, original, model),
             }
@@ -469,7 +477,7 @@ def decompose(
         evidence[name] = blocks.weigh(blocks.learned_change(edges_of(net), before, factor), moved[name])
     structures = {name: strongest(evidence[name], keep) for name in nets}
     for name in nets:
-        if evidence[name].confirmed.any() and not structures[name].blocks:
+        if strongest(evidence[name], 1.0).blocks and not structures[name].blocks:
             raise UserError(f"--keep {keep:g}: its edges form no block in {name}; keep more")
     active = activities(original, setting)
     idle = [activities(control, setting) for control in (initial, *shuffled)]
@@ -483,7 +491,7 @@ def decompose(
         described.append({"name": name, **data})
         say(describe_line(described[-1]))
 
-    masks = {name: mask_of(structures[name], len(edges_of(net))) for name, net in nets.items()}
+    masks = masks_at(nets, evidence, keep)
     model = copy.deepcopy(original)
     annealing = [{"removed": 0.0, **compare(setting, original, model)}]
     for removed in anneal(setting, model, masks, steps, retrain):

@@ -105,6 +105,8 @@ def test_every_step_of_the_removal_is_measured_against_the_original(taken_apart:
     assert report["result"]["kl"] == pytest.approx(steps[-1]["kl"], rel=1e-3)  # the blocks compute what was left
     curve = report["curve"]
     assert {point["method"] for point in curve} == {"original", "blocks", "magnitude", "units", "random"}
+    blocked = [point["flops"] for point in curve if point["method"] in ("original", "blocks")]
+    assert blocked == sorted(blocked, reverse=True)
     for share in {point["kept"] for point in curve[1:]}:
         same = [point["flops"] for point in curve[1:] if point["kept"] == share]
         assert max(same) < 1.05 * min(same)  # whole units and pointwise work are not divided exactly
