@@ -77,7 +77,7 @@ def identity(job: Job) -> str:
         "arch": dict(job.arch),
         "recipe": asdict(job.recipe),
         "data": [job.data_hash, job.data_seed],
-        "how": [job.kernels, job.micro_batches],
+        "how": [job.kernels, job.compile, job.micro_batches],
     }
     return digest(trained)
 

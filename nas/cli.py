@@ -7,6 +7,7 @@ finished (interrupted, or a check failed), 2 bad input.
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -93,10 +94,21 @@ def _print_json(data: Any) -> None:
     help="ray (warm worker processes), tune (Ray Tune) or inline (this process).  [default: ray]",
 )
 @click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
-@click.option("--sampler", metavar="NAME", help="nsgaii, nsgaiii, tpe, random or qmc.  [default: nsgaii]")
+@click.option(
+    "--sampler",
+    metavar="NAME",
+    help="nsgaii, nsgaiii, tpe, gp, evolution, random, qmc or hub:NAME.  [default: evolution]",
+)
+@click.option(
+    "--halving",
+    type=click.Choice(["on", "off"]),
+    help="Stop trials early that promise no place on the front.  [default: on]",
+)
+@click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
 @click.option("--checkpoints", metavar="DIR", help="Where half-trained trials are kept.  [default: beside the store]")
 @click.option("--kernels", metavar="NAME", help="auto, reference, triton or cpu.  [default: auto]")
+@click.option("--compile", is_flag=True, default=None, help="torch.compile each net: only long trials win it back.")
 @click.option("--seed", type=int, metavar="N", help="Seed of the study: data order and proposals.  [default: 0]")
 @click.option("--resume", is_flag=True, default=None, help="Continue the study up to --trials; create it if unknown.")
 def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
@@ -117,6 +129,8 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     merged = {**given.get("settings", {}), **settings}
     if merged:
         given["settings"] = merged
+    if "halving" in flags and flags["halving"] is not None:
+        given["halving"] = flags["halving"] == "on"
     for flag in ("trials", "workers"):
         if given.get(flag) is not None and given[flag] < 1:
             raise UserError(f"--{flag} {given[flag]}: wanted at least 1")
@@ -151,6 +165,8 @@ def status(study: str, store: str, as_json: bool) -> None:
         f"trials per hour {_shown(data['trials_per_hour'], '{:.1f}')}, ETA {_shown(data['eta_seconds'], '{:.0f} s')}"
     )
     click.echo(f"hypervolume {data['hypervolume']:.4f}")
+    for rung, value in data["rank_correlation"].items():
+        click.echo(f"rank correlation of rung {rung} with the end: {value:.2f} (trials that halving leaves alone)")
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -476,12 +492,14 @@ def dashboard(store: str, host: str, port: int) -> None:
 @cli.command()
 @store_option
 @click.option("--study", metavar="NAME", help="Also check this study's data and space.")
+@click.option("--space", default="lm", show_default=True, metavar="NAME", help="Whose architectures to try.")
+@click.option("--address", metavar="HOST:PORT", help="The Ray cluster to try: auto or HOST:PORT.")
 @json_option
-def doctor(store: str, study: str | None, as_json: bool) -> None:
-    """Check what a search needs here: store, data, Ray, torch, one training step."""
+def doctor(store: str, study: str | None, space: str, address: str | None, as_json: bool) -> None:
+    """Check what a search needs here: store, disk, device, compiler, data, Ray, one training step."""
     from nas.doctor import examine
 
-    lines = examine(store, study)
+    lines = examine(store, study, space, address)
     if as_json:
         _print_json([{"check": line.check, "ok": line.ok, "found": line.found, "do": line.do} for line in lines])
     else:
@@ -531,6 +549,23 @@ def study_delete(name: str, store: str, yes: bool) -> None:
     click.echo(f"deleted study {name}")
 
 
+@study_group.command(name="replay")
+@click.argument("name")
+@store_option
+def study_replay(name: str, store: str) -> None:
+    """Draw every proposal of a study again, from what was told when, and compare."""
+    from nas.replay import replayed
+    from nas.store import Store
+
+    with Store(store) as opened:
+        found = list(replayed(opened, opened.study(name)))
+    other = [entry for entry in found if entry.stored != entry.drawn]
+    for entry in other:
+        click.echo(f"trial {entry.trial} was {entry.stored}, and is drawn as {entry.drawn}")
+    click.echo(f"{len(found) - len(other)} of {len(found)} proposals of study {name} are drawn again as they were")
+    sys.exit(1 if other else 0)
+
+
 @study_group.command(name="export")
 @click.argument("name")
 @store_option
@@ -575,20 +610,41 @@ def bench() -> None:
 
 
 @bench.command(name="search")
-@click.option("--part", type=click.Choice(["overhead", "growth"]), default="overhead", show_default=True)
+@click.option("--part", type=click.Choice(["overhead", "growth", "quality"]), default="overhead", show_default=True)
 @click.option("--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth]")
+@click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Of --part quality.")
+@click.option("--figure", metavar="FILE", help="Of --part quality: hypervolume against compute, as HTML, PNG or SVG.")
+@click.option("--record", is_flag=True, help="Train the table that --part quality replays: short trainings, resumable.")
+@click.option("--store", default="table.db", show_default=True, metavar="URL", help="Where --record keeps its study.")
+@click.option("--out", default="lm.json", show_default=True, metavar="FILE", help="The table that --record writes.")
 @json_option
-def bench_search(part: str, trials: int | None, as_json: bool) -> None:
-    """What a trial costs beyond its training.
+def bench_search(
+    part: str, trials: int | None, seeds: int, figure: str | None, record: bool, store: str, out: str, as_json: bool
+) -> None:
+    """What a trial costs beyond its training, and how good a front the same compute finds.
 
     overhead: our engines and Ray Tune with its own OptunaSearch, in one run. growth: the first trials of a long study
-    and its last.
+    and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock.
     """
-    from nas.bench_search import growth, overhead
     from nas.progress import print_table
     from nas.summary import bench_table
 
-    data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
+    if record:
+        from nas.table import record as record_table
+
+        sys.exit(record_table(store, Path(out)))
+    if part == "quality":
+        from nas.bench_quality import compare
+
+        data, curves = compare(seeds)
+        if figure:
+            from dashboards.quality import write_figure
+
+            write_figure(curves, figure)
+    else:
+        from nas.bench_search import growth, overhead
+
+        data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
     if as_json:
         _print_json(data)
     else:

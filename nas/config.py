@@ -6,17 +6,30 @@ Flags win over the file, the file over the preset. Everything that can be wrong 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import inf
+from math import inf, isclose
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nas.errors import UserError
 from nas.records import Recipe, SpaceSpec
 from search_spaces import load_space
-from search_spaces.base import Choices, Domain, Key, Space, SpaceError, Suggest, nearest, nearest_default
+from search_spaces.base import (
+    Choices,
+    Domain,
+    Key,
+    Space,
+    SpaceError,
+    Suggest,
+    Uniform,
+    nearest,
+    nearest_default,
+)
 
 ENGINES = ("ray", "tune", "inline")
-SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "random", "qmc")
+SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "gp", "evolution", "random", "qmc")
+HUB = "hub:"  # before the name of one of OptunaHub's samplers
 KERNELS = ("auto", "reference", "triton", "cpu")
 MEASURED = ("latency_ms", "peak_bytes")  # on the worker: one sample forward; a training step
 OBJECTIVES = {
@@ -25,6 +38,7 @@ OBJECTIVES = {
 }
 DEFAULT_OBJECTIVES = {"text": ("bits_per_byte", "flops_per_token"), "images": ("accuracy", "flops_per_image")}
 
+SAMPLED = 2000  # architectures that limits are tried on before a search starts
 DEFAULT_RATE = 3e-3
 RATE_GRID = tuple(DEFAULT_RATE * 3.0**k for k in (-2, -1, 0, 1))
 
@@ -74,6 +88,17 @@ FIXED_ONLY = ("train.tokens", "train.batch_tokens", "train.images", "train.batch
 COUNTED = {"text": ("train.tokens", "train.batch_tokens"), "images": ("train.images", "train.batch_images")}
 
 
+# What no architecture may exceed, however it is drawn. FLOPs count with every gate open: the most a token can take.
+LIMITS: dict[str, Key] = {
+    key.name: key
+    for key in (
+        _training_key("max.flops", inf, (inf,), "FLOPs a token or an image, at most", low=1),
+        _training_key("max.parameters", inf, (inf,), "parameters, at most", low=1),
+        _training_key("max.memory", inf, (inf,), "bytes of activations a training step keeps, at most", low=1),
+    )
+}
+
+
 def training_keys(task: str) -> dict[str, Key]:
     """The training keys of one task: text counts tokens, images count images."""
     others = {name for other, names in COUNTED.items() if other != task for name in names}
@@ -97,12 +122,15 @@ class StudyConfig:
     gpus_per_trial: float = 0.0
     engine: str = "ray"
     address: str | None = None
-    sampler: str = "nsgaii"
+    sampler: str = "evolution"
+    halving: bool = True
     trial_timeout: float | None = None
     checkpoints: str | None = None  # folder; None: beside the weights
     kernels: str = "auto"
+    compile: bool = False
     seed: int = 0
     resume: bool = False
+    warm_start: str | None = None  # where architectures come from that are trained first
 
     def __post_init__(self) -> None:
         if not self.study.strip():
@@ -112,7 +140,7 @@ class StudyConfig:
         for flag, value, known in (
             ("--preset", self.preset, tuple(PRESETS)),
             ("--engine", self.engine, ENGINES),
-            ("--sampler", self.sampler, SAMPLERS),
+            ("--sampler", self.sampler, (*SAMPLERS, self.sampler) if self.sampler.startswith(HUB) else SAMPLERS),
             ("--kernels", self.kernels, KERNELS),
         ):
             if value not in known:
@@ -142,6 +170,23 @@ class Plan:
     domains: Mapping[str, Domain]  # of SEARCHED
     recipe: Recipe  # every default
     data_path: str | None
+    limits: Mapping[str, float] = field(default_factory=dict)  # of LIMITS, those that were set
+
+    def allows(self, arch: Any) -> bool:
+        """Whether an architecture stays within every limit."""
+        return all(spent <= self.limits[name] for name, spent in self.spent(arch).items())
+
+    def spent(self, arch: Any) -> dict[str, float]:
+        """What an architecture needs of everything that is limited."""
+        if not self.limits:
+            return {}
+        cost = self.space.cost(arch)
+        needs = {
+            "max.flops": cost.flops_total,
+            "max.parameters": cost.parameters_total,
+            "max.memory": cost.activation_bytes * self.recipe.batch_tokens,
+        }
+        return {name: float(needs[name]) for name in self.limits}
 
     def recipe_with(self, picked: Mapping[str, Any]) -> Recipe:
         return Recipe(
@@ -182,8 +227,14 @@ class Plan:
         rate = self.recipe.learning_rate
         if isinstance(domain, Choices) and len(domain.values) == 1:
             return [(arch, self.recipe)]
+        searched = domain.values if isinstance(domain, Choices) else ()
+        rates = [
+            # 0.009 as somebody wrote it, and not 0.003 * 3 beside it, which differs in its last digit.
+            next((value for value in searched if isclose(value, rate * factor)), rate * factor)
+            for factor in (1.0, 3.0, 1 / 3)
+        ]
         picked = {name: value for name, value in _picked(self.recipe).items() if name != "optim.lr"}
-        return [(arch, self.recipe_with(picked | {"optim.lr": rate * factor})) for factor in (1.0, 3.0, 1 / 3)]
+        return [(arch, self.recipe_with(picked | {"optim.lr": value})) for value in rates]
 
 
 def _picked(recipe: Recipe) -> dict[str, Any]:
@@ -213,8 +264,8 @@ def recipe_with(recipe: Recipe, training: Mapping[str, str], task: str) -> Recip
 
 
 def split_settings(settings: Mapping[str, str], space: Space) -> tuple[dict[str, str], dict[str, str]]:
-    """`--set` keys of the space, and those of the training. Raises SpaceError naming the nearest known key."""
-    training = training_keys(space.task)
+    """`--set` keys of the space, and all others. Raises SpaceError naming the nearest known key."""
+    training = {**training_keys(space.task), **LIMITS}
     known = (*space.keys, *training)
     for name in settings:
         if name not in known:
@@ -232,6 +283,7 @@ def make_plan(config: StudyConfig) -> Plan:
         raise UserError(f"space {config.space} has task {bare.task!r}: wanted {' or '.join(OBJECTIVES)}")
     preset = PRESETS[config.preset]
     space_settings, training = split_settings(config.settings, bare)
+    limits = {name: LIMITS[name].check(training.pop(name)) for name in LIMITS if name in training}
     if "base" not in space_settings:  # a named architecture brings its own
         space_settings = {**bare.presets.get(config.preset, {}), **space_settings}
     space = bare.restrict(space_settings) if space_settings else bare
@@ -255,7 +307,7 @@ def make_plan(config: StudyConfig) -> Plan:
         batch_tokens=fixed[batch],
         seed=fixed["train.seed"],
     )
-    return Plan(
+    plan = Plan(
         space=space,
         space_spec=SpaceSpec(config.space, space_settings),
         objectives=_objectives(config, space),
@@ -263,7 +315,30 @@ def make_plan(config: StudyConfig) -> Plan:
         domains=domains,
         recipe=recipe,
         data_path=str(Path(fixed["data.path"]).resolve()) if fixed["data.path"] else None,
+        limits=limits,
     )
+    _check_limits(plan)
+    return plan
+
+
+def _check_limits(plan: Plan) -> None:
+    """Raises UserError when no architecture of a large sample stays within the limits."""
+    if not plan.limits or plan.allows(plan.space.baseline()):
+        return
+    rng = np.random.default_rng(0)
+    least = dict.fromkeys(plan.limits, inf)
+    for _ in range(SAMPLED):
+        try:
+            arch, _ = plan.suggest(Uniform(rng))
+        except SpaceError:
+            continue
+        spent = plan.spent(arch)
+        if all(spent[name] <= limit for name, limit in plan.limits.items()):
+            return
+        least = {name: min(least[name], spent[name]) for name in least}
+    asked = ", ".join(f"{name}={limit:g}" for name, limit in plan.limits.items())
+    found = ", ".join(f"{name}={value:g}" for name, value in least.items())
+    raise UserError(f"no architecture of {SAMPLED} drawn stays within {asked}; each for itself, the least was {found}")
 
 
 def _default(key: Key, domain: Domain) -> Any:
@@ -309,8 +384,9 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
     "time": (int, float), "device_hours": (int, float), "workers": (int,), "gpus_per_trial": (int, float),
-    "engine": (str,), "address": (str,), "sampler": (str,), "trial_timeout": (int, float), "checkpoints": (str,),
-    "kernels": (str,), "seed": (int,), "resume": (bool,),
+    "engine": (str,), "address": (str,), "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float),
+    "checkpoints": (str,), "kernels": (str,), "compile": (bool,), "seed": (int,), "resume": (bool,),
+    "warm_start": (str,),
 }  # fmt: skip
 
 
@@ -368,7 +444,18 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 
 # What belongs to one run on one machine, not to the study.
 HERE_AND_NOW = frozenset(
-    ("store", "resume", "time", "device_hours", "workers", "gpus_per_trial", "engine", "address", "checkpoints")
+    [
+        "store",
+        "resume",
+        "warm_start",
+        "time",
+        "device_hours",
+        "workers",
+        "gpus_per_trial",
+        "engine",
+        "address",
+        "checkpoints",
+    ]
 )
 CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
 

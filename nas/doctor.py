@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 from nas.errors import UserError
@@ -20,18 +22,19 @@ class Line:
     do: str = ""
 
 
-def examine(store: str, study: str | None) -> list[Line]:
+def examine(store: str, study: str | None, space: str = "lm", address: str | None = None) -> list[Line]:
     """Every check, in order; none stops the others."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: sys.version.split()[0]),
         ("store", lambda: _store(store)),
         ("disk", _disk),
-        ("torch", _torch),
-        ("kernels", _compiler),
+        ("device", _device),
+        ("triton", _triton),
+        ("compiler", _compiler),
         ("data", _data),
-        ("ray", _ray),
-        ("smallest architecture", lambda: _step("lm", largest=False)),
-        ("largest architecture", lambda: _step("lm", largest=True)),
+        ("ray", lambda: _ray(address)),
+        ("smallest architecture", lambda: _step(space, largest=False)),
+        ("largest architecture", lambda: _step(space, largest=True)),
     ]
     if study is not None:
         checks.append((f"study {study}", lambda: _study(store, study)))
@@ -43,7 +46,7 @@ def _run(name: str, check: Callable[[], str]) -> Line:
         return Line(name, True, check())
     except Exception as error:  # noqa: BLE001 - whatever is wrong here is what the user wants to read
         found, _, do = str(error).partition(" -> ")
-        return Line(name, False, found or type(error).__name__, do)
+        return Line(name, False, found or type(error).__name__, do or "put that right and run nas doctor again")
 
 
 def _store(url: str) -> str:
@@ -66,16 +69,40 @@ def _disk() -> str:
     return f"{free / 2**30:.0f} GiB free"
 
 
-def _torch() -> str:
+def _device() -> str:
     import torch
 
-    device = f"CUDA, {torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "CPU only"
-    return f"{torch.__version__}, {device}, {torch.backends.cpu.get_cpu_capability()}"
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        return f"torch {torch.__version__}, {torch.cuda.device_count()} GPUs ({', '.join(sorted(names))})"
+    if shutil.which("nvidia-smi"):
+        raise RuntimeError(
+            f"torch {torch.__version__} sees no GPU beside its driver -> install torch without constraints-cpu.txt"
+        )
+    return f"torch {torch.__version__}, CPU only, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _triton() -> str:
+    import torch
+
+    try:
+        import_module("triton")
+    except ImportError as error:
+        raise RuntimeError(f"{error} -> pip install triton (Linux), or search with --kernels cpu") from error
+    use = "compiles the GPU kernels" if torch.cuda.is_available() else "not used: it needs a GPU"
+    return f"{version('triton')}, {use}"
 
 
 def _compiler() -> str:
+    import torch
+
     compiler = shutil.which("g++") or shutil.which("c++")
-    return f"C++ compiler {compiler}" if compiler else "no C++ compiler: the reference kernels serve, only slower"
+    if compiler is None:
+        raise RuntimeError(
+            "no C++ compiler: the CPU kernels cannot be built -> install g++, or use --kernels reference"
+        )
+    units = "AMX" if torch.cpu._is_amx_tile_supported() else "no AMX"
+    return f"{compiler}, {units}"
 
 
 def _data() -> str:
@@ -85,13 +112,19 @@ def _data() -> str:
     return f"{corpus.name}: {len(corpus.train):,} bytes to train on, {len(corpus.validation):,} to validate"
 
 
-def _ray() -> str:
+def _ray(address: str | None) -> str:
     from nas.executors import RayPool
 
     start = time.perf_counter()
-    pool = RayPool(1)
-    pool.close()
-    return f"a local cluster with a warm worker starts in {time.perf_counter() - start:.1f} s"
+    pool = RayPool(1, address=address)
+    try:
+        if not pool.free:
+            raise RuntimeError("no worker became ready -> ray status shows which resources are missing")
+        seconds = time.perf_counter() - start
+        has = ", ".join(f"{count:g} {name}" for name, count in sorted(pool.resources().items()))
+    finally:
+        pool.close()
+    return f"{'a cluster of our own' if address is None else address} with {has}: a warm worker in {seconds:.1f} s"
 
 
 def _step(name: str, *, largest: bool) -> str:

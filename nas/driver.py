@@ -6,9 +6,10 @@ Whatever kills it, the store is consistent: every event is one transaction, and 
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from types import FrameType
 from typing import Protocol
 
@@ -16,7 +17,21 @@ from nas import worker
 from nas.artifacts import keep_weights
 from nas.checkpoints import discard, kept, open_folder
 from nas.executors import Event, Executor, Lost
-from nas.records import FINISHED, POLICIES, Job, Notice, Policy, Progress, Report, Result, State, StudyRow, Trial
+from nas.records import (
+    FINISHED,
+    POLICIES,
+    Failure,
+    FailureKind,
+    Job,
+    Notice,
+    Policy,
+    Progress,
+    Report,
+    Result,
+    State,
+    StudyRow,
+    Trial,
+)
 from nas.store import Store
 
 HEARTBEAT_SECONDS = 10.0
@@ -29,6 +44,7 @@ class View(Protocol):
     def started(self, trial: Trial) -> None: ...
     def progress(self, event: Progress) -> None: ...
     def reported(self, event: Report) -> None: ...
+    def stopped(self, event: Report) -> None: ...
     def ended(self, trial: int, result: Result | None) -> None: ...
     def message(self, text: str) -> None: ...
     def tick(self) -> None: ...
@@ -61,8 +77,12 @@ class Work(Protocol):
         """Takes in what changed in the store."""
         ...
 
-    def saw(self, seq: int) -> bool:
-        """A change of ours in the store, which needs no reading where it is the next one; whether it is."""
+    def reported(self, trial: Trial, report: Report, seq: int) -> bool:
+        """A report of ours, stored as change `seq`; whether the trial goes on after it."""
+        ...
+
+    def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
+        """The trial was stopped where the report was made."""
         ...
 
     def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
@@ -211,15 +231,21 @@ def _handle(work: Work, executor: Executor, event: Event, leased: dict[int, Tria
     elif isinstance(event, Notice):
         view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
-        seq = store.report(row, event, leased[event.trial].token)
+        trial = leased[event.trial]
+        seq = store.report(row, event, trial.token)
         if seq is None:  # we were silent for so long that another driver took it over
             del leased[event.trial]
             executor.stop(event.trial)
             view.message(f"trial {event.trial} was taken over by another driver")
             view.ended(event.trial, None)
-        else:
-            work.saw(seq)
-            view.reported(event)
+            return
+        view.reported(event)
+        if not work.reported(trial, event, seq):
+            del leased[event.trial]
+            executor.stop(event.trial)
+            work.stopped(trial, event, store.stop(row, event, trial.token))
+            discard(work.checkpoints, event.trial)
+            view.stopped(event)
     elif isinstance(event, Lost):
         del leased[event.trial]
         store.release(row, event.trial, event.token, fault=not event.preempted)
@@ -235,6 +261,7 @@ def _handle(work: Work, executor: Executor, event: Event, leased: dict[int, Tria
         work.refresh()
     else:
         trial = leased.pop(event.trial)
+        event = checked(event, row.objectives)
         seq = store.finish(row, event)
         work.ended(trial, event, seq)
         if seq is None:
@@ -256,6 +283,20 @@ def _parts_to_try(trial: Trial, result: Result) -> int | None:
         return None
     parts = 2 * trial.provenance.get("micro_batches", 1)
     return parts if parts <= MAX_MICRO_BATCHES else None
+
+
+def checked(result: Result, objectives: Sequence[str]) -> Result:
+    """The result, or a failure where an objective was not measured or a value is no finite number."""
+    if result.failure is not None:
+        return result
+    missing = [name for name in objectives if name not in result.values]
+    if missing:
+        message = f"measured {', '.join(result.values) or 'nothing'}, but not the objective {', '.join(missing)}"
+        return replace(result, values={}, failure=Failure(FailureKind.ERROR, message))
+    wrong = [f"{name} is {value}" for name, value in result.values.items() if not isfinite(value)]
+    if wrong:
+        return replace(result, values={}, failure=Failure(FailureKind.DIVERGED, ", ".join(wrong)))
+    return result
 
 
 def retrain(job: Job, view: View) -> Result:

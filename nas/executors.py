@@ -134,6 +134,7 @@ def timed_out(job: Job, seconds: float) -> Result:
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
+TRAINING = ("worker", "train", "tasks", "data", "images", "measure", "checkpoints", "records")  # modules of nas
 START_ATTEMPTS = 3  # of each worker
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
 CONTROL = "control"  # the concurrency group of what must not wait for a job
@@ -265,6 +266,11 @@ class RayPool:
         until = time.monotonic() + WARM_UP_SECONDS
         while self.free < workers and (left := until - time.monotonic()) > 0:
             self._warm(left)
+
+    def resources(self) -> dict[str, float]:
+        """CPUs, GPUs and bytes of memory of the cluster."""
+        found = self._ray.cluster_resources()
+        return {name: found[name] for name in ("CPU", "GPU", "memory") if name in found}
 
     def _new_actor(self) -> tuple[Any, Any]:
         actor = self._actor_class.remote()
@@ -413,8 +419,9 @@ class _Worker:
 def code_hash() -> str:
     """Names the text of what trains: a worker's must be the driver's, or its numbers would not compare."""
     root = Path(__file__).parent.parent
-    files = sorted(path for folder in ("kernels", "search_spaces", "nas") for path in (root / folder).rglob("*.py"))
-    return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    files = [*(root / "kernels").rglob("*.py"), *(root / "search_spaces").rglob("*.py")]
+    files += [root / "nas" / f"{name}.py" for name in TRAINING]
+    return sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 
 def ray_node() -> str:

@@ -18,6 +18,7 @@ from nas.store import Store
 from nas.study import Search, open_search, prepare
 from nas.summary import verdict
 from nas.tasks import TASKS
+from nas.warm_start import warm_start
 
 
 def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> int:
@@ -29,6 +30,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
             raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
         config = resumed(stored, given)
     prepared = prepare(config)  # whatever is wrong is found before anything is written
+    first = warm_start(config.warm_start, config.store, prepared.plan) if config.warm_start else []
     if config.checkpoints is not None:
         open_folder(config.checkpoints)
     workers = config.workers or default_workers(config)
@@ -40,7 +42,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         timeout=config.trial_timeout,
     )
     with closing(executor), Store(config.store, create=True) as store:
-        search = open_search(store, prepared, evaluate)
+        search = open_search(store, prepared, evaluate, first)
         finished = store.finished(search.row)
         unit = TASKS[search.plan.space.task].unit
         click.echo(
@@ -57,8 +59,10 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
     """Prints the front, what beats the baseline, and how to go on; the exit code."""
     print_table(front_table(store.front(search.row), f"front of {search.row.name}"))
     click.echo(verdict(store, search.row))
-    if search.cache_hits:
-        click.echo(f"{search.cache_hits} proposals were known already and not trained again")
+    if search.proposals.cache_hits:
+        click.echo(f"{search.proposals.cache_hits} proposals were known already and not trained again")
+    if search.proposals.refused:
+        click.echo(f"{search.proposals.refused} proposals exceeded a limit and were drawn again")
     click.echo(f"finished {outcome.finished} of {outcome.asked} trials")
     if outcome.finished >= outcome.asked:
         return 0

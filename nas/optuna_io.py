@@ -5,6 +5,7 @@ Objectives reach Optuna as costs (smaller is better, log10 where ratios matter).
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,9 +18,29 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
+from nas.errors import UserError
 from nas.samplers import make_sampler
+from search_spaces.base import SpaceError
 
 T = TypeVar("T")
+
+
+FAILED = 2.0  # how unfinished a failed trial is: more than any that was stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the sampler is told of a trial: costs, all finite, and the share of its training that it did not do.
+
+    What is unfinished counts as infeasible: worse than whatever ran to its end, and the worse the earlier it ended.
+    """
+
+    costs: tuple[float, ...]
+    unfinished: float = 0.0
+
+    @property
+    def constraints(self) -> dict[str, float]:
+        return {"unfinished": self.unfinished}
 
 
 class _Recorder:
@@ -61,13 +82,18 @@ class Proposer(Generic[T]):
         self._study = optuna.create_study(directions=["minimize"] * objectives)
         self._asked: dict[int, optuna.Trial] = {}
 
-    def ask(self, number: int, attempt: int, explore: bool = False) -> tuple[int, dict[str, Any], dict[str, Any], T]:
-        """(handle, parameters, the sampler's attributes, what `suggest` returned) for proposal `number`.
+    def ask(
+        self, number: int, attempt: int, params: Mapping[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any], dict[str, Any], T | None]:
+        """(handle, parameters, the sampler's attributes, what `suggest` returned) for proposal `number`; None in place
+        of the last where `suggest` raised SpaceError, as a space with conditions of its own may.
 
-        Drawn from a generator seeded by (study seed, number, attempt), whatever was asked before; `explore` draws
-        at random instead of asking the study's sampler.
+        Drawn from a generator seeded by (study seed, number, attempt), whatever was asked before; with `params`, these
+        are taken instead.
         """
-        name = "random" if explore else self._sampler
+        if params is not None:
+            self._study.enqueue_trial(dict(params))
+        name = self._sampler
         seed = int(np.random.SeedSequence([self._seed, number, attempt]).generate_state(1)[0])
         # The quasi-random sequence is one for the study; its position is kept there.
         with warnings.catch_warnings():
@@ -78,36 +104,52 @@ class Proposer(Generic[T]):
             sampler.infer_relative_search_space = lambda *_: dict(self._distributions or {})  # type: ignore[method-assign]
         self._study.sampler = sampler
         trial = self._study.ask()
-        value = self._suggest(trial)
-        if self._distributions is not None and trial.params.keys() != self._distributions.keys():
+        try:
+            value = self._suggest(trial)
+        except SpaceError:
+            value = None
+        asked = set(self._distributions or ())
+        if value is not None and asked and trial.params.keys() != asked:
             self._distributions = None  # a space with conditional parameters: Optuna has to look
         frozen = self._study._storage.get_trial(trial._trial_id)
         self._asked[trial.number] = trial
         return trial.number, dict(trial.params), dict(frozen.system_attrs), value
 
-    def tell(self, handle: int, costs: Sequence[float] | None) -> None:
-        """The outcome of a proposal; None when it failed or was never run."""
+    def tell(self, handle: int, outcome: Outcome | None) -> None:
+        """The outcome of a proposal; None when it was never trained, or its end says nothing of the architecture."""
         trial = self._asked.pop(handle)
-        if costs is None:
+        if outcome is None:
             self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            self._study.tell(trial, list(costs))
+            return
+        for name, value in outcome.constraints.items():
+            trial.set_constraint(name, value)
+        self._study.tell(trial, list(outcome.costs))
 
-    def add(
-        self,
-        params: Mapping[str, Any],
-        attrs: Mapping[str, Any],
-        costs: Sequence[float] | None,
-    ) -> None:
+    def add(self, params: Mapping[str, Any], attrs: Mapping[str, Any], outcome: Outcome | None) -> None:
         """A finished trial that was not asked here: one of the store's, or a baseline."""
         recorder = _Recorder(params)
         self._suggest(recorder)
         self._study.add_trial(
             create_trial(
-                state=TrialState.FAIL if costs is None else TrialState.COMPLETE,
-                values=None if costs is None else list(costs),
+                state=TrialState.FAIL if outcome is None else TrialState.COMPLETE,
+                values=None if outcome is None else list(outcome.costs),
                 params=dict(params),
                 distributions=recorder.distributions,
                 system_attrs=dict(attrs),
+                constraints=None if outcome is None else outcome.constraints,
             )
         )
+
+
+def best_params(url: str, study: str) -> list[tuple[int, dict[str, Any]]]:
+    """Number and parameters of the best trials of a study in one of Optuna's own databases. Raises UserError."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        loaded = optuna.load_study(study_name=study, storage=url)
+        return [(trial.number, dict(trial.params)) for trial in loaded.best_trials]
+    except KeyError as error:
+        names = ", ".join(optuna.get_all_study_names(url)) or "none"
+        raise UserError(f"{url} holds no Optuna study {study!r}; it has: {names}") from error
+    except Exception as error:  # Optuna hands on whatever its database raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{url} cannot be read as an Optuna database: {reason}") from error

@@ -61,3 +61,17 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
     inside = [point for point in points if all(x < r for x, r in zip(point, reference, strict=True))]
     return float(exact(np.asarray(inside, float), ref=np.asarray(reference, float))) if inside else 0.0
+
+
+def ranks(points: Sequence[Point]) -> list[int]:
+    """The non-dominated rank of every point: 0 on the front, 1 on the front of the rest, and so on."""
+    from moocore import pareto_rank
+
+    return [int(rank) for rank in pareto_rank(np.asarray(points, float))] if points else []
+
+
+def contributions(points: Sequence[Point], reference: Point) -> list[float]:
+    """The volume that every point alone adds; 0 for a point beyond the reference, and for equal ones."""
+    from moocore import hv_contributions
+
+    return [float(x) for x in hv_contributions(np.asarray(points, float), ref=np.asarray(reference, float))]

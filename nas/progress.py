@@ -48,6 +48,7 @@ class Silent:
     def started(self, trial: Trial) -> None: ...
     def progress(self, event: Progress) -> None: ...
     def reported(self, event: Report) -> None: ...
+    def stopped(self, event: Report) -> None: ...
     def ended(self, trial: int, result: Result | None) -> None: ...
     def message(self, text: str) -> None: ...
     def tick(self) -> None: ...
@@ -80,13 +81,19 @@ class Lines:
             f"trial {event.trial} rung {event.rung}: loss {event.loss:.4f} after {event.tokens:,} {self._unit}s"
         )
 
-    def ended(self, trial: int, result: Result | None) -> None:
-        if result is None:
-            return
+    def stopped(self, event: Report) -> None:
+        self._print(f"trial {event.trial} stopped at rung {event.rung} {self._one_more()}")
+
+    def _one_more(self) -> str:
         self._finished += 1
         self._done_here += 1
         eta = (time.monotonic() - self._start) / self._done_here * (self._asked - self._finished)
-        where = f"[{self._finished}/{self._asked}, about {eta:.0f} s left]"
+        return f"[{self._finished}/{self._asked}, about {eta:.0f} s left]"
+
+    def ended(self, trial: int, result: Result | None) -> None:
+        if result is None:
+            return
+        where = self._one_more()
         if result.failure:
             self._print(f"trial {trial} failed ({result.failure.kind}): {result.failure.message} {where}")
         else:
@@ -141,6 +148,11 @@ class Screen:
     def reported(self, event: Report) -> None:
         if event.trial in self._running:
             self._running[event.trial].loss = event.loss
+
+    def stopped(self, event: Report) -> None:
+        self._running.pop(event.trial, None)
+        self._finished += 1
+        self._done_here += 1
 
     def ended(self, trial: int, result: Result | None) -> None:
         self._running.pop(trial, None)

@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the training at which a trial is evaluated
+
 
 class State(StrEnum):
     """A trial's life: WAITING -> RUNNING -> COMPLETE | STOPPED | FAILED."""
@@ -90,6 +92,7 @@ class Job:
     data_hash: str
     data_seed: int
     kernels: str = "auto"
+    compile: bool = False
     measured: tuple[str, ...] = ()  # objectives that take measuring: latency_ms, peak_bytes
     micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from

@@ -1,86 +1,56 @@
 """A study being searched: opened or resumed in the store, its proposals made and its results told.
 
-The store holds the truth; the sampler's study in memory is refilled from it. A proposal becomes a row only when a
-worker takes it, and an architecture that was trained before, with the same training settings, is never trained again.
+The store holds the truth; the study's mind (nas/proposals.py) is told of it again on every start. A proposal becomes a
+row only when a worker takes it, and an architecture that was trained before, with the same training settings, is never
+trained again.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from nas import pareto
 from nas.checkpoints import checkpoint_path
 from nas.config import MEASURED, Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
-from nas.optuna_io import Proposer
-from nas.records import FINISHED, POLICIES, Job, Policy, Recipe, Result, SpaceSpec, State, StudyRow, Trial
-from nas.samplers import population_size
+from nas.proposals import Proposals
+from nas.records import RUNGS, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
 from nas.train import measured_worst
-from search_spaces.base import Cost, SpaceError, arch_to_json, digest
-
-MAX_REPEATS = 200  # proposals in a row that were all seen before: the space is as good as exhausted
-
-
-def config_hash(arch_hash: str, recipe: Recipe) -> str:
-    """Names what a trial trains and how, its seed included."""
-    return digest({"arch": arch_hash, **asdict(recipe)})
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A proposal not yet leased, and the sampler's handle on it (None for a baseline)."""
-
-    proposal: Proposal
-    handle: int | None
+from search_spaces.base import Cost, arch_to_json, digest
 
 
 class Search:
-    """The study's mind: what to train next, and what came of it.
-
-    `cache_hits` counts proposals that needed no training, as their outcome was known.
-    """
+    """The study's mind and its memory: what to train next, and what came of it."""
 
     def __init__(self, store: Store, row: StudyRow, config: StudyConfig, plan: Plan) -> None:
         self.store, self.row, self.config, self.plan = store, row, config, plan
         self.checkpoints = checkpoints_folder(row, config.checkpoints)
-        self.cache_hits = 0
         self.exhausted = False
-        self._proposer = Proposer(
-            config.sampler,
-            config.seed,
-            population_size(plan.trials),
-            objectives=len(row.objectives),
-            suggest=plan.suggest,
-        )
-        self._ready: deque[_Pending] = deque()
-        self._handles: dict[int, int] = {}  # trial number -> the sampler's handle
-        self._known: dict[str, tuple[float, ...] | None] = {}  # config hash -> costs, None while unknown or failed
+        self.proposals = make_proposals(row, plan, session=uuid4().hex[:8])
+        self._ready: deque[Proposal] = deque()
         self._seq = 0
         self._waiting: set[int] = set()  # trials that were handed back
         self._next = 0  # the number the next proposal is expected to get
         self.refresh()
-        self._baselines = deque(self._baseline_proposals())
 
     @property
     def asked(self) -> int:
         return self.plan.trials
 
-    # ---- telling ---------------------------------------------------------------------------------------------
-
     def refresh(self) -> None:
         """Takes in what changed in the store since the last look: our own results, and other drivers'."""
-        for trial in self.store.trials(self.row, after=self._seq):
+        changed = self.store.trials(self.row, after=self._seq)
+        curves = by_trial(self.store.reports(self.row, after=self._seq))
+        for trial in changed:
             self._seq = max(self._seq, trial.seq)
             self._next = max(self._next, trial.number + 1)
             (self._waiting.add if trial.state == State.WAITING else self._waiting.discard)(trial.number)
-            outcome = self._costs(trial)
-            self._known[config_hash(trial.arch_hash, trial.recipe)] = outcome
-            if trial.state in FINISHED:
-                self._tell(trial, outcome)
+            self.proposals.told(trial, curves.get(trial.number, ()))
 
     def saw(self, seq: int | None) -> bool:
         """Whether a change of ours, `seq`, was the first since the last look: then there is nothing to read."""
@@ -89,47 +59,38 @@ class Search:
         self._seq = seq
         return True
 
-    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
-        """Takes in a result of ours, stored as change `seq`, and what other drivers changed before it."""
-        if not self.saw(seq):
+    def _told(self, trial: Trial, curve: Sequence[Report], seq: int | None) -> None:
+        """Takes in a change of ours, stored as `seq`, and what other drivers changed before it."""
+        if self.saw(seq):
+            self.proposals.told(trial, curve)
+        else:
             self.refresh()
-            return
+
+    def reported(self, trial: Trial, report: Report, seq: int) -> bool:
+        """Takes in a report of ours; whether the trial goes on after it, or is stopped there."""
+        self._told(trial, [report], seq)
+        last = report.rung == len(RUNGS) - 1
+        if last or not self.config.halving:
+            return True
+        return self.proposals.goes_on(report.trial, report.rung)
+
+    def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
+        """Takes in that the trial was stopped at the report's rung."""
+        self._told(replace(trial, state=State.STOPPED), [report], seq)
+
+    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+        """Takes in a result of ours."""
         state = State.FAILED if result.failure else State.COMPLETE
-        trial = replace(
-            trial,
-            state=state,
-            values=result.values,
-            failure=result.failure,
-        )
-        outcome = self._costs(trial)
-        self._known[config_hash(trial.arch_hash, trial.recipe)] = outcome
-        self._tell(trial, outcome)
-
-    def _costs(self, trial: Trial) -> tuple[float, ...] | None:
-        """The trial's point; the reference point where failing says that the architecture is bad; else None."""
-        if trial.state == State.COMPLETE:
-            return pareto.costs(self.row.objectives, trial.values)
-        if trial.failure is not None and POLICIES[trial.failure.kind] in (Policy.TEACH, Policy.SHRINK):
-            return tuple(self.row.reference[name] for name in self.row.objectives)
-        return None
-
-    def _tell(self, trial: Trial, costs: tuple[float, ...] | None) -> None:
-        handle = self._handles.pop(trial.number, None)
-        if handle is not None:
-            self._proposer.tell(handle, costs)
-        elif trial.params:  # another driver's, an earlier run's, or a baseline inside the searched space
-            self._proposer.add(trial.params, trial.sampler_attrs, costs)
-
-    # ---- proposing -------------------------------------------------------------------------------------------
+        self._told(replace(trial, state=state, values=result.values, failure=result.failure), (), seq)
 
     def prefetch(self, count: int) -> None:
         """Makes proposals until `count` are ready, so that no worker waits for the sampler."""
         while len(self._ready) < count and not self.exhausted:
-            pending = self._propose()
-            if pending is None:
+            proposal = self.proposals.given() or self.proposals.drawn(self._next + len(self._ready))
+            if proposal is None:
                 self.exhausted = True
             else:
-                self._ready.append(pending)
+                self._ready.append(proposal)
 
     def lease(self, driver: int) -> Trial | None:
         """The next trial to run: one that waits in the store, else a new one; None when there is nothing to do."""
@@ -141,67 +102,44 @@ class Search:
             self.prefetch(1)
             if not self._ready:
                 return None
-            pending = self._ready.popleft()
-            trial = self.store.lease_new(self.row, driver, pending.proposal, self.plan.trials)
+            proposal = self._ready.popleft()
+            trial = self.store.lease_new(self.row, driver, proposal, self.plan.trials)
             if trial is not None:
-                if pending.handle is not None:
-                    self._handles[trial.number] = pending.handle
+                self.proposals.leased(trial.number, proposal)
                 self.saw(trial.seq)
                 break
             if sum(self.store.states(self.row).values()) >= self.plan.trials:
-                self._ready.appendleft(pending)
+                self._ready.appendleft(proposal)
                 return None
-            self.refresh()  # another driver had the same idea
-            if pending.handle is not None:
-                self._proposer.tell(pending.handle, self._known.get(pending.proposal.config_hash))
+            self.refresh()
+            self.proposals.lost(proposal)
         self._next = max(self._next, trial.number + 1)
         return trial
 
-    def _baseline_proposals(self) -> list[_Pending]:
-        """Trials 0, 1 and 2, as far as they are not in the store yet."""
-        made = [self._proposal(arch, recipe, "baseline", {}, None) for arch, recipe in self.plan.baselines()]
-        return [_Pending(proposal, None) for proposal in made if proposal.config_hash not in self._known]
-
-    def _proposal(
-        self, arch: Any, recipe: Recipe, origin: str, attrs: Mapping[str, Any], params: Mapping[str, Any] | None
-    ) -> Proposal:
-        arch_hash = self.plan.space.arch_hash(arch)
-        if params is None:
-            try:
-                params = self.plan.params(arch, recipe)
-            except SpaceError:
-                params = {}  # a baseline outside the searched space is measured, but cannot teach the sampler
-        return Proposal(
-            params=params,
-            arch=arch_to_json(arch),
-            arch_hash=arch_hash,
-            config_hash=config_hash(arch_hash, recipe),
-            recipe=recipe,
-            origin=origin,
-            sampler_attrs=attrs,
-        )
-
-    def _propose(self) -> _Pending | None:
-        """A configuration nobody has trained or is training; None when the sampler finds no new one."""
-        if self._baselines:
-            pending = self._baselines.popleft()
-            self._known[pending.proposal.config_hash] = None
-            return pending
-        number = self._next + len(self._ready)
-        for attempt in range(MAX_REPEATS):
-            explore = attempt >= MAX_REPEATS // 2  # the sampler only repeats itself: anything new will do
-            handle, params, attrs, (arch, recipe) = self._proposer.ask(number, attempt, explore)
-            proposal = self._proposal(arch, recipe, "sampler", attrs, params)
-            if proposal.config_hash not in self._known:
-                self._known[proposal.config_hash] = None
-                return _Pending(proposal, handle)
-            # A known outcome is told at once: evolution goes on from it, and nothing is trained twice.
-            self.cache_hits += 1
-            self._proposer.tell(handle, self._known[proposal.config_hash])
-        return None
-
     def job(self, trial: Trial) -> Job:
         return replace(make_job(self.row, trial), checkpoint=checkpoint_path(self.checkpoints, trial.number))
+
+
+def make_proposals(row: StudyRow, plan: Plan, session: str) -> Proposals:
+    """The mind of a study that was told nothing yet, but for what is trained before its sampler is asked."""
+    given = [(arch, recipe, "baseline") for arch, recipe in plan.baselines() if plan.allows(arch)]
+    for arch, recipe in row.settings.get("enqueued", ()):
+        given.append((plan.space.from_json(arch), Recipe(**recipe), "enqueued"))
+    return Proposals(
+        plan,
+        row.settings["sampler"],
+        row.settings["seed"],
+        reference=[row.reference[name] for name in row.objectives],
+        given=given,
+        session=session,
+    )
+
+
+def by_trial(reports: Iterable[Report]) -> dict[int, list[Report]]:
+    curves: dict[int, list[Report]] = {}
+    for report in reports:
+        curves.setdefault(report.trial, []).append(report)
+    return curves
 
 
 def make_job(row: StudyRow, trial: Trial) -> Job:
@@ -217,6 +155,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         data_hash=row.data_hash,
         data_seed=row.settings["seed"],
         kernels=row.settings["kernels"],
+        compile=row.settings["compile"],
         measured=tuple(name for name in row.objectives if name in MEASURED),
         micro_batches=trial.provenance.get("micro_batches", 1),
         evaluate=row.settings["evaluate"],
@@ -260,10 +199,22 @@ def prepare(config: StudyConfig) -> Prepared:
     return Prepared(config, plan, data.name, data.hash, task.scaling(data), task.worst(data))
 
 
-def open_search(store: Store, prepared: Prepared, evaluate: str = "nas.train:evaluate") -> Search:
-    """Creates the study, or continues it when `config.resume`. Raises StudyError."""
+def open_search(
+    store: Store,
+    prepared: Prepared,
+    evaluate: str = "nas.train:evaluate",
+    enqueued: Sequence[tuple[Any, Recipe]] = (),
+) -> Search:
+    """Creates the study, or continues it when `config.resume`. Raises StudyError.
+
+    `enqueued`, architectures and how to train them, come before what the sampler draws from now on.
+    """
     space = prepared.plan.space
     row = open_study(store, prepared, space.cost(space.largest()), evaluate)
+    if enqueued:
+        waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
+        row = replace(row, settings={**row.settings, "enqueued": [*row.settings.get("enqueued", ()), *waiting]})
+        store.update_settings(row, row.settings)
     return Search(store, row, prepared.config, prepared.plan)
 
 

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from nas import pareto
 from nas.config import COUNTED, training_keys
-from nas.records import FINISHED, Report, State, StudyRow, Trial
+from nas.halving import exempt, rank_correlation
+from nas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial
 from nas.store import Store
 from search_spaces.base import Choices, Range, Space, arch_to_json
 
@@ -82,7 +83,23 @@ def status_of(store: Store, study: StudyRow) -> dict[str, Any]:
         "trials_per_hour": rate,
         "eta_seconds": 3600 * left / rate if rate and left > 0 and live else None,
         "hypervolume": history[-1][2] if history else 0.0,
+        "rank_correlation": rank_correlations(trials, store.reports(study)),
     }
+
+
+def rank_correlations(trials: Sequence[Trial], reports: Sequence[Report]) -> dict[str, float]:
+    """Spearman's, by rung: how well losses there foretell losses at the end, from trials that halving leaves alone.
+
+    Of the others only the better ones reach the end, which would make any rung look worse than it is.
+    """
+    done = {trial.number for trial in trials if trial.state == State.COMPLETE and exempt(trial.number)}
+    losses: dict[int, dict[int, float]] = {}
+    for report in reports:
+        if report.trial in done:
+            losses.setdefault(report.rung, {})[report.trial] = report.loss
+    final = losses.pop(len(RUNGS) - 1, {})
+    found = {str(rung): rank_correlation(early, final) for rung, early in sorted(losses.items())}
+    return {rung: value for rung, value in found.items() if value is not None}
 
 
 def _sessions(trials: Sequence[Trial]) -> list[list[tuple[Trial, float, float]]]:

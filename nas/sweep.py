@@ -15,9 +15,10 @@ from nas.driver import run
 from nas.errors import UserError
 from nas.executors import Executor
 from nas.progress import make_view
-from nas.records import Job, Recipe, Result, SpaceSpec, StudyRow, Trial
+from nas.proposals import config_hash
+from nas.records import Job, Recipe, Report, Result, SpaceSpec, StudyRow, Trial
 from nas.store import Proposal, Store
-from nas.study import Prepared, checkpoints_folder, config_hash, make_job, open_study
+from nas.study import Prepared, checkpoints_folder, make_job, open_study
 from nas.tasks import TASKS
 from search_spaces import load_space
 from search_spaces.base import arch_to_json
@@ -83,12 +84,15 @@ class FixedList:
     def refresh(self) -> None:
         """Nothing: what is trained does not depend on results."""
 
-    def saw(self, seq: int) -> bool:
-        """Always: nothing is read back."""
+    def reported(self, trial: Trial, report: Report, seq: int) -> bool:
+        """Always on: every configuration of the list is trained to its end."""
         return True
 
+    def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
+        """Never, as above."""
+
     def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
-        """Nothing, as above."""
+        """Nothing: what is trained does not depend on results."""
 
 
 def _prepare(config: StudyConfig, configurations: Sequence[Settings]) -> tuple[Prepared, list[Proposal]]:

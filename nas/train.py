@@ -19,13 +19,12 @@ from kernels import _dispatch
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import DataError
 from nas.measure import latency_ms, peak_bytes, stream_diagnostics
-from nas.records import Job, Notice, Progress, Recipe, Report, Result
+from nas.records import RUNGS, Job, Notice, Progress, Recipe, Report, Result
 from nas.tasks import TASKS, Batch
 from search_spaces import load_space
 from search_spaces.connections import connection_parameters
 from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
 
-RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the training at which a trial is evaluated
 WARMUP = 1 / 20  # share of the steps over which the learning rate rises
 FINAL_RATE = 0.1  # of the peak, at the end of a cosine or linear schedule
 CLIP = 1.0  # gradient norm
@@ -146,6 +145,13 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
+def compile_parts(model: nn.Module) -> None:
+    """torch.compile in place; state and names stay. Of a gated net only the branches: a gate differs at each step."""
+    parts = [model] if not gates_of(model) else [m.branch for m in model.modules() if hasattr(m, "branch")]
+    for part in parts:
+        part.compile(dynamic=False)  # type: ignore[union-attr]
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a trial's number depends on besides its row: where it ran, and which kernels computed it and why."""
     from nas import version
@@ -185,6 +191,8 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
     model = seeded_build(space, arch, recipe.seed).to(device)
+    if job.compile:
+        compile_parts(model)
     samples = max(1, recipe.batch_tokens // task.units(arch))
     step_units = samples * task.units(arch)
     steps = max(1, round(recipe.tokens / step_units))

@@ -11,7 +11,11 @@ from difflib import get_close_matches
 from hashlib import sha256
 from itertools import pairwise
 from json import dumps
+from math import exp
+from math import log as log_of
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
+
+from numpy.random import Generator
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; whoever builds a network has it
     from torch import nn
@@ -56,6 +60,36 @@ class FixedTrial:
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         return float(self._take(name))
+
+
+class Uniform:
+    """Answers each question evenly and independently, and keeps its answers."""
+
+    def __init__(self, rng: Generator) -> None:
+        self._rng = rng
+        self.answers: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.answers[name] = choices[int(self._rng.integers(len(choices)))]
+        return self.answers[name]
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if log:
+            self.answers[name] = round(self._between(low, high, log))
+            return int(self.answers[name])
+        return int(self.suggest_categorical(name, range(low, high + 1, step)))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        value = self._between(low, high, log)
+        self.answers[name] = value if step is None else low + step * round((value - low) / step)
+        return float(self.answers[name])
+
+    def _between(self, low: float, high: float, log: bool) -> float:
+        if log:
+            return float(exp(self._rng.uniform(log_of(low), log_of(high))))
+        return float(self._rng.uniform(low, high))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,14 @@
 
 import contextlib
 import os
-import pwd
 import random
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nas.errors import UserError
+from nas.postgres import throw_away_postgres
 from nas.store import Store
 
 
@@ -41,39 +37,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
-    """A throw-away PostgreSQL in a temporary folder, reached by a socket there; yields its URL."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    binary = next((folder for folder in folders if (folder / "initdb").exists()), None)
-    if binary is None:
-        pytest.skip("no PostgreSQL server binaries on this machine")
-    home = Path(tempfile.mkdtemp(prefix="pg-"))
-    home.chmod(0o755)
-    options: dict = {}
-    if os.geteuid() == 0:  # the server refuses to run as root
-        nobody = pwd.getpwnam("nobody")
-        os.chown(home, nobody.pw_uid, nobody.pw_gid)
-        options = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-    options |= {"env": os.environ | {"LC_ALL": "C", "HOME": str(home)}, "cwd": home}
-    init = [binary / "initdb", "-D", home / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
-    subprocess.run([str(part) for part in init], check=True, stdout=subprocess.DEVNULL, **options)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = ["fsync=off", "synchronous_commit=off", "listen_addresses="]
-    command = [str(binary / "postgres"), "-D", str(home / "data"), "-k", str(home), "-p", str(port)]
-    command += [part for setting in settings for part in ("-c", setting)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    """A throw-away PostgreSQL; yields its URL. Skips where no server is installed."""
     try:
-        ready = [str(binary / "pg_isready"), "-q", "-h", str(home), "-p", str(port)]
-        deadline = time.monotonic() + 20
-        while subprocess.run(ready, check=False).returncode:
-            assert server.poll() is None and time.monotonic() < deadline, "PostgreSQL did not start"
-            time.sleep(0.05)
-        yield f"postgresql://postgres@/postgres?host={home}&port={port}"
-    finally:
-        server.send_signal(2)  # fast shutdown
-        server.wait(20)
-        shutil.rmtree(home, ignore_errors=True)
+        with throw_away_postgres() as server:
+            yield server.url
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

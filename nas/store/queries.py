@@ -577,6 +577,19 @@ class Store:
             self._noted(study, seq)
         return seq
 
+    def stop(self, study: StudyRow, report: Report, token: int) -> int | None:
+        """Ends a trial at a rung, where `report` was its last; the change's sequence, or None when it is not ours."""
+        values = {"state": State.STOPPED, "finished": _utcnow(), "train_seconds": report.seconds}
+
+        def work(connection: Connection) -> int | None:
+            trial_id, seq = _touch(connection, study, report.trial, token, values)
+            return None if trial_id is None else seq
+
+        seq = self._write(work)
+        if seq is not None:
+            self._noted(study, seq)
+        return seq
+
     def finish(self, study: StudyRow, result: Result) -> int | None:
         """Ends a trial: its values, its place on the front and the hypervolume in one transaction.
 

@@ -29,7 +29,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, text: str) -> str:
         "data.path": text,
     }
     flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    assert main(["search", "--study", "s", "--store", store, "--trials", "6", *FAST, *flags]) == 0
+    assert main(["search", "--study", "s", "--store", store, "--trials", "6", "--halving", "off", *FAST, *flags]) == 0
     return store
 
 
@@ -90,7 +90,8 @@ def test_front_as_csv_has_a_line_a_trial(searched: str, capsys: pytest.CaptureFi
 
 def test_status_prints_the_documented_json(searched: str, capsys: pytest.CaptureFixture[str]) -> None:
     status = json.loads(printed(capsys, "status", "--study", "s", "--store", searched, "--json"))
-    wanted = {"study", "states", "failures", "workers", "utilisation", "trials_per_hour", "eta_seconds", "hypervolume"}
+    wanted = {"study", "states", "failures", "workers", "utilisation", "trials_per_hour", "eta_seconds"}
+    wanted |= {"hypervolume", "rank_correlation"}
     assert status.keys() == wanted
     assert status["states"]["COMPLETE"] == 6
     assert status["workers"] == 0  # nobody is searching now

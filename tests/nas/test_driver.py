@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nas import driver as loop
+from nas import optuna_io
 from nas.config import StudyConfig
 from nas.driver import Outcome, run
 from nas.executors import Event, Inline, Lost
@@ -91,12 +92,13 @@ def test_the_sampler_hears_of_failures_that_are_the_architectures_own(
     kind: FailureKind, taught: bool, store: Store
 ) -> None:
     search = opened(store, trials=4)
-    told: list[tuple[float, ...] | None] = []
-    tell = search._proposer.tell
-    search._proposer.tell = lambda handle, costs: (told.append(costs), tell(handle, costs))[1]  # type: ignore[method-assign]
+    told: list[optuna_io.Outcome | None] = []
+    proposer = search.proposals._proposer
+    tell = proposer.tell
+    proposer.tell = lambda handle, outcome: (told.append(outcome), tell(handle, outcome))[1]  # type: ignore[method-assign]
     run(search, Disturbed(lambda job: failed(job, kind) if job.trial == 3 else None), Silent())
     reference = tuple(search.row.reference[name] for name in search.row.objectives)
-    assert told == [reference if taught else None]
+    assert told == [optuna_io.Outcome(reference, unfinished=optuna_io.FAILED) if taught else None]
 
 
 def test_a_driver_that_falls_silent_elsewhere_loses_its_trials_to_a_running_one(

@@ -56,7 +56,9 @@ def study(tmp_path_factory: pytest.TempPathFactory, text: str) -> str:
     settings |= {"ffn.shape": "hourglass", "gates.placement": "both", "data.path": text}
     settings |= {"train.tokens": "4096", "train.batch_tokens": "256"}
     with Store(store, create=True) as opened:
-        search = open_search(opened, prepare(StudyConfig(study="s", preset="quick", trials=6, settings=settings)))
+        search = open_search(
+            opened, prepare(StudyConfig(study="s", preset="quick", trials=6, halving=False, settings=settings))
+        )
         run(search, Inline(), Silent())
     return store
 

@@ -9,7 +9,7 @@ from nas import pareto
 from nas.config import SAMPLERS, StudyConfig, make_plan
 from nas.driver import run
 from nas.executors import Inline
-from nas.optuna_io import Proposer
+from nas.optuna_io import Outcome, Proposer
 from nas.progress import Silent
 from nas.samplers import population_size
 from nas.store import Store
@@ -24,7 +24,7 @@ def searched(folder: Path, sampler: str, trials: int, **config: object) -> tuple
         settings = StudyConfig(study="s", sampler=sampler, trials=trials, preset="quick", **config)  # type: ignore[arg-type]
         search = open_search(store, prepare(settings), evaluate=TRIVIAL)
         run(search, Inline(), Silent())
-        return store.trials(search.row), search.cache_hits
+        return store.trials(search.row), search.proposals.cache_hits
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -54,7 +54,7 @@ def test_a_small_space_is_searched_to_its_last_point(sampler: str, tmp_path: Pat
 def test_a_refilled_study_goes_on_with_the_next_generation(tmp_path: Path) -> None:
     trials, _ = searched(tmp_path, "nsgaii", 30)
     with Store(str(tmp_path / "nas.db")) as store:
-        resumed = StudyConfig(study="s", trials=40, preset="quick", resume=True)
+        resumed = StudyConfig(study="s", sampler="nsgaii", trials=40, preset="quick", resume=True)
         search = open_search(store, prepare(resumed), evaluate=TRIVIAL)
         run(search, Inline(), Silent())
         later = store.trials(search.row)[30:]
@@ -75,12 +75,12 @@ def front_volume(sampler: str, seed: int, trials: int) -> float:
     points = []
     for number in range(trials):
         handle, _, _, costs = proposer.ask(number, 0)
-        proposer.tell(handle, costs)
+        proposer.tell(handle, Outcome(costs))
         points.append(costs)
     return pareto.hypervolume(points, (2.0, 2.0))
 
 
-@pytest.mark.parametrize("sampler", ["nsgaii", "tpe"])
+@pytest.mark.parametrize("sampler", ["nsgaii", "tpe", "evolution"])
 def test_a_sampler_that_is_told_outcomes_beats_chance(sampler: str) -> None:
     ahead = [front_volume(sampler, seed, 120) > front_volume("random", seed, 120) for seed in range(5)]
     assert sum(ahead) >= 4
@@ -95,7 +95,7 @@ def test_a_space_with_conditional_parameters_is_left_to_optuna() -> None:
     for number in range(30):
         handle, params, _, value = proposer.ask(number, 0)
         assert set(params) in ({"wide", "width"}, {"wide", "depth"})
-        proposer.tell(handle, (float(value), 1.0))
+        proposer.tell(handle, Outcome((float(value), 1.0)))
 
 
 def test_short_searches_evolve_too() -> None:

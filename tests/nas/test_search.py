@@ -36,7 +36,7 @@ TINY = {
 
 def flags(text: str, **changed: str) -> list[str]:
     settings = TINY | {"data.path": text} | changed
-    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return ["--halving", "off", *(part for name, value in settings.items() for part in ("--set", f"{name}={value}"))]
 
 
 def search(store: Path, text: str, *extra: str, **changed: str) -> int:
@@ -75,6 +75,7 @@ def pool() -> Executor:
 
 def searched(store: Store, text: str, executor: Executor, **config: object) -> tuple[StudyRow, Outcome]:
     settings = TINY | {"data.path": text} | dict(config.pop("settings", {}))  # type: ignore[call-overload]
+    config = {"halving": False, **config}
     prepared = prepare(StudyConfig(study="s", preset="quick", settings=settings, **config))  # type: ignore[arg-type]
     found = open_search(store, prepared)
     return found.row, run(found, executor, Silent())

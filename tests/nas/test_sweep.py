@@ -13,9 +13,10 @@ from nas.driver import retrain
 from nas.errors import StudyError, UserError
 from nas.executors import Event, Executor, Inline, RayPool
 from nas.progress import Silent
+from nas.proposals import config_hash
 from nas.records import Result, State
 from nas.store import Proposal, Store
-from nas.study import config_hash, make_job
+from nas.study import make_job
 from nas.sweep import sweep
 from search_spaces.base import SpaceError
 

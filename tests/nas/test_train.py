@@ -8,7 +8,7 @@ import torch
 
 from nas.data import load_corpus
 from nas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
-from nas.train import _data, learning_rate, make_optimizers, seeded_build
+from nas.train import checked_data, learning_rate, make_optimizers, seeded_build
 from nas.worker import run
 from search_spaces.lm import LanguageModels
 
@@ -131,5 +131,25 @@ def test_one_step_of_training_has_a_learning_rate() -> None:
 
 
 def test_the_text_is_read_once_a_worker(text: str) -> None:
-    first = _data("text", text, load_corpus(text).hash)
-    assert _data("text", text, first.hash) is first
+    first = checked_data("text", text, load_corpus(text).hash)
+    assert checked_data("text", text, first.hash) is first
+
+
+@pytest.mark.parametrize("placement", ["none", "ffn"])
+def test_a_compiled_net_trains_to_the_same_loss(placement: str, text: str) -> None:
+    made = job(text, arch={"gates.placement": placement}, recipe=Recipe(3e-3, tokens=1024, batch_tokens=256))
+    plain, compiled = (trained(dataclasses.replace(made, compile=on))[1].values for on in (False, True))
+    assert compiled["bits_per_byte"] == pytest.approx(plain["bits_per_byte"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "cpu"])
+def test_training_on_the_kernels_ends_at_the_loss_of_their_definitions(kernels: str, text: str) -> None:
+    fast, exact = trained(job(text, kernels=kernels))[1], trained(job(text, kernels="reference"))[1]
+    assert fast.values["bits_per_byte"] == pytest.approx(exact.values["bits_per_byte"], rel=1e-3)
+    assert {note.partition(":")[0] for note in fast.provenance["kernels"].values()} == {"cpu"}
+    assert {note.partition(":")[0] for note in exact.provenance["kernels"].values()} == {"reference"}
+
+
+def test_kernels_that_cannot_run_here_fail_the_trial_and_say_so(text: str) -> None:
+    failure = trained(job(text, kernels="triton"))[1].failure
+    assert failure is not None and "kernels=triton runs on cuda tensors" in failure.message

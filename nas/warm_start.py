@@ -1,0 +1,99 @@
+"""Architectures to train first, from an earlier search: another study's front, a file, or an Optuna database.
+
+They are trained again rather than believed: what another search measured, on other data or for another budget, does not
+compare with what this one measures. With halving that costs little.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nas.config import SEARCHED, Plan
+from nas.errors import UserError
+from nas.optuna_io import best_params
+from nas.records import Recipe
+from nas.store import Store
+from nas.summary import front_rows
+from search_spaces.base import Choices, FixedTrial, SpaceError
+
+OPTUNA = "optuna:"
+
+
+def warm_start(source: str, store: str, plan: Plan) -> list[tuple[Any, Recipe]]:
+    """Architectures and how to train them here, from FILE.json, [STORE#]STUDY or optuna:URL#STUDY.
+
+    A study gives its front. A file holds a list of architectures, or what `nas front --json` prints. Learning rates
+    come along where they are known; tokens are this study's own. Raises UserError naming what is not in this search.
+    """
+    if source.startswith(OPTUNA):
+        return _optuna(source, plan)
+    rows = _file(source) if source.endswith(".json") else _study(source, store, plan)
+    if not rows:
+        raise UserError(f"--warm-start {source}: there is no architecture in it yet")
+    found = []
+    for place, row in enumerate(rows):
+        name = f"trial {row['trial']}" if "trial" in row else f"entry {place}"
+        try:
+            arch = plan.space.from_json(row.get("arch", row))
+            recipe = _recipe(row.get("training", {}), plan)
+            plan.params(arch, recipe)  # raises where it is outside the search
+        except SpaceError as error:
+            raise UserError(f"--warm-start {source}: {name} is not in this search: {error}") from error
+        found.append((arch, recipe))
+    return found
+
+
+def _recipe(training: Mapping[str, Any], plan: Plan) -> Recipe:
+    """This study's recipe with what the other one searched, as far as it is searched here too."""
+    picked = {
+        "optim.lr": plan.recipe.learning_rate,
+        "optim.name": plan.recipe.optimizer,
+        "optim.weight_decay": plan.recipe.weight_decay,
+        "optim.schedule": plan.recipe.schedule,
+    }
+    for name in SEARCHED:
+        domain = plan.domains[name]
+        if name in training and not (isinstance(domain, Choices) and training[name] not in domain.values):
+            picked[name] = training[name]
+    return plan.recipe_with(picked)
+
+
+def _file(source: str) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(Path(source).read_text())
+    except OSError as error:
+        raise UserError(f"--warm-start {source}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--warm-start {source}: not JSON: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"--warm-start {source}: wanted a list of architectures, as `nas front --json` prints")
+    return rows
+
+
+def _study(source: str, store: str, plan: Plan) -> list[dict[str, Any]]:
+    address, _, name = source.rpartition("#")
+    with Store(address or store) as opened:
+        row = opened.study(name)
+        if row.space.name != plan.space_spec.name:
+            raise UserError(
+                f"--warm-start {source}: that study searches space {row.space.name}, this one {plan.space_spec.name}"
+            )
+        return front_rows(row, opened.front(row))
+
+
+def _optuna(source: str, plan: Plan) -> list[tuple[Any, Recipe]]:
+    address, hash, name = source.removeprefix(OPTUNA).rpartition("#")
+    if not hash or not address or not name:
+        raise UserError(f"--warm-start {source}: wanted optuna:URL#STUDY, like optuna:sqlite:///old.db#first")
+    found = []
+    for number, params in best_params(address, name):
+        try:
+            arch, recipe = plan.suggest(FixedTrial(params))
+            plan.params(arch, recipe)
+        except (SpaceError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--warm-start {source}: trial {number} with {params} is not in this search: {error}"
+            ) from error
+        found.append((arch, recipe))
+    return found

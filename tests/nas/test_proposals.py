@@ -1,0 +1,199 @@
+"""One contract over every sampler, halving on and off: searches whose objective takes no training."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from nas.cli import main
+from nas.config import SAMPLERS, StudyConfig, make_plan
+from nas.driver import run
+from nas.errors import UserError
+from nas.executors import Inline
+from nas.halving import exempt
+from nas.progress import Silent
+from nas.records import Job, Report, Result, State, Trial
+from nas.replay import replayed
+from nas.store import Store
+from nas.study import open_search, prepare
+from nas.warm_start import warm_start
+
+HERE = "tests.nas.test_proposals"
+
+
+def curved(job: Job) -> Iterator[Report | Result]:
+    """A loss that falls over four rungs, lower for larger nets and for learning rates near 3e-3."""
+    size = float(job.arch["depth"] * job.arch["d_model"])
+    final = 8 / size**0.5 + abs(math.log10(job.recipe.learning_rate / 3e-3))
+    for rung, share in enumerate((1 / 8, 1 / 4, 1 / 2, 1)):
+        tokens = round(share * job.recipe.tokens)
+        yield Report(job.trial, rung, rung, tokens, share * size, final + 0.5 * (1 - share), float(rung))
+    yield Result(job.trial, job.token, values={"bits_per_byte": final, "flops_per_token": 1000 * size})
+
+
+def searched(folder: Path, evaluate: object = curved, **config: object) -> tuple[Store, list[Trial]]:
+    settings = StudyConfig(study="s", preset="quick", **{"engine": "inline", **config})  # type: ignore[arg-type]
+    store = Store(str(folder / "nas.db"), create=True)
+    search = open_search(store, prepare(settings), evaluate=f"{HERE}:{evaluate.__name__}")  # type: ignore[attr-defined]
+    run(search, Inline(), Silent())
+    return store, store.trials(search.row)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker finds this module under its own name."""
+    import sys
+    import types
+
+    for name in ("tests", "tests.nas"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_stopped_trials_keep_their_rungs_teach_and_never_stand_on_the_front(sampler: str, tmp_path: Path) -> None:
+    store, trials = searched(tmp_path, sampler=sampler, halving=True, trials=30)
+    row = store.study("s")
+    assert [trial.number for trial in trials] == list(range(30))
+    assert len({(trial.arch_hash, trial.recipe) for trial in trials}) == 30
+    stopped = [trial for trial in trials if trial.state == State.STOPPED]
+    assert len(stopped) >= 10
+    assert not any(exempt(trial.number) for trial in stopped)
+    for trial in stopped:
+        assert 1 <= len(store.reports(row, trial.number)) <= 3
+        assert trial.values == {}
+    assert all(trial.state == State.COMPLETE for trial in store.front(row))
+
+
+def test_without_halving_every_trial_runs_to_its_end(tmp_path: Path) -> None:
+    _, trials = searched(tmp_path, halving=False, trials=12)
+    assert {trial.state for trial in trials} == {State.COMPLETE}
+
+
+@pytest.mark.parametrize("sampler", ["evolution", "tpe"])
+def test_a_finished_search_replays_to_the_same_proposals(sampler: str, tmp_path: Path) -> None:
+    store, _ = searched(tmp_path, sampler=sampler, halving=True, trials=16)
+    resumed = StudyConfig(study="s", preset="quick", sampler=sampler, halving=True, trials=26, resume=True)
+    run(open_search(store, prepare(resumed)), Inline(), Silent())
+    entries = list(replayed(store, store.study("s")))
+    assert len(entries) == 23  # three are the baselines
+    assert [entry.drawn for entry in entries] == [entry.stored for entry in entries]
+
+
+def test_the_first_hundred_proposals_on_a_small_space_are_a_hundred_architectures(tmp_path: Path) -> None:
+    settings = {
+        "depth": "2..4",
+        "d_model": "32,64",
+        "attention.ratio": "0.5,1",
+        "streams.n": "1,2",
+        "optim.lr": "0.003",
+    }
+    settings |= {"ffn.ratio": "2,4,0.5", "ffn.sub_mlps": "4", "gates.layers": "all", "gates.placement": "none,ffn"}
+    settings |= {"gates.rate": "0.5"}
+    _, trials = searched(tmp_path, halving=True, trials=100, settings=settings)
+    assert len({trial.arch_hash for trial in trials}) == 100
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------
+
+
+def test_no_trial_exceeds_a_limit_and_the_small_are_not_preferred(tmp_path: Path) -> None:
+    plan = make_plan(StudyConfig(preset="quick"))
+    limit = plan.space.cost(plan.space.baseline()).flops_total
+    _, trials = searched(tmp_path, sampler="random", trials=40, settings={"max.flops": str(limit)})
+    spent = [plan.space.cost(plan.space.from_json(trial.arch)).flops_total for trial in trials]
+    assert max(spent) <= limit
+    assert sum(flops > limit / 2 for flops in spent) > 8
+
+
+@pytest.mark.parametrize("key", ["max.flops", "max.parameters", "max.memory"])
+def test_limits_that_nothing_meets_are_bad_input(key: str) -> None:
+    with pytest.raises(UserError, match=f"{key}=10.*the least was"):
+        make_plan(StudyConfig(preset="quick", settings={key: "10"}))
+
+
+# ---- bad numbers -----------------------------------------------------------------------------------------------
+
+
+def nan_now_and_then(job: Job) -> Iterator[Result]:
+    loss = math.nan if job.trial % 3 == 0 else 1.0 / job.trial
+    yield Result(job.trial, job.token, values={"bits_per_byte": loss, "flops_per_token": 1e4 + job.trial})
+
+
+def forgetful(job: Job) -> Iterator[Result]:
+    yield Result(job.trial, job.token, values={"bits_per_byte": 1.0})
+
+
+@pytest.mark.parametrize("sampler", ["nsgaii", "tpe", "evolution"])
+def test_a_value_that_is_no_number_fails_the_trial_and_the_search_goes_on(sampler: str, tmp_path: Path) -> None:
+    _, trials = searched(tmp_path, nan_now_and_then, sampler=sampler, trials=24)
+    failed = [trial for trial in trials if trial.failure]
+    assert [trial.number for trial in failed] == list(range(0, 24, 3))
+    assert {str(trial.failure.kind) for trial in failed if trial.failure} == {"diverged"}
+
+
+def test_an_objective_that_nobody_measured_fails_the_trial_with_its_name(tmp_path: Path) -> None:
+    _, trials = searched(tmp_path, forgetful, trials=3)
+    assert all(trial.failure and "flops_per_token" in trial.failure.message for trial in trials)
+
+
+# ---- warm start ------------------------------------------------------------------------------------------------
+
+
+def test_a_front_is_trained_first_from_a_study_and_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    store, _ = searched(tmp_path, trials=12)
+    front = [(trial.arch_hash, trial.recipe.learning_rate) for trial in store.front(store.study("s"))]
+    assert main(["front", "--study", "s", "--store", str(tmp_path / "nas.db"), "--json"]) == 0
+    (tmp_path / "front.json").write_text(capsys.readouterr().out)
+    plan = make_plan(StudyConfig(preset="quick"))
+    for source in ("s", f"{tmp_path / 'nas.db'}#s", str(tmp_path / "front.json")):
+        found = warm_start(source, str(tmp_path / "nas.db"), plan)
+        assert [(plan.space.arch_hash(arch), recipe.learning_rate) for arch, recipe in found] == front
+    search = open_search(store, prepare(StudyConfig(study="t", preset="quick", trials=9)), f"{HERE}:curved", found)
+    run(search, Inline(), Silent())
+    given = [trial for trial in store.trials(search.row) if trial.origin == "enqueued"]
+    known = {(trial.arch_hash, trial.recipe) for trial in store.trials(search.row) if trial.origin == "baseline"}
+    fresh = [(plan.space.arch_hash(arch), r.learning_rate) for arch, r in found]
+    fresh = [pair for pair, (_, r) in zip(fresh, found, strict=True) if (pair[0], r) not in known]
+    assert [(trial.arch_hash, trial.recipe.learning_rate) for trial in given] == fresh[: 9 - 3]
+
+
+def test_the_best_of_an_optuna_database_is_trained_first(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    plan = make_plan(StudyConfig(preset="quick"))
+    old = optuna.create_study(storage=url, study_name="old", directions=["minimize", "minimize"])
+    for loss in (1.0, 2.0):
+        trial = old.ask()
+        plan.suggest(trial)
+        old.tell(trial, [loss, loss])
+    (found,) = warm_start(f"optuna:{url}#old", "nas.db", plan)
+    assert plan.params(*found) == old.best_trials[0].params
+    with pytest.raises(UserError, match="it has: old"):
+        warm_start(f"optuna:{url}#new", "nas.db", plan)
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("{", "not JSON"),
+        ("{}", "wanted a list"),
+        ("[]", "no architecture"),
+        ('[{"depth": 99}]', "entry 0 is not in this"),
+    ],
+)
+def test_a_file_that_cannot_start_a_search_says_why(text: str, wanted: str, tmp_path: Path) -> None:
+    path = tmp_path / "archs.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=wanted):
+        warm_start(str(path), "nas.db", make_plan(StudyConfig(preset="quick")))
+
+
+def test_status_shows_how_well_rungs_foretell_the_end(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    searched(tmp_path, halving=True, trials=64)
+    assert main(["status", "--study", "s", "--store", str(tmp_path / "nas.db"), "--json"]) == 0
+    correlation = json.loads(capsys.readouterr().out)["rank_correlation"]
+    assert set(correlation) == {"0", "1", "2"}
+    assert all(value == pytest.approx(1) for value in correlation.values())  # these curves never cross
