@@ -464,6 +464,11 @@ def decompose(
     if not nets:
         raise UserError(f"{folder} has no feed-forward net to take apart: wanted a Transformer")
     scratch = _controls_folder(target, config)
+    if config["provenance"].get("torch") != torch.__version__:
+        say(
+            f"trained with torch {config['provenance'].get('torch')}, here is {torch.__version__}: the evidence holds "
+            "only if both draw the same initial weights from a seed"
+        )
     initial = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(worker_device()).eval()
     shuffled = [kept_control(setting, number, scratch, say) for number in range(1, controls + 1)]
 
