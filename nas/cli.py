@@ -394,6 +394,69 @@ def evaluate(folder: str, data: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--out", required=True, metavar="DIR2", help="Folder to write; it must not exist.")
+@click.option("--data", metavar="PATH", help="The data it was trained on, if it is elsewhere now.")
+@click.option(
+    "--controls", type=int, default=3, show_default=True, metavar="N", help="Trainings on shuffled targets; 3 or more."
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Of the confirmed edges, the strongest, whose blocks the model runs.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="In which the rest is taken out."
+)
+@click.option(
+    "--retrain",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="T",
+    help="Tokens or images, over all steps.",
+)
+@json_option
+def decompose(
+    folder: str, out: str, data: str | None, controls: int, keep: float, steps: int, retrain: int, as_json: bool
+) -> None:
+    """Take a trained model apart into blocks that run independently, with the evidence for them.
+
+    DIR is an export. Evidence is what learning changed, beside controls: the untrained model, and the same training on
+    shuffled targets, which takes --controls times as long as the model's own. After Ctrl-C the same command goes on.
+
+    \b
+    nas decompose winner --out winner-blocks
+    nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
+    """
+    from nas.decompose import decompose as take_apart
+
+    report = take_apart(
+        folder,
+        out,
+        data_path=data,
+        controls=controls,
+        keep=keep,
+        steps=steps,
+        retrain=retrain,
+        say=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        _print_json(report)
+        return
+    for line in report["verdict"]:
+        click.echo(line)
+    loss, result = report["loss"], report["result"]
+    click.echo(
+        f"{loss} {report['losses']['trained']:.4f} -> {result[loss]:.4f}, KL {result['kl']:.4f}, "
+        f"agreement {result['agreement']:.3f}, {result['flops']:.0f} FLOPs; the model is in {out}"
+    )
+
+
+@cli.command()
 @study_option()
 @store_option
 @click.option("--trials", default="front", show_default=True, metavar="N,M", help="Which; front: all of it.")
