@@ -500,10 +500,11 @@ def scale_figure(runs: pd.DataFrame, laws: pd.DataFrame) -> go.Figure:
         own = runs[runs["family"] == family]
         name = pseudo(family, 40)
         figure.add_trace(_band(law, colour, name))
-        for measured, dash in ((True, "solid"), (False, "dot")):
-            shown = law["loss"].where(law["measured"] == measured)
+        beyond = ~law["measured"]
+        beyond |= beyond.shift(-1, fill_value=False)  # the dotted line starts where the solid one ends
+        for shown, dash in ((law["measured"], "solid"), (beyond, "dot")):
             line = {"color": colour, "width": 2, "dash": dash}
-            figure.add_trace(_law(law["flops"], shown, name, line))
+            figure.add_trace(_law(law["flops"], law["loss"].where(shown), name, line))
         figure.add_trace(
             go.Scatter(
                 x=own["flops"],
