@@ -374,7 +374,8 @@ def analyse(climbed: Climbed, climbers: Sequence[Contender], *, seed: int) -> di
 def _family_json(fit: Fit, climbed: Climbed, climber: Contender) -> dict[str, Any]:
     own = [run for run in climbed.runs if run.family == climber.name]
     law, points = fit.laws[climber.name], fit.frontiers[climber.name]
-    at = np.geomspace(points.flops[0], points.flops[-1] * BEYOND[-1], 40)
+    first, last = float(points.flops[0]), float(points.flops[-1])
+    at = np.append(np.geomspace(first, last, 20), np.geomspace(last, last * BEYOND[-1], 20)[1:])
     low, high = fit.band(climber.name, at)
     try:
         surface: dict[str, Any] = asdict(fit_surface(own))
@@ -384,7 +385,7 @@ def _family_json(fit: Fit, climbed: Climbed, climber: Contender) -> dict[str, An
         "name": climber.name,
         "trial": climber.trial,
         "law": {"scale": law.scale, "exponent": asdict(fit.exponent(climber.name))},
-        "measured_flops": [points.flops[0], points.flops[-1]],
+        "measured_flops": [first, last],
         "curve": {"flops": at.tolist(), "loss": law.loss(at).tolist(), "low": low.tolist(), "high": high.tolist()},
         "surface": surface,
         "learning_rates": {str(size): rate for size, rate in climbed.rates[climber.name].items()},
