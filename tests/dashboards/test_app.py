@@ -365,7 +365,19 @@ def test_a_real_search_is_watched_and_its_winner_downloaded(serve, page, tmp_pat
     says(page, "Waiting for the store")
     settings = ["depth=1", "d_model=32,64", "context=32", "streams.n=1", "gates.placement=none", "train.tokens=4096"]
     command = [sys.executable, "-c", "import sys; from nas.cli import main; sys.exit(main())"]
-    command += ["search", "--study", "real", "--store", str(path), "--engine", "inline", "--trials", "4"]
+    command += [
+        "search",
+        "--study",
+        "real",
+        "--store",
+        str(path),
+        "--engine",
+        "inline",
+        "--trials",
+        "4",
+        "--halving",
+        "off",
+    ]
     command += [part for setting in settings for part in ("--set", setting)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as search:
         output, _ = search.communicate(timeout=200)

@@ -48,7 +48,7 @@ def where(job: Job) -> Iterator[Result]:
     import ray
 
     start = time.time()
-    time.sleep(3.0)
+    time.sleep(10.0)  # the other worker may be slow to start
     node = ray.get_runtime_context().get_node_id()
     found = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
     yield Result(job.trial, job.token, {"start": start, "end": time.time()}, provenance=found)
@@ -99,7 +99,7 @@ def test_a_node_that_dies_while_training_costs_a_rung_and_no_trial(cluster: Any,
     pool = pooled(cluster, 2)
     view = Killer(cluster, doomed)
     with Store(str(tmp_path / "nas.db"), create=True) as store:
-        config = StudyConfig(study="s", trials=4, preset="quick", settings=settings)
+        config = StudyConfig(study="s", trials=4, preset="quick", halving=False, settings=settings)
         search = open_search(store, prepare(config))
         try:
             outcome = run(search, pool, view)

@@ -41,6 +41,7 @@ def test_every_way_to_fail_is_told_apart_and_the_search_goes_on(tmp_path: Path, 
         trials=18,
         sampler="random",
         seed=3,
+        halving=False,
         settings=SETTINGS | {"data.path": text},
     )
     pool = RayPool(2, timeout=8)
