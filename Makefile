@@ -9,7 +9,7 @@ CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/n
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
 
-.PHONY: install search test test-slow bench lint dashboard screenshots study-ideas clean
+.PHONY: install search test test-slow bench lint dashboard screenshots study-ideas study-scale clean
 
 install: $(VENV)/installed
 
@@ -49,6 +49,10 @@ bench: install
 study-ideas: install
 	@echo "== what the four ideas are worth: 35 arms; resumes where it was stopped; results in docs/results"
 	$(BIN)/python docs/studies/ideas.py --store $(RUNS)/ideas.db
+
+study-scale: install
+	@echo "== does the gain survive scale: 4 families, 5 sizes; resumes where it was stopped; results in docs/results"
+	$(BIN)/python docs/studies/scale.py --store $(RUNS)/scale.db
 
 dashboard: install
 	$(BIN)/nas dashboard --store $(RUNS)/nas.db

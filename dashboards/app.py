@@ -20,7 +20,7 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from dashboards import figures, frames, pages
-from dashboards.live import LiveStudy, Watch
+from dashboards.live import LiveStudy, Watch, scale_of
 from dashboards.picture import architecture_figure, connection_names, gate_names
 from dashboards.texts import label, number, short
 from nas import records
@@ -80,6 +80,7 @@ def make_app(watch: Watch) -> Dash:
     _wire_front(app, watch)
     _wire_trial(app, watch)
     _wire_space(app, watch)
+    _wire_scale(app, watch)
     _wire_cluster(app, watch)
     return app
 
@@ -181,7 +182,8 @@ def _wire_shell(app: Dash, watch: Watch) -> None:
             return pages.front_page(study, [name for name in watch.names() if name != study.row.name]), links
         if path == "/trial":
             return pages.trial_page(), links
-        return (pages.space_page(study) if path == "/space" else pages.cluster_page(study)), links
+        rest = {"/space": pages.space_page, "/scale": pages.scale_page, "/cluster": pages.cluster_page}
+        return rest[path](study), links
 
     app.clientside_callback(
         "shown => { document.title = shown?.name ? `${shown.name} – hypernas` : 'hypernas'; }", Input("study", "data")
@@ -596,6 +598,30 @@ def _wire_space(app: Dash, watch: Watch) -> None:
             choice,
             [{"label": pages.plain(name, 60), "value": name} for name in others],
             other,
+        )
+
+
+def _wire_scale(app: Dash, watch: Watch) -> None:
+    @app.callback(
+        Output("scale-laws", "figure"),
+        Output("scale-gains", "figure"),
+        Output("scale-said", "children"),
+        Input("seq", "data"),
+        State("study", "data"),
+    )
+    def scale(_: int, shown: dict) -> tuple:
+        study, store = watch.study(shown["name"]), watch.store()
+        if study is None or store is None:
+            return (no_update,) * 3
+        found = scale_of(store, study.row.name)
+        said = pages.scale_said(found, study.row.name)
+        if found is None:
+            nothing = figures.message_figure("No ladder was trained yet.")
+            return nothing, nothing, said
+        return (
+            figures.scale_figure(frames.scale_run_frame(found), frames.scale_law_frame(found)),
+            figures.ceg_figure(frames.scale_gain_frame(found)),
+            said,
         )
 
 

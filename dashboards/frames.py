@@ -309,6 +309,29 @@ def rank_frame(curves: pd.DataFrame, complete: Iterable[int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["rung", "trials", "correlation"])
 
 
+def scale_run_frame(scale: Mapping[str, Any]) -> pd.DataFrame:
+    """A row for each training of a ladder: family, parameters, tokens, flops, loss, seed."""
+    return pd.DataFrame([run for family in scale["families"] for run in family["runs"]])
+
+
+def scale_law_frame(scale: Mapping[str, Any]) -> pd.DataFrame:
+    """The fitted laws by family: flops, loss with low and high, and whether the family was `measured` there."""
+    laws = []
+    for family in scale["families"]:
+        low, high = family["measured_flops"]
+        law = pd.DataFrame(family["curve"])
+        laws.append(law.assign(family=family["name"], measured=law["flops"].between(low * 0.999, high * 1.001)))
+    return pd.concat(laws, ignore_index=True)
+
+
+def scale_gain_frame(scale: Mapping[str, Any]) -> pd.DataFrame:
+    """Compute-equivalent gains: candidate, flops, loss, ceg with low and high, measured."""
+    points = [
+        {"candidate": entry["candidate"], **point} for entry in scale["gains"] for point in entry.get("points", ())
+    ]
+    return pd.DataFrame(points, columns=["candidate", "flops", "loss", "ceg", "low", "high", "measured"])
+
+
 def pace(frame: pd.DataFrame, asked: int) -> tuple[float | None, float | None]:
     """(finished trials an hour, seconds until `asked` trials are finished at that rate), None while unknown."""
     done = frame[frame["finished"].notna()]

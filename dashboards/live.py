@@ -1,9 +1,10 @@
 """Studies held in memory and kept up to date: each look reads only what changed since the last one. Never writes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 import pandas as pd
 
@@ -129,6 +130,13 @@ class Watch:
             held.row = row
             held.refresh(store)
             return held
+
+
+def scale_of(store: Store, study: str) -> Mapping[str, Any] | None:
+    """What `nas scale` found of a study (or of a ladder itself), None before it ran."""
+    names = {entry["name"] for entry in store.studies()}
+    ladders = (name for name in (f"{study}-scale", study) if name in names)
+    return next((found for name in ladders if (found := store.study(name).settings.get("scale"))), None)
 
 
 def _is_missing_file(url: str) -> bool:

@@ -19,7 +19,7 @@ from dashboards.texts import axes, duration, label, number, plain, setting, shor
 from nas.pareto import LOGARITHMIC
 from nas.records import Report, State, StudyRow, Trial
 
-PAGES = {"/": "Front", "/trial": "Trial", "/space": "Space", "/cluster": "Cluster"}
+PAGES = {"/": "Front", "/trial": "Trial", "/space": "Space", "/scale": "Scale", "/cluster": "Cluster"}
 ROWS = 50  # trials in a table
 TRACEBACK = 100_000  # characters
 STATES = [State.COMPLETE, State.STOPPED, State.FAILED, State.RUNNING]
@@ -346,6 +346,29 @@ def space_page(study: LiveStudy) -> list[Any]:
         graph("space-parallel", "All choices at once"),
         html.P("Drag along an axis to keep only the lines that cross it there.", className="note"),
     ]
+
+
+# ---- Scale ---------------------------------------------------------------------------------------------------
+
+
+def scale_page(study: LiveStudy) -> list[Any]:
+    return [
+        html.H1(["Scale of ", html.Bdi(plain(study.row.name))]),
+        graph("scale-laws", "Loss over training compute"),
+        html.P("Solid where a family was measured, dotted where its law goes on; shaded, 95 %.", className="note"),
+        graph("scale-gains", "Compute-equivalent gain"),
+        html.P("Filled marks were measured, open ones are what the laws expect; bars are 95 %.", className="note"),
+        html.Div(id="scale-said"),
+    ]
+
+
+def scale_said(scale: Mapping[str, Any] | None, study: str) -> Any:
+    """The analysis in words, or the command that makes one."""
+    if scale is None:
+        return html.P(["Nothing yet. ", html.Code(f"nas scale --study {quote(plain(study))}"), " trains a ladder."])
+    from nas.scale import describe  # brings torch
+
+    return html.Pre(plain("\n".join(describe(scale)), 20_000))
 
 
 # ---- Cluster -------------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 The page is Plotly's script, a style sheet and plain HTML. Texts of the database are escaped on their way in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,6 +15,7 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from dashboards import figures, frames
+from dashboards.live import scale_of
 from dashboards.texts import axes, duration, label, number, plain
 from nas.errors import UserError
 from nas.records import StudyRow
@@ -82,6 +84,7 @@ def render(store: Store, study: StudyRow) -> str:
         f"<p>{text(said[:1].upper() + said[1:])}.</p>" if said else "",
         _facts(study, frame, history),
         *(_section(section) for section in sections(study, frame, curves, history)),
+        *(_section(section) for section in scale_sections(scale_of(store, study.name))),
         _table(study, frame),
     ]
     style = (Path(__file__).parent / "assets" / "style.css").read_text(encoding="utf-8")
@@ -134,6 +137,28 @@ def sections(
             "Hypervolume",
             "The area between the front and the study's fixed reference point, after each completed trial.",
             figures.hypervolume_figure(history),
+        ),
+    )
+
+
+def scale_sections(scale: Mapping[str, Any] | None) -> tuple[Section, ...]:
+    """What `nas scale` found, once it ran."""
+    if scale is None:
+        return ()
+    laws = figures.scale_figure(frames.scale_run_frame(scale), frames.scale_law_frame(scale))
+    gains = figures.ceg_figure(frames.scale_gain_frame(scale))
+    return (
+        Section(
+            "scale-laws",
+            "Scale",
+            "Solid where a family was measured, dotted where its law goes on; shaded, 95 %.",
+            laws,
+        ),
+        Section(
+            "scale-gains",
+            "Compute-equivalent gain",
+            "Filled marks were measured, open ones are what the laws expect; bars are 95 %.",
+            gains,
         ),
     )
 

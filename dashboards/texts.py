@@ -16,6 +16,7 @@ LABELS = {
     "flops_per_image": "forward FLOPs per image",
     "parameters": "parameters",
     "training_flops": "training FLOPs",
+    "ceg": "compute-equivalent gain at scale",
     "latency_ms": "latency (ms)",
     "peak_bytes": "peak memory (bytes)",
 }

@@ -7,6 +7,7 @@ finished (interrupted, or a check failed), 2 bad input.
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,134 @@ def evaluate(folder: str, data: str | None, as_json: bool) -> None:
     else:
         for name, value in found.items():
             click.echo(f"{name} = {value:.6g}" if isinstance(value, float) else f"{name} = {value}")
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--out", required=True, metavar="DIR2", help="Folder to write; it must not exist.")
+@click.option("--data", metavar="PATH", help="The data it was trained on, if it is elsewhere now.")
+@click.option(
+    "--controls", type=int, default=3, show_default=True, metavar="N", help="Trainings on shuffled targets; 3 or more."
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Of the confirmed edges, the strongest, whose blocks the model runs.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="In which the rest is taken out."
+)
+@click.option(
+    "--retrain",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="T",
+    help="Tokens or images, over all steps.",
+)
+@json_option
+def decompose(
+    folder: str, out: str, data: str | None, controls: int, keep: float, steps: int, retrain: int, as_json: bool
+) -> None:
+    """Take a trained model apart into blocks that run independently, with the evidence for them.
+
+    DIR is an export. Evidence is what learning changed, beside controls: the untrained model, and the same training on
+    shuffled targets, which takes --controls times as long as the model's own. After Ctrl-C the same command goes on.
+
+    \b
+    nas decompose winner --out winner-blocks
+    nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
+    """
+    from nas.decompose import decompose as take_apart
+
+    report = take_apart(
+        folder,
+        out,
+        data_path=data,
+        controls=controls,
+        keep=keep,
+        steps=steps,
+        retrain=retrain,
+        say=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        _print_json(report)
+        return
+    for line in report["verdict"]:
+        click.echo(line)
+    loss, result = report["loss"], report["result"]
+    click.echo(
+        f"{loss} {report['losses']['trained']:.4f} -> {result[loss]:.4f}, KL {result['kl']:.4f}, "
+        f"agreement {result['agreement']:.3f}, {result['flops']:.0f} FLOPs; the model is in {out}"
+    )
+
+
+@cli.command()
+@study_option()
+@store_option
+@click.option("--trials", default="front", show_default=True, metavar="N,M", help="Which; front: all of it.")
+@click.option(
+    "--baseline", default="baseline", show_default=True, metavar="NAME", help="The study's own, or one of nas gallery."
+)
+@click.option(
+    "--ladder", metavar="SIZES", help="Parameters: 20k,50k,100k, or 20k..160k.  [default: 20k,35k,60k,105k,180k]"
+)
+@click.option(
+    "--tokens-per-parameter", default="20", show_default=True, metavar="R[,R]", help="Several also fit loss(N, D)."
+)
+@click.option(
+    "--budget",
+    type=click.Choice(["chinchilla", "kaplan"]),
+    default="chinchilla",
+    show_default=True,
+    help="Tokens in proportion to parameters, or as their power 0.37.",
+)
+@click.option("--seeds", type=int, default=3, show_default=True, help="Of the smaller half of the sizes.")
+@click.option("--ablate", is_flag=True, help="One trial against the baseline, a component at a time.")
+@click.option("--workers", type=click.IntRange(1, MAX_COUNT), metavar="N", help="Trainings at once.  [default: cores]")
+@click.option("--engine", default="ray", show_default=True, metavar="NAME", help="ray, tune or inline.")
+@json_option
+def scale(
+    study: str,
+    store: str,
+    trials: str,
+    baseline: str,
+    ladder: str | None,
+    tokens_per_parameter: str,
+    budget: str,
+    seeds: int,
+    ablate: bool,
+    workers: int | None,
+    engine: str,
+    as_json: bool,
+) -> None:
+    """Does the gain survive scale? Trains a ladder of sizes and fits scaling laws: compute-equivalent gain by compute.
+
+    The ladder is a study of its own, NAME-scale; Ctrl-C loses nothing, the same command goes on.
+
+    \b
+    nas scale --study first --trials 14
+    nas scale --study first --trials 14 --ablate --ladder 20k..320k
+    """
+    from nas.launch import launch_scale
+    from nas.scale import Ladder, describe, parse_sizes
+
+    try:
+        ratios = tuple(float(part) for part in tokens_per_parameter.split(","))
+    except ValueError as error:
+        raise UserError(f"--tokens-per-parameter {tokens_per_parameter}: wanted numbers, like 10,20,40") from error
+    shape = Ladder(tokens_per_parameter=ratios, budget=budget, seeds=seeds)
+    if ladder is not None:
+        shape = replace(shape, sizes=parse_sizes(ladder))
+    given = {"study": study, "store": store, "engine": engine, "workers": workers or 0}
+    data = launch_scale(given, trials, baseline, shape, ablate)
+    if as_json:
+        _print_json(data)
+    else:
+        click.echo("\n".join(describe(data)))
 
 
 @cli.command()

@@ -241,6 +241,7 @@ def write_folder(
             "name": study.data_name,
             "hash": study.data_hash,
             "path": study.settings["data_path"],
+            "seed": study.settings["seed"],
             **study.settings["scaling"],
         },
         "provenance": dict(trial.provenance),

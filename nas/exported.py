@@ -22,6 +22,7 @@ from nas.tasks import TASKS
 from nas.train import deterministic, score
 from search_spaces import load_space
 from search_spaces.base import Space, SpaceError
+from search_spaces.blocks import cut
 
 CONFIG_VERSION = 1
 CARD = "README.md"
@@ -88,6 +89,10 @@ def load(folder: str | Path) -> nn.Module:
 def _load(folder: str | Path, space: Space, arch: Any) -> nn.Module:
     """`load` of a folder whose files were checked."""
     model: nn.Module = space.build(arch)
+    for name, sizes in config.get("blocks", {}).items():
+        if sizes:
+            some = ([torch.arange(count) for count in part] for part in zip(*sizes, strict=True))
+            model.set_submodule(name, cut(model.get_submodule(name), *some))
     model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return model.eval()
 

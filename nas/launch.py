@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from shlex import quote
 from typing import Any
 
@@ -11,14 +12,16 @@ import click
 from nas.checkpoints import open_folder
 from nas.config import StudyConfig, resumed
 from nas.driver import Outcome, run
-from nas.errors import StoreError, StudyError
+from nas.errors import StoreError, StudyError, UserError
 from nas.executors import make_executor
 from nas.progress import front_table, make_view, print_table
+from nas.scale import Ladder, ablation, analyse, climb, contenders, keep
 from nas.store import Store
 from nas.study import Search, open_search, prepare
 from nas.summary import verdict
 from nas.tasks import TASKS
 from nas.warm_start import warm_start
+from search_spaces import load_space
 
 
 def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> int:
@@ -53,6 +56,37 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:
             outcome = run(search, executor, view, seconds=config.time, device_hours=config.device_hours)
         return _conclude(store, search, outcome)
+
+
+def launch_scale(
+    given: Mapping[str, Any], trials: str, baseline: str, ladder: Ladder, ablate: bool = False
+) -> dict[str, Any]:
+    """Trains a ladder for trials of the study `given` names, as the study NAME-scale of the same store, and keeps and
+    returns what it came to. Raises UserError and SpaceError for bad input, before Ray starts."""
+    config = StudyConfig(**given)
+    with Store(config.store) as store:
+        searched = store.study(config.study)
+        climbers = contenders(store, searched, trials, baseline)
+        if ablate:
+            if len(climbers) != 2:
+                raise UserError(f"--ablate takes one trial apart, and there are {len(climbers) - 1}: give --trials N")
+            climbers = ablation(load_space(searched.space.name), *climbers)
+        path = searched.settings["data_path"]
+        config = replace(
+            config,
+            study=f"{config.study}-scale",
+            space=searched.space.name,
+            settings={"data.path": path} if path else {},
+            kernels=searched.settings["kernels"],
+            seed=searched.settings["seed"],
+            halving=False,
+        )
+        workers = config.workers or default_workers(config)
+        with closing(make_executor(config.engine, workers, address=None, gpus_per_trial=0.0, timeout=None)) as executor:
+            climbed = climb(store, executor, config, climbers, ladder, lambda text: click.echo(text, err=True))
+        data = analyse(climbed, climbers, seed=config.seed)
+        keep(store, searched, config.study, data)
+    return data
 
 
 def _conclude(store: Store, search: Search, outcome: Outcome) -> int:

@@ -6,7 +6,7 @@ from math import log10
 import numpy as np
 
 # Objectives where more is better, and those whose orders of magnitude count (hypervolume takes their log10).
-MAXIMIZED = frozenset({"accuracy"})
+MAXIMIZED = frozenset({"accuracy", "ceg"})
 LOGARITHMIC = frozenset({"flops_per_token", "flops_per_image", "parameters", "latency_ms", "peak_bytes"})
 
 Point = Sequence[float]

@@ -38,6 +38,22 @@ _ENTRIES = (
         "our reconstruction: Llama's parts (RMSNorm, SwiGLU, RoPE, a head of its own) at GPT-2 small's size, on bytes",
     ),
     Named(
+        "transformer-2017",
+        "lm",
+        {"depth": "4", "d_model": "64", "head_dim": "16", "ffn.shape": "conventional", "ffn.ratio": "4",
+         "ffn.activation": "gelu", "norm.kind": "layernorm", "norm.position": "post", "position": "sinusoidal",
+         "context": "128"},
+        "our reconstruction: the retro Transformer of 2511.21622 (post-norm, GELU, sinusoidal), on bytes and without "
+        "biases; it belongs with optim.schedule=inverse_sqrt",
+    ),
+    Named(
+        "lstm-2",
+        "lm",
+        {"family": "lstm", "depth": "2", "d_model": "64", "context": "128"},
+        "our reconstruction: the two-layer LSTM that 2511.21622 measures progress against, on bytes and trained on "
+        "windows that start from a state of zeros",
+    ),
+    Named(
         "hourglass-113m",
         "lm",
         {"depth": "6", "d_model": "1472", "head_dim": "64", "ffn.shape": "hourglass", "ffn.ratio": "0.4",

@@ -57,7 +57,8 @@ class Family:
     without effect, and raises SpaceError when the rest cannot be built. `canonical` is equal for equal functions.
     `interacting` names parameters of the sampler not every combination of which may be legal: they are tried
     together before a search starts. `solves` holds the keys that `match.*` may choose, first choice first; cost has
-    to grow with them.
+    to grow with them. `deepen` gives the keys of the same shape at another depth, in families that grow in depth with
+    their width.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Family:
     joints: tuple[Joint, ...] = ()
     interacting: tuple[tuple[str, ...], ...] = ()
     solves: Mapping[str, Solve] = field(default_factory=dict)
+    deepen: Callable[[Flat, int], Flat] | None = None
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,21 @@ class GridSpace:
             if not isinstance(domain, Choices) or len(domain.values) != 1:
                 raise SpaceError(f"{name}={settings[name]}: wanted one value")
         return space.baseline()
+
+    def scaled(self, arch: Any, parameters: int) -> Any:
+        """The same shape at another size: depth in proportion to width where the family deepens, everything else in
+        its ratio to the width, which is what comes nearest to `parameters`. Raises SpaceError."""
+        family, flat = self._family(arch), arch_to_json(arch)
+        if not family.solves:
+            raise SpaceError(f"family {family.name} says of no key that size grows with it: wanted one in its `solves`")
+        if family.deepen is not None:
+            # Parameters grow as depth x width^2.
+            growth = (parameters / family.cost(arch).parameters_total) ** (1 / 3)
+            flat = dict(family.deepen(flat, max(1, round(flat["depth"] * growth))))
+        width = next(iter(family.solves))
+        return self.from_json(
+            {**{name: v for name, v in flat.items() if name != width}, "match.parameters": parameters}
+        )
 
     def arch_hash(self, arch: Any) -> str:
         return digest(self._family(arch).canonical(arch))

@@ -106,6 +106,7 @@ TRANSFORMER = Family(
     joints=transformer.JOINTS,
     interacting=transformer.INTERACTING,
     solves=transformer.solves(Arch),
+    deepen=transformer.deepened,
 )
 
 

@@ -262,6 +262,14 @@ def solves(kind: type[Stack]) -> Mapping[str, Solve]:
     }
 
 
+def deepened(flat: Flat, depth: int) -> Flat:
+    """The same shape with another number of layers; a mask of gates is stretched over them."""
+    mask = flat.get("gates.layers", "all")
+    if set(mask) <= {"0", "1"}:
+        flat = {**flat, "gates.layers": "".join(mask[i * len(mask) // depth] for i in range(depth))}
+    return {**flat, "depth": depth}
+
+
 def check(arch: AnyStack) -> AnyStack:
     if arch.head_dim % 2:
         raise SpaceError(f"head_dim={arch.head_dim}: wanted an even number")

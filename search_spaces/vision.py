@@ -426,6 +426,7 @@ VIT = Family(
     joints=transformer.JOINTS,
     interacting=transformer.INTERACTING,
     solves=transformer.solves(ViTArch),
+    deepen=transformer.deepened,
 )
 
 

@@ -16,8 +16,11 @@ OWNERS = {
     "ray": ("nas/executors.py", "nas/tune.py"),
     "pyarrow": ("nas/data.py",),
     "moocore": ("nas/pareto.py",),
-    "safetensors": ("nas/export.py", "nas/exported.py", "nas/formats.py", "nas/checkpoints.py", "nas/train.py"),
-    "scipy": ("nas/scaling.py", "nas/decompose.py"),
+    "safetensors": (
+        *("nas/export.py", "nas/exported.py", "nas/formats.py", "nas/decompose.py"),
+        *("nas/checkpoints.py", "nas/train.py"),
+    ),
+    "scipy": ("nas/scaling.py", "nas/blocks.py"),
     "rich": ("nas/progress.py", "nas/summary.py", "nas/export.py", "nas/continue_training.py"),
     "pandas": ("dashboards/",),
     "plotly": ("dashboards/",),

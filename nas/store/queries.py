@@ -422,7 +422,7 @@ class Store:
         self._write(lambda connection: connection.execute(delete(StudyTable).where(StudyTable.id == study.id)))
 
     def update_settings(self, study: StudyRow, settings: Mapping[str, Any]) -> None:
-        """What a resumed search may change: how many trials are asked for."""
+        """What may change after creation: how many trials are asked for, and what a ladder's laws came to."""
         query = update(StudyTable).where(StudyTable.id == study.id).values(settings=dict(settings))
         self._write(lambda connection: connection.execute(query))
 
@@ -583,6 +583,21 @@ class Store:
         if seq is not None:
             self._noted(study, seq)
         return seq
+
+    def add_values(self, study: StudyRow, number: int, values: Mapping[str, float]) -> None:
+        """Adds to what is known of a trial what was found out after it ended, or puts it right."""
+
+        def work(connection: Connection) -> None:
+            trial_id = connection.execute(_trial_id(study, number)).scalar_one()
+            connection.execute(
+                delete(ValueTable).where(ValueTable.trial_id == trial_id, ValueTable.name.in_(list(values)))
+            )
+            rows = [{"trial_id": trial_id, "name": name, "value": value} for name, value in values.items()]
+            connection.execute(_INSERT_VALUES, rows)
+            changed = update(TrialTable).where(TrialTable.id == trial_id)
+            connection.execute(changed.values(seq=_next_seq(connection, study)))
+
+        self._write(work)
 
     def finish(self, study: StudyRow, result: Result) -> int | None:
         """Ends a trial: its values, its place on the front and the hypervolume in one transaction.

@@ -107,7 +107,7 @@ def test_a_store_that_cannot_be_opened_is_an_error_before_anything_is_served(tmp
 
 # ---- pages without much to show ----------------------------------------------------------------------------------
 
-PATHS = ("/", "/trial", "/space", "/cluster")
+PATHS = ("/", "/trial", "/space", "/scale", "/cluster")
 
 
 @pytest.mark.browser
@@ -141,6 +141,7 @@ def test_every_page_of_a_scarce_study_looks_intended(serve, page, writer, path: 
         "/": {"one": "Best within", "failed": "1 failed", "running": "1 running", "empty": "none yet"},
         "/trial": dict.fromkeys(("one", "running"), "Trial 0 of") | {"failed": "exploded", "empty": "No trial 0 yet"},
         "/space": dict.fromkeys(("one", "failed", "running", "empty"), "Importance needs more"),
+        "/scale": dict.fromkeys(("one", "failed", "running", "empty"), "nas scale --study first"),
         "/cluster": {"failed": "out of memory"} | dict.fromkeys(("one", "running", "empty"), "No trial has failed"),
     }
     says(page, wanted[path][kind])
@@ -155,7 +156,15 @@ def test_hostile_texts_are_shown_as_text_on_every_page(serve, page, store, write
     writer.complete(2.0, 2e6, rungs=1, arch={"family": hostile}, params={hostile: "other"})
     writer.fail(hostile + "x" * 1_000_000, arch={"family": hostile})
     base = serve(store.url.database)
-    for path in ("/?", "/trial?trial=0&", "/trial?trial=2&", "/space?", "/cluster?", "/trial?trial=<script>&"):
+    for path in (
+        "/?",
+        "/trial?trial=0&",
+        "/trial?trial=2&",
+        "/space?",
+        "/scale?",
+        "/cluster?",
+        "/trial?trial=<script>&",
+    ):
         page.goto(base + path)
         says(page, "No trial <script> yet" if "script" in path else "alert(1)")
         page.wait_for_timeout(800)
@@ -334,7 +343,7 @@ def test_every_page_fits_a_phone_and_a_desktop_and_can_be_read_in_light_and_dark
     base = serve(small.store.url.database)
     page.set_viewport_size({"width": width, "height": height})
     page.emulate_media(color_scheme=scheme)
-    for path in ("/", "/trial?trial=2", "/space", "/cluster"):
+    for path in ("/", "/trial?trial=2", "/space", "/scale", "/cluster"):
         page.goto(base + path)
         page.locator("h1").first.wait_for()
         page.locator(".main-svg").first.wait_for()

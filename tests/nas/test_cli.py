@@ -59,6 +59,7 @@ def test_every_command_has_help_that_teaches(capsys: pytest.CaptureFixture[str])
         "describe",
         "gallery",
         "export",
+        "decompose",
         "report",
         "doctor",
         "study",

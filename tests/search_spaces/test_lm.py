@@ -298,3 +298,31 @@ def test_generating_continues_a_prompt():
         text = model.generate(prompt, 5, 1.0, torch.Generator().manual_seed(0))
         assert text.shape == (2, 11)
         assert (text[:, :6] == prompt).all()
+
+
+# ---- the same shape at other sizes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["transformer-2017", "lstm-2", "hourglass-113m"])
+def test_a_scaled_architecture_has_the_size_asked_for_and_keeps_its_shape(base):
+    space = load_space("lm")
+    arch = space.from_json({"base": base, "head_dim": "8"} if base != "lstm-2" else {"base": base})
+    shape = {"depth", "d_model", "attention.ratio"}
+    kept = {name: value for name, value in arch_to_json(arch).items() if name not in shape}
+    for size in (30_000, 100_000, 1_000_000):
+        scaled = space.scaled(arch, size)
+        assert space.cost(scaled).parameters_total == pytest.approx(size, rel=0.15)
+        assert {name: value for name, value in arch_to_json(scaled).items() if name not in shape} == kept
+
+
+def test_depth_grows_in_proportion_to_width_and_a_mask_of_gates_is_stretched_over_it():
+    space = load_space("lm")
+    arch = space.from_json({"depth": 4, "d_model": 64, "gates.placement": "ffn", "gates.layers": "0110"})
+    big = space.scaled(arch, 8 * space.cost(arch).parameters_total)
+    assert big.depth == 8 and big.d_model == pytest.approx(128, rel=0.1)
+    assert big.gates.layers == "00111100"
+
+
+def test_a_recurrent_net_grows_in_width_alone():
+    space = load_space("lm")
+    assert space.scaled(space.from_json({"family": "lstm", "depth": 2}), 5_000_000).depth == 2

@@ -1,0 +1,53 @@
+"""The study of scale: its families can be built at every size, its ladder spans what it says, its tables say which
+gains are extrapolated."""
+
+import csv
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from nas.scale import Climbed, Contender, analyse
+from nas.scaling import Law, Run
+from search_spaces import load_space
+
+FILE = Path(__file__).parents[2] / "docs" / "studies" / "scale.py"
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("scale_study", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_family_is_near_every_size_and_the_ladder_spans_a_decade_and_a_half(study):
+    space, spent = load_space("lm"), {}
+    for name, (settings, _) in study.FAMILIES.items():
+        for size in study.LADDER.sizes:
+            cost = space.cost(space.scaled(space.from_json(settings), size))
+            assert cost.parameters_total == pytest.approx(size, rel=0.12), name
+            spent[name, size] = cost.flops_total * study.LADDER.tokens(size, study.LADDER.tokens_per_parameter[0])
+    for name in study.FAMILIES:
+        own = [flops for (family, _), flops in spent.items() if family == name]
+        assert math.log10(own[-1] / own[0]) >= 1.5
+    assert [len(study.LADDER.seeds_of(size)) for size in study.LADDER.sizes] == [3, 3, 3, 1, 1]
+
+
+def test_what_is_written_says_which_gains_are_extrapolated(study, tmp_path):
+    laws = {"LSTM": Law(1.0, 60.0, 0.13), "modern Transformer": Law(1.0, 55.0, 0.13)}
+    runs = [
+        Run(family, N, 20 * N, 120.0 * N * N, float(law.loss(120.0 * N * N)))
+        for family, law in laws.items()
+        for N in study.LADDER.sizes
+    ]
+    rates = {family: dict.fromkeys(study.LADDER.sizes, 3e-3) for family in laws}
+    data = analyse(Climbed(tuple(runs), rates, (), ()), [Contender(name, {}) for name in laws], seed=0)
+    study.write(data, tmp_path)
+    written = (tmp_path / "scale.md").read_text()
+    rows = [line for line in written.splitlines() if line.startswith("| modern Transformer")]
+    assert [row.rsplit("| ", 1)[-1] for row in rows] == ["measured |"] * 5 + ["extrapolated |"] * 3
+    assert "over LSTM, at equal loss" in written
+    assert len(list(csv.DictReader((tmp_path / "scale.csv").open()))) == 10
