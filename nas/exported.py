@@ -83,11 +83,12 @@ def load(folder: str | Path) -> nn.Module:
 
     Raises UserError as `read_config`, and where the architecture is of a space that is not installed here.
     """
-    return _load(folder, *space_of(folder, read_config(folder)))
+    return _load(folder, read_config(folder))
 
 
-def _load(folder: str | Path, space: Space, arch: Any) -> nn.Module:
+def _load(folder: str | Path, config: Mapping[str, Any]) -> nn.Module:
     """`load` of a folder whose files were checked."""
+    space, arch = space_of(folder, config)
     model: nn.Module = space.build(arch)
     for name, sizes in config.get("blocks", {}).items():
         if sizes:
@@ -116,7 +117,7 @@ def generate(folder: str, prompt: str, *, count: int, temperature: float, seed: 
         raise UserError("--prompt: wanted some text to continue")
     if max(tokens) >= config["arch"]["vocab"]:
         raise UserError(f"--prompt: {folder} has {config['arch']['vocab']} tokens, and bytes go up to {max(tokens)}")
-    model: Any = _load(folder, *space_of(folder, config))
+    model: Any = _load(folder, config)
     out = model.generate(torch.tensor([tokens]), count, temperature, torch.Generator().manual_seed(seed))
     return bytes(min(token, 255) for token in out[0].tolist()).decode(errors="replace")
 
@@ -130,7 +131,7 @@ def evaluate(folder: str, data_path: str | None) -> dict[str, Any]:
     config = read_config(folder)
     space, arch = space_of(folder, config)
     task = TASKS[space.task]
-    model = _load(folder, space, arch)
+    model = _load(folder, config)
     data = task.load(data_path or config["data"]["path"])
     trained = config["training"]
     if space.task == "images":

@@ -163,8 +163,6 @@ def test_a_recurrent_program_takes_any_batch_of_its_context_and_others_any_lengt
 
 @pytest.mark.parametrize("space_name, settings", [SETTINGS[1], SETTINGS[5]], ids=str)
 def test_an_onnx_graph_computes_the_same_with_its_gates_masked(space_name: str, settings: dict, tmp_path: Path):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
     space, arch, model = made(space_name, settings)
     program = export_program(model, space, arch)
     write_onnx(program, tmp_path / "model.onnx", "inputs")

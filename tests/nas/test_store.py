@@ -284,7 +284,8 @@ def test_what_was_committed_as_the_connection_broke_is_not_done_twice(
         assert leased and leased.number == i
         assert store.report(study, Report(i, 0, 5, 640, 1e9, 2.5, 0.1), leased.token)
         cut.count = 0
-        assert store.release(study, i, leased.token, fault=False) is False  # its first try did it: nothing is left to hand back
+        # Its first try did it: nothing is left to hand back.
+        assert store.release(study, i, leased.token, fault=False) is False
         cut.count = 0
         again = store.lease_waiting(study, driver)
         assert again and (again.number, again.token) == (i, 2)
