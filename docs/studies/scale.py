@@ -47,7 +47,8 @@ def families(store: str, workers: int) -> list[Contender]:
     space = load_space("lm")
     named = [Contender(name, arch_to_json(space.from_json(arch)), {**TRAINING, **training})
              for name, (arch, training) in FAMILIES.items()]  # fmt: skip
-    given = {"study": FOUND, "store": store, "preset": "quick", "workers": workers, "resume": True, "settings": TEXT}
+    given = {"study": FOUND, "store": store, "preset": "quick", "settings": TEXT, "halving": False}
+    given |= {"workers": workers, "resume": True}
     if launch(given):
         raise KeyboardInterrupt
     with Store(store) as opened:
