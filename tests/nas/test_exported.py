@@ -39,7 +39,8 @@ def written(folder: Path, space_name: str, settings: dict, kinds: tuple[str, ...
     task = space.task
     study = StudyRow(
         id=1, name="s", created=moment, space=SpaceSpec(space_name), objectives=tuple(values), reference={},
-        settings={"task": task, "scaling": {}, "data_path": None}, data_name="d", data_hash="0" * 64, artifacts="",
+        settings={"task": task, "scaling": {}, "data_path": None, "seed": 0},
+        data_name="d", data_hash="0" * 64, artifacts="",
     )  # fmt: skip
     write_checked(folder, study, trial, space, model.eval(), kinds)
     return model
