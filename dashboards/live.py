@@ -13,7 +13,6 @@ from nas.errors import StoreError, StudyError
 from nas.records import Report, StudyRow, Trial
 from nas.store import Store
 
-
 MOST_NAMED = 1000  # trials in one query; databases limit the parameters of a statement
 
 
