@@ -326,7 +326,7 @@ def test_the_controls_of_the_front_are_reached_with_the_keyboard_in_order(serve,
             )
         )
     order = [name for name in dict.fromkeys(reached) if name]
-    assert order[:9] == ["Front", "Trial", "Space", "Scale", "Cluster", "studies", "front-y", "front-x", "front-states",
+    assert order[:10] == ["Front", "Trial", "Space", "Scale", "Cluster", "studies", "front-y", "front-x", "front-states",
                          "front-compare"]  # fmt: skip
     assert [name for name in order if name in ("front-moment", "front-budget", "front-over")] == [
         "front-moment", "front-budget", "front-over",
