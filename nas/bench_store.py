@@ -26,6 +26,7 @@ from nas.store import Proposal, Store
 from search_spaces.base import digest
 
 DRIVERS = 4
+COUNTED = (100, 300)  # trials of the shorter and the longer search
 LARGE_TRIALS, LARGE_REPORTS = 10_000, 10
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 LIMIT = 10**6
