@@ -11,6 +11,7 @@ from dashboards.texts import axes
 from nas.errors import UserError
 from nas.store import Store
 
+NO_BROWSER = "pictures need kaleido and Chrome or Chromium (pip install kaleido, apt-get install chromium)"
 WIDTH, HEIGHT, SCALE = 900, 540, 2  # pixels, and PNG pixels to each
 
 
@@ -42,11 +43,33 @@ def study_figures(store: Store, study: str) -> dict[str, tuple[pd.DataFrame, go.
     history = frames.hypervolume_frame(store.hypervolumes(row), trials)
     x, y = axes(row.objectives)
     front = trials.loc[trials["on_front"], "trial"].tolist()
+    drawn = figures.pareto_figure(trials, x, y)
+    figures.add_variants(drawn, frames.variant_frame(row.variants), x, y)
     return {
-        "front": (trials, figures.pareto_figure(trials, x, y)),
+        "front": (trials, drawn),
         "curves": (curves, figures.curve_figure(curves, front, frames.loss_name(row.objectives))),
         "hypervolume": (history, figures.hypervolume_figure(history)),
     }
+
+
+def check_file(path: str) -> None:
+    """Raises UserError for a file that `write_figure` cannot write by its ending."""
+    if Path(path).suffix not in (".html", ".png", ".svg"):
+        raise UserError(f"--figure {path}: wanted a file that ends in .html, .png or .svg")
+    if not Path(path).resolve().parent.is_dir():
+        raise UserError(f"--figure {path}: the folder {Path(path).resolve().parent} does not exist")
+
+
+def write_figure(figure: go.Figure, path: str) -> None:
+    """HTML, PNG or SVG, by the file's ending. Raises UserError as `check_file`, and where no browser draws pictures."""
+    check_file(path)
+    if path.endswith(".html"):
+        figure.write_html(path, include_plotlyjs=True)
+        return
+    try:
+        figure.write_image(path)
+    except RuntimeError as error:  # as below
+        raise UserError(f"--figure {path}: {NO_BROWSER}; .html needs neither") from error
 
 
 def _write_pictures(drawn: list[go.Figure], paths: list[Path]) -> None:
@@ -55,7 +78,4 @@ def _write_pictures(drawn: list[go.Figure], paths: list[Path]) -> None:
     try:
         plotly.io.write_images(drawn, paths, scale=SCALE)
     except RuntimeError as error:  # Plotly's word for: no kaleido, or no browser for it
-        raise UserError(
-            "--figures: pictures need kaleido and Chrome or Chromium (pip install kaleido, apt-get install chromium); "
-            "the CSV files are written"
-        ) from error
+        raise UserError(f"--figures: {NO_BROWSER}; the CSV files are written") from error

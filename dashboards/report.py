@@ -114,6 +114,8 @@ def sections(
     """The figures of the report, in order."""
     x, y = axes(study.objectives)
     front = frame[frame["on_front"]].sort_values(x)["trial"].tolist()
+    front_figure = figures.pareto_figure(frame, x, y)
+    figures.add_variants(front_figure, frames.variant_frame(study.variants), x, y)
     unplaced = len(frame) - len(figures.placed(frame, x, y))
     aside = (
         f" {unplaced} of {len(frame)} trials have no measurement yet and are in the table alone." if unplaced else ""
@@ -124,7 +126,7 @@ def sections(
             "Front",
             f"Each mark is a trial; the staircase is the best {label(y)} reached at each budget of {label(x)}. "
             f"Only completed trials stand on the front.{aside}",
-            figures.pareto_figure(frame, x, y),
+            front_figure,
         ),
         Section(
             "curves",

@@ -3,7 +3,7 @@
 A leaf module: it imports nothing of ours, so what runs remotely can use it without pulling in the search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -183,7 +183,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class StudyRow:
-    """A study as stored: its settings never change after creation, but for the number of trials asked for."""
+    """A study as stored: its settings never change after creation, but for the trials asked for and later findings."""
 
     id: int
     name: str
@@ -195,3 +195,9 @@ class StudyRow:
     data_name: str
     data_hash: str
     artifacts: str
+
+    @property
+    def variants(self) -> Mapping[str, Sequence[Mapping[str, float]]]:
+        """Of trials that `nas decompose` took apart, by number: models that run as blocks, each with its objectives."""
+        found: Mapping[str, Sequence[Mapping[str, float]]] = self.settings.get("variants", {})
+        return found
