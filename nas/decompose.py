@@ -33,7 +33,7 @@ from nas.records import Recipe
 from nas.source import write_source
 from nas.store import Store
 from nas.summary import training_json
-from nas.tasks import TASKS, Batch, Task
+from nas.tasks import TASKS, Batch, Steps, Task, steps_of
 from nas.train import (
     FINAL_RATE,
     checked_data,
@@ -73,19 +73,15 @@ class Setting:
     data_seed: int
 
     @property
-    def samples(self) -> int:
-        return max(1, self.recipe.batch_tokens // self.task.units(self.arch))
-
-    @property
-    def steps(self) -> int:
-        return max(1, round(self.recipe.tokens / (self.samples * self.task.units(self.arch))))
+    def steps(self) -> Steps:
+        return steps_of(self.task, self.arch, self.recipe)
 
     def batch(self, step: int, device: torch.device) -> Batch:
-        inputs, classes = self.task.batch(self.data, self.arch, self.data_seed, step, self.samples)
+        inputs, classes = self.task.batch(self.data, self.arch, self.data_seed, step, self.steps.samples)
         return inputs.to(device), classes.to(device)
 
     def validation(self) -> Iterator[Batch]:
-        return self.task.validation(self.data, self.arch, self.recipe, self.samples)
+        return self.task.validation(self.data, self.arch, self.recipe, self.steps.samples)
 
 
 def read_setting(folder: str, config: Mapping[str, Any], data_path: str | None) -> Setting:
@@ -149,15 +145,16 @@ def train(setting: Setting, name: str, say: Callable[[str], None], shuffled_by: 
     optimizers = make_optimizers(model, setting.recipe)
     device = next(model.parameters()).device
     model.train()
-    for step in range(setting.steps):
+    steps = setting.steps.count
+    for step in range(steps):
         inputs, classes = setting.batch(step, device)
         if shuffled_by is not None:
             seed = int(np.random.SeedSequence([shuffled_by, step]).generate_state(1)[0])
             order = torch.randperm(classes.numel(), generator=torch.Generator().manual_seed(seed)).to(device)
             classes = classes.flatten()[order].view_as(classes)
-        loss = train_step(model, optimizers, (inputs, classes), setting.recipe, step, setting.steps)
-        if 10 * (step + 1) // setting.steps > 10 * step // setting.steps:
-            say(f"{name}: step {step + 1} of {setting.steps}, loss {loss / setting.task.nats:.4f}")
+        loss = train_step(model, optimizers, (inputs, classes), setting.recipe, step, steps)
+        if 10 * (step + 1) // steps > 10 * step // steps:
+            say(f"{name}: step {step + 1} of {steps}, loss {loss / setting.task.nats:.4f}")
     return model.eval()
 
 
@@ -188,7 +185,7 @@ def activities(model: nn.Module, setting: Setting) -> dict[str, np.ndarray]:
     device = next(model.parameters()).device
     for count, (inputs, _) in enumerate(setting.validation(), 1):
         model(inputs.to(device))
-        if count * setting.samples * setting.task.units(setting.arch) >= CO_ACTIVE_TOKENS:
+        if count * setting.steps.units >= CO_ACTIVE_TOKENS:
             break
     for hook in hooks:
         hook.remove()
@@ -300,7 +297,7 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
         for name, net in nets_of(model).items()
         for parameter, mask in _parameter_masks(net, masks[name])
     ]
-    updates = round(retrain / (setting.samples * setting.task.units(setting.arch) * steps))
+    updates = round(retrain / (setting.steps.units * steps))
     recipe = replace(setting.recipe, learning_rate=FINAL_RATE * setting.recipe.learning_rate)
     optimizers = make_optimizers(model, recipe)
     device = next(model.parameters()).device
@@ -315,7 +312,7 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
         hold(left)
         model.train()
         for update in range((step - 1) * updates, step * updates):
-            batch = setting.batch(setting.steps + update, device)
+            batch = setting.batch(setting.steps.count + update, device)
             train_step(model, optimizers, batch, recipe, update, steps * updates)
             hold(left)
         model.eval()

@@ -34,7 +34,7 @@ from nas.scaling import (
 )
 from nas.store import Store
 from nas.sweep import sweep
-from nas.tasks import EVALUATION_SHARE, TASKS
+from nas.tasks import EVALUATION_SHARE, TASKS, steps_of
 from nas.train import BACKWARD, RUNGS, deterministic, make_optimizers, seeded_build, train_step
 from search_spaces import load_space
 from search_spaces.base import Space, SpaceError, arch_to_json
@@ -319,26 +319,25 @@ def expected_seconds(space: Space, config: StudyConfig, configurations: Sequence
     deterministic()
     task = TASKS[space.task]
     data = task.load(config.settings.get("data.path"))
-    steps_of: dict[tuple, float] = {}
+    seconds_of: dict[tuple, float] = {}
     total = 0.0
     for given in configurations:
         flat = {name: value for name, value in given.items() if name in space.keys}
         batch_tokens, tokens = int(given["train.batch_tokens"]), int(given["train.tokens"])
         arch = space.from_json(flat)
         key = (space.arch_hash(arch), batch_tokens)
-        samples = max(1, batch_tokens // task.units(arch))
-        if key not in steps_of:
-            recipe = Recipe(learning_rate=1e-3)
+        recipe = Recipe(learning_rate=1e-3, tokens=tokens, batch_tokens=batch_tokens)
+        spent = steps_of(task, arch, recipe)
+        if key not in seconds_of:
             model = seeded_build(space, arch, 0)
             optimizers = make_optimizers(model, recipe)
-            batch = task.batch(data, arch, 0, 0, samples)
+            batch = task.batch(data, arch, 0, 0, spent.samples)
             train_step(model, optimizers, batch, recipe, 0, 3)
             start = time.perf_counter()
             for step in (1, 2):
                 train_step(model, optimizers, batch, recipe, step, 3)
-            steps_of[key] = (time.perf_counter() - start) / 2
-        steps = tokens / (samples * task.units(arch))
-        total += steps * steps_of[key] * (1 + len(RUNGS) * EVALUATION_SHARE / (1 + BACKWARD))
+            seconds_of[key] = (time.perf_counter() - start) / 2
+        total += spent.count * seconds_of[key] * (1 + len(RUNGS) * EVALUATION_SHARE / (1 + BACKWARD))
     return total
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
+
 from nas import pareto
 from nas.checkpoints import checkpoint_path
 from nas.config import MEASURED, Plan, StudyConfig, make_plan, to_json, with_data
@@ -20,7 +22,7 @@ from nas.proposals import Proposals
 from nas.records import RUNGS, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
-from nas.train import measured_worst
+from nas.train import measured_worst, worker_device
 from search_spaces.base import Cost, arch_to_json, digest
 
 
@@ -238,6 +240,10 @@ def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = 
             plan.space.largest(),
             plan.recipe,
             plan.data_path,
+            # A worker that asks for no GPU sees none; one in this process sees what there is.
+            device=worker_device() if config.gpus_per_trial or config.engine == "inline" else torch.device("cpu"),
+            kernels=config.kernels,
+            compile=config.compile,
         ),
     }
     return store.create_study(
