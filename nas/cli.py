@@ -83,7 +83,13 @@ def _print_json(data: Any) -> None:
 @click.option("--config", metavar="FILE.toml", help="[search] holds these flags with underscores, [set] the keys.")
 @set_option
 @click.option("--preset", metavar="NAME", help="quick, small or full: trials and tokens.  [default: small]")
-@click.option("--objectives", metavar="A,B[,C]", callback=_names, help="What to trade off.  [default: loss and flops]")
+@click.option(
+    "--objectives",
+    "--objective",
+    metavar="A,B[,C]",
+    callback=_names,
+    help="What to trade off; a quality alone against flops.  [default: loss and flops]",
+)
 @click.option("--trials", type=int, metavar="N", help="Trials in the study when it is done.  [default: the preset's]")
 @click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
 @click.option("--device-hours", type=float, metavar="H", help="Start no trial once all have used so much of a device.")

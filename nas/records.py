@@ -95,6 +95,7 @@ class Job:
     compile: bool = False
     measured: tuple[str, ...] = ()  # objectives that take measuring: latency_ms, peak_bytes
     micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
+    yardstick: Mapping[str, Any] | None = None  # nas.scaling.Yardstick of the baseline, where `ceg` is an objective
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from
     evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Notice, Report and one Result
 

@@ -20,6 +20,7 @@ from nas.config import MEASURED, Plan, StudyConfig, make_plan, to_json, with_dat
 from nas.errors import StudyError
 from nas.proposals import Proposals
 from nas.records import RUNGS, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
+from nas.scaling import Yardstick
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
 from nas.train import measured_worst, worker_device
@@ -134,6 +135,7 @@ def make_proposals(row: StudyRow, plan: Plan, session: str) -> Proposals:
         reference=[row.reference[name] for name in row.objectives],
         given=given,
         session=session,
+        yardstick=Yardstick.of(row.settings["yardstick"]) if "yardstick" in row.settings else None,
     )
 
 
@@ -160,6 +162,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         compile=row.settings["compile"],
         measured=tuple(name for name in row.objectives if name in MEASURED),
         micro_batches=trial.provenance.get("micro_batches", 1),
+        yardstick=row.settings.get("yardstick"),
         evaluate=row.settings["evaluate"],
     )
 
@@ -206,13 +209,15 @@ def open_search(
     prepared: Prepared,
     evaluate: str = "nas.train:evaluate",
     enqueued: Sequence[tuple[Any, Recipe]] = (),
+    yardstick: Yardstick | None = None,
 ) -> Search:
     """Creates the study, or continues it when `config.resume`. Raises StudyError.
 
-    `enqueued`, architectures and how to train them, come before what the sampler draws from now on.
+    `enqueued`, architectures and how to train them, come before what the sampler draws from now on. `yardstick` is
+    what a new study with the objective `ceg` measures its trials with.
     """
     space = prepared.plan.space
-    row = open_study(store, prepared, space.cost(space.largest()), evaluate)
+    row = open_study(store, prepared, space.cost(space.largest()), evaluate, yardstick)
     if enqueued:
         waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
         row = replace(row, settings={**row.settings, "enqueued": [*row.settings.get("enqueued", ()), *waiting]})
@@ -220,7 +225,13 @@ def open_search(
     return Search(store, row, prepared.config, prepared.plan)
 
 
-def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = "nas.train:evaluate") -> StudyRow:
+def open_study(
+    store: Store,
+    prepared: Prepared,
+    largest: Cost,
+    evaluate: str = "nas.train:evaluate",
+    yardstick: Yardstick | None = None,
+) -> StudyRow:
     """The study, new or, when `config.resume`, as stored; `largest` bounds the hypervolume. Raises StudyError."""
     config, plan = prepared.config, prepared.plan
     if config.resume and any(study["name"] == config.study for study in store.studies()):
@@ -232,6 +243,7 @@ def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = 
         return replace(row, settings=settings)
     worst = {
         **prepared.worst,
+        "ceg": 0.0,
         "parameters": float(largest.parameters_total),
         f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
         **measured_worst(
@@ -252,7 +264,8 @@ def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = 
         objectives=plan.objectives,
         settings=to_json(config)
         | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
-        | {"task": plan.space.task, "scaling": dict(prepared.scaling)},
+        | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
+        | ({"yardstick": asdict(yardstick)} if yardstick else {}),
         reference={name: pareto.cost(name, worst[name]) for name in plan.objectives},
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,

@@ -252,6 +252,7 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     weights = save({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     diagnostics = ({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs.to(device))
     measured, spread = measure(job.measured, model, optimizers, batch, recipe, steps, job.micro_batches)
+    training_flops = float((1 + BACKWARD) * cost.flops_total * steps * spent.units)
     yield Result(
         trial=job.trial,
         token=job.token,
@@ -260,8 +261,9 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
             "accuracy": scored.accuracy,
             f"flops_per_{task.unit}": float(cost.flops_executed(rates)),
             "parameters": float(cost.parameters_total),
-            "training_flops": float((1 + BACKWARD) * cost.flops_total * steps * spent.units),
+            "training_flops": training_flops,
             **measured,
+            **gain_over_baseline(job, scored.loss, training_flops),
         },
         parameters=cost.parameters_total,
         train_seconds=train_seconds,
@@ -270,6 +272,15 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         diagnostics=diagnostics | spread,
         weights=weights,
     )
+
+
+def gain_over_baseline(job: Job, loss: float, flops: float) -> dict[str, float]:
+    """`ceg` of a training that ended at `loss` after `flops`, where the study asks for it."""
+    if job.yardstick is None:
+        return {}
+    from nas.scaling import Yardstick  # brings scipy
+
+    return {"ceg": Yardstick.of(job.yardstick).gain(loss, flops)}
 
 
 def measure(
