@@ -1,12 +1,15 @@
 """A study's figures as PNG and SVG files for a paper, and the frame behind each as CSV."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
 
 from dashboards import figures, frames
+from dashboards.live import scale_of
 from dashboards.texts import axes
 from nas.errors import UserError
 from nas.store import Store
@@ -16,7 +19,7 @@ WIDTH, HEIGHT, SCALE = 900, 540, 2  # pixels, and PNG pixels to each
 
 
 def write_figures(store: Store, study: str, folder: str) -> list[Path]:
-    """Writes front, curves and hypervolume into `folder`: a .png, an .svg and a .csv each.
+    """Writes front, curves, hypervolume and what `nas scale` found into `folder`: a .png, an .svg and a .csv each.
 
     The folder is made when its parent is there. Returns the files. Raises StudyError when there is no such study,
     UserError when the folder cannot be written or no Chrome or Chromium is there to draw the pictures.
@@ -49,6 +52,17 @@ def study_figures(store: Store, study: str) -> dict[str, tuple[pd.DataFrame, go.
         "front": (trials, drawn),
         "curves": (curves, figures.curve_figure(curves, front, frames.loss_name(row.objectives))),
         "hypervolume": (history, figures.hypervolume_figure(history)),
+        **_scale_figures(scale_of(store, study)),
+    }
+
+
+def _scale_figures(scale: Mapping[str, Any] | None) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
+    if scale is None:
+        return {}
+    laws, gains = frames.scale_law_frame(scale), frames.scale_gain_frame(scale)
+    return {
+        "scale-laws": (laws, figures.scale_figure(frames.scale_run_frame(scale), laws)),
+        "scale-gains": (gains, figures.ceg_figure(gains)),
     }
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from shlex import quote
 from typing import Any
 
@@ -47,9 +48,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
     with closing(executor), Store(config.store, create=True) as store:
         yardstick = None
         if stored is None and "ceg" in prepared.plan.objectives:
-            yardstick = measure_baseline(
-                store, executor, config, prepared.plan, lambda text: click.echo(text, err=True)
-            )
+            yardstick = measure_baseline(store, executor, config, prepared.plan, partial(click.echo, err=True))
         search = open_search(store, prepared, evaluate, first, yardstick)
         finished = store.finished(search.row)
         unit = TASKS[search.plan.space.task].unit

@@ -135,7 +135,7 @@ def law_gain(candidate: Law, baseline: Law, flops: ArrayLike) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Yardstick:
-    """A baseline's law, to say of any single training what it gained; `reach` is the most compute the law speaks for."""
+    """A baseline's law, to say of single trainings what they gained; `reach` is the most compute that it speaks for."""
 
     law: Law
     reach: float
