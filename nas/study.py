@@ -241,6 +241,29 @@ def open_study(
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
         store.update_settings(row, settings)
         return replace(row, settings=settings)
+    if "ceg" in plan.objectives and yardstick is None:
+        raise StudyError(
+            f"study {config.study!r} has the objective ceg, and no law of its baseline to measure gains with: "
+            "nas search measures one first; start it there"
+        )
+    return store.create_study(
+        config.study,
+        space=plan.space_spec,
+        objectives=plan.objectives,
+        settings=to_json(config)
+        | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
+        | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
+        | ({"yardstick": asdict(yardstick)} if yardstick else {}),
+        reference=reference_point(prepared, largest),
+        data_name=prepared.data_name,
+        data_hash=prepared.data_hash,
+        artifacts=artifacts_folder(store, config.study),
+    )
+
+
+def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
+    """Of each objective, the cost of a model that learned nothing, or of the `largest` there is."""
+    config, plan = prepared.config, prepared.plan
     worst = {
         **prepared.worst,
         "ceg": 0.0,
@@ -258,19 +281,7 @@ def open_study(
             compile=config.compile,
         ),
     }
-    return store.create_study(
-        config.study,
-        space=plan.space_spec,
-        objectives=plan.objectives,
-        settings=to_json(config)
-        | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
-        | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
-        | ({"yardstick": asdict(yardstick)} if yardstick else {}),
-        reference={name: pareto.cost(name, worst[name]) for name in plan.objectives},
-        data_name=prepared.data_name,
-        data_hash=prepared.data_hash,
-        artifacts=artifacts_folder(store, config.study),
-    )
+    return {name: pareto.cost(name, worst[name]) for name in plan.objectives}
 
 
 def _check_same(row: StudyRow, space: SpaceSpec, data_hash: str, data_name: str) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
@@ -69,6 +70,12 @@ class _Running:
     actor: Any = None
     node: str = ""
     deadline: float | None = None  # on the monotonic clock, once it has started
+
+
+def why_failed(trial: Trial) -> str:
+    """What Tune wrote down of a trial's error, as soon as it did: `get_error` reads a copy that is made later."""
+    written = trial.error_file and Path(trial.error_file)
+    return written.read_text() if written and written.exists() else "its actor ended without a word"
 
 
 class TunePool:
@@ -290,4 +297,4 @@ class _Events(_Live, tune.Callback):
         self._heard.put(_Ended(trial.config["job"], "it ended without a result"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._heard.put(_Ended(trial.config["job"], str(trial.get_error())))
+        self._heard.put(_Ended(trial.config["job"], why_failed(trial)))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nas.cli import main
-from nas.errors import UserError
+from nas.config import StudyConfig
+from nas.errors import StudyError, UserError
 from nas.launch import launch_scale
 from nas.records import State
 from nas.scale import (
@@ -27,6 +28,7 @@ from nas.scale import (
 )
 from nas.scaling import Law, Run, Yardstick
 from nas.store import Store
+from nas.study import open_search, prepare
 from search_spaces import load_space
 from search_spaces.base import SpaceError, arch_to_json
 
@@ -279,6 +281,12 @@ def test_a_search_for_gain_goes_on_without_measuring_again_and_is_replayed_exact
     front = json.loads(out[out.index("[") :])
     gains = [row["values"]["ceg"] for row in front]
     assert gains == sorted(gains, reverse=True)
+
+
+def test_gain_is_no_objective_without_a_law_to_measure_it_with(tmp_path, text):
+    config = StudyConfig(study="g", objectives=("ceg",), settings={**SMALL, "data.path": text})
+    with Store(str(tmp_path / "nas.db"), create=True) as store, pytest.raises(StudyError, match="no law of its base"):
+        open_search(store, prepare(config))
 
 
 def test_a_trial_that_was_measured_at_scale_is_trained_again_to_its_values(gaining, tmp_path):
