@@ -23,7 +23,7 @@ def permuted(surprise: np.ndarray, net: Mapping[str, Any]) -> np.ndarray:
     return shown
 
 
-def corners(net: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
+def corners(net: Mapping[str, Any]) -> list[tuple[int, int, int, int]]:
     """(x0, y0, x1, y1) of every block in the permuted matrix: units across, coordinates down."""
     found, x, y = [], 0, 0
     for block in net["blocks"]:

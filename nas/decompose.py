@@ -558,8 +558,11 @@ def decompose(
     after = compare(setting, original, blocked)
     some = any(structure.blocks for structure in structures.values())
     cost = setting.space.cost(setting.arch)
-    points = curve(setting, original, evidence, steps, retrain, say) if some else []
-    points += imposed(setting, original, scratch, say) if some else []
+    whole = {"method": "original", "kept": 1.0, "blocks": [1] * len(nets), "flops": float(cost.flops_total)}
+    points = [{**whole, "parameters": cost.parameters_total, **compare(setting, original, original)}]
+    if some:
+        points += curve(setting, original, evidence, steps, retrain, say)
+        points += imposed(setting, original, scratch, say)
     report = {
         "of": {"folder": str(folder), "sha256": config["sha256"]["model.safetensors"]},
         "hypernas": version(),
@@ -575,11 +578,7 @@ def decompose(
         "retrain": retrain,
         "annealing": annealing,
         "result": {"flops": flops(setting, original, masks), **after},
-        "curve": [
-            {"method": "original", "kept": 1.0, "blocks": [1] * len(nets), "flops": float(cost.flops_total),
-             "parameters": cost.parameters_total, **compare(setting, original, original)},
-            *points,
-        ],
+        "curve": points,
         "verdict": [describe_line(net) for net in described],
     }  # fmt: skip
     surprise = {name: -np.log10(np.maximum(found.p, 1e-300)).astype(np.float16) for name, found in evidence.items()}
@@ -587,7 +586,7 @@ def decompose(
     shutil.rmtree(scratch)
     if joins:
         with Store(store or DEFAULT_STORE) as opened:
-            join_front(opened, config, report["curve"], setting.task)
+            join_front(opened, config, points, setting.task)
     return report
 
 
