@@ -559,7 +559,9 @@ def decompose(
     some = any(structure.blocks for structure in structures.values())
     cost = setting.space.cost(setting.arch)
     whole = {"method": "original", "kept": 1.0, "blocks": [1] * len(nets), "flops": float(cost.flops_total)}
-    points = [{**whole, "parameters": cost.parameters_total, **compare(setting, original, original)}]
+    points: list[dict[str, Any]] = [
+        {**whole, "parameters": cost.parameters_total, **compare(setting, original, original)}
+    ]
     if some:
         points += curve(setting, original, evidence, steps, retrain, say)
         points += imposed(setting, original, scratch, say)
@@ -580,7 +582,7 @@ def decompose(
         "result": {"flops": flops(setting, original, masks), **after},
         "curve": points,
         "verdict": [describe_line(net) for net in described],
-    }  # fmt: skip
+    }
     surprise = {name: -np.log10(np.maximum(found.p, 1e-300)).astype(np.float16) for name, found in evidence.items()}
     write_result(target, config, setting, structures, blocked.cpu(), surprise, report)
     shutil.rmtree(scratch)
