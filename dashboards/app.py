@@ -242,6 +242,7 @@ def _wire_front(app: Dash, watch: Watch) -> None:
             other = watch.study(name)
             if other is not None:
                 figures.add_front(figure, other.frame, x, y, name, index)
+        figures.add_variants(figure, frames.variant_frame(study.row.variants), x, y)
         budget = _budget(frame, x, y, share)
         if budget is not None:
             figures.add_budget(figure, budget)

@@ -313,6 +313,31 @@ def add_front(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, name: str,
     )
 
 
+def add_variants(figure: go.Figure, variants: pd.DataFrame, x: str, y: str) -> None:
+    """What is left of a trial that was taken apart into blocks: a dotted curve a trial, points of their own."""
+    if x not in variants or y not in variants:
+        return
+    for trial, points in variants.groupby("trial"):
+        name = f"trial {trial} in blocks"
+        figure.add_trace(
+            go.Scatter(
+                x=points[x],
+                y=points[y],
+                customdata=points["trial"].to_numpy(object),
+                name=name,
+                mode="lines+markers",
+                line={"color": PURPLE, "width": 1.5, "dash": "dot"},
+                marker={"color": PURPLE, "size": 8, "symbol": "square-open"},
+                hovertext=[
+                    f"<b>{name}</b><br>of {kept:.3g} of its confirmed edges<br>{label(y)}: {number(y, quality)}"
+                    f"<br>{label(x)}: {number(x, cost)}"
+                    for kept, quality, cost in zip(points["kept"], points[y], points[x], strict=True)
+                ],
+                hoverinfo="text",
+            )
+        )
+
+
 def add_budget(figure: go.Figure, budget: float) -> None:
     """A vertical line at a budget of the cost on the x axis."""
     line = {"color": GREY, "width": 3, "dash": "dot"}

@@ -225,6 +225,12 @@ def _over_time_and_compute(out: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFra
     return out.drop(columns="finished")
 
 
+def variant_frame(variants: Mapping[str, Sequence[Mapping[str, float]]]) -> pd.DataFrame:
+    """`StudyRow.variants`, a row each: trial, kept (the share of the confirmed edges), and a column for each value."""
+    rows = [{"trial": int(trial), **point} for trial, points in variants.items() for point in points]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys(["trial", "kept", *(name for row in rows for name in row)])))
+
+
 def choice_frame(params: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
     """What the sampler chose, by trial number: a row a trial, `trial` and one column for each searched parameter."""
     names = dict.fromkeys(name for chosen in params.values() for name in chosen)

@@ -1,21 +1,25 @@
 """A study's figures as PNG and SVG files for a paper, and the frame behind each as CSV."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
 
 from dashboards import figures, frames
+from dashboards.live import scale_of
 from dashboards.texts import axes
 from nas.errors import UserError
 from nas.store import Store
 
+NO_BROWSER = "pictures need kaleido and Chrome or Chromium (pip install kaleido, apt-get install chromium)"
 WIDTH, HEIGHT, SCALE = 900, 540, 2  # pixels, and PNG pixels to each
 
 
 def write_figures(store: Store, study: str, folder: str) -> list[Path]:
-    """Writes front, curves and hypervolume into `folder`: a .png, an .svg and a .csv each.
+    """Writes front, curves, hypervolume and what `nas scale` found into `folder`: a .png, an .svg and a .csv each.
 
     The folder is made when its parent is there. Returns the files. Raises StudyError when there is no such study,
     UserError when the folder cannot be written or no Chrome or Chromium is there to draw the pictures.
@@ -42,11 +46,44 @@ def study_figures(store: Store, study: str) -> dict[str, tuple[pd.DataFrame, go.
     history = frames.hypervolume_frame(store.hypervolumes(row), trials)
     x, y = axes(row.objectives)
     front = trials.loc[trials["on_front"], "trial"].tolist()
+    drawn = figures.pareto_figure(trials, x, y)
+    figures.add_variants(drawn, frames.variant_frame(row.variants), x, y)
     return {
-        "front": (trials, figures.pareto_figure(trials, x, y)),
+        "front": (trials, drawn),
         "curves": (curves, figures.curve_figure(curves, front, frames.loss_name(row.objectives))),
         "hypervolume": (history, figures.hypervolume_figure(history)),
+        **_scale_figures(scale_of(store, study)),
     }
+
+
+def _scale_figures(scale: Mapping[str, Any] | None) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
+    if scale is None:
+        return {}
+    laws, gains = frames.scale_law_frame(scale), frames.scale_gain_frame(scale)
+    return {
+        "scale-laws": (laws, figures.scale_figure(frames.scale_run_frame(scale), laws)),
+        "scale-gains": (gains, figures.ceg_figure(gains)),
+    }
+
+
+def check_file(path: str) -> None:
+    """Raises UserError for a file that `write_figure` cannot write by its ending."""
+    if Path(path).suffix not in (".html", ".png", ".svg"):
+        raise UserError(f"--figure {path}: wanted a file that ends in .html, .png or .svg")
+    if not Path(path).resolve().parent.is_dir():
+        raise UserError(f"--figure {path}: the folder {Path(path).resolve().parent} does not exist")
+
+
+def write_figure(figure: go.Figure, path: str) -> None:
+    """HTML, PNG or SVG, by the file's ending. Raises UserError as `check_file`, and where no browser draws pictures."""
+    check_file(path)
+    if path.endswith(".html"):
+        figure.write_html(path, include_plotlyjs=True)
+        return
+    try:
+        figure.write_image(path)
+    except RuntimeError as error:  # as below
+        raise UserError(f"--figure {path}: {NO_BROWSER}; .html needs neither") from error
 
 
 def _write_pictures(drawn: list[go.Figure], paths: list[Path]) -> None:
@@ -55,7 +92,4 @@ def _write_pictures(drawn: list[go.Figure], paths: list[Path]) -> None:
     try:
         plotly.io.write_images(drawn, paths, scale=SCALE)
     except RuntimeError as error:  # Plotly's word for: no kaleido, or no browser for it
-        raise UserError(
-            "--figures: pictures need kaleido and Chrome or Chromium (pip install kaleido, apt-get install chromium); "
-            "the CSV files are written"
-        ) from error
+        raise UserError(f"--figures: {NO_BROWSER}; the CSV files are written") from error

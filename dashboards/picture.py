@@ -105,6 +105,8 @@ def _texts(figure: go.Figure, arch: Mapping[str, Any], shown: int, lines: Sequen
     hidden = f"{float(arch['ffn.ratio']):.3g} x d_model"
     if "ffn.sub_mlps" in arch:
         hidden += f", {arch['ffn.sub_mlps']} sub-MLPs"
+    if "ffn.blocks" in arch:
+        hidden += f", {arch['ffn.blocks']} blocks"
     mixing = " ".join(str(arch[key]) for key in ("streams.mixing", "streams.factors") if key in arch)
     streams = f"{arch['streams.n']} streams, {mixing}" if int(arch["streams.n"]) > 1 else "residual stream"
     depth = int(arch["depth"])

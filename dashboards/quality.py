@@ -1,12 +1,9 @@
 """The figure of `nas bench search --part quality`: hypervolume against training compute, one line a method."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-
-from nas.errors import UserError
 
 COLOURS = ("#d62728", "#7f7f7f", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#bcbd22", "#e377c2")
 
@@ -32,13 +29,3 @@ def figure(curves: Mapping[str, Any]) -> go.Figure:
         height=520,
     )
     return drawn
-
-
-def write_figure(curves: Mapping[str, Any], path: str) -> None:
-    """HTML, PNG or SVG, by the file's ending. Raises UserError for another one."""
-    if path.endswith(".html"):
-        figure(curves).write_html(path, include_plotlyjs=True)
-    elif Path(path).suffix in (".png", ".svg"):
-        figure(curves).write_image(path)
-    else:
-        raise UserError(f"--figure {path}: wanted a file that ends in .html, .png or .svg")

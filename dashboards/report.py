@@ -80,11 +80,13 @@ def render(store: Store, study: StudyRow) -> str:
     curves = frames.curve_frame(reports)
     history = frames.hypervolume_frame(store.hypervolumes(study), frame)
     said = verdict(store, study) if len(history) else ""
+    scale = scale_of(store, study.name)
     parts = [
         f"<p>{text(said[:1].upper() + said[1:])}.</p>" if said else "",
         _facts(study, frame, history),
         *(_section(section) for section in sections(study, frame, curves, history)),
-        *(_section(section) for section in scale_sections(scale_of(store, study.name))),
+        *(_section(section) for section in scale_sections(scale)),
+        _scale_said(scale),
         _table(study, frame),
     ]
     style = (Path(__file__).parent / "assets" / "style.css").read_text(encoding="utf-8")
@@ -114,6 +116,8 @@ def sections(
     """The figures of the report, in order."""
     x, y = axes(study.objectives)
     front = frame[frame["on_front"]].sort_values(x)["trial"].tolist()
+    front_figure = figures.pareto_figure(frame, x, y)
+    figures.add_variants(front_figure, frames.variant_frame(study.variants), x, y)
     unplaced = len(frame) - len(figures.placed(frame, x, y))
     aside = (
         f" {unplaced} of {len(frame)} trials have no measurement yet and are in the table alone." if unplaced else ""
@@ -124,7 +128,7 @@ def sections(
             "Front",
             f"Each mark is a trial; the staircase is the best {label(y)} reached at each budget of {label(x)}. "
             f"Only completed trials stand on the front.{aside}",
-            figures.pareto_figure(frame, x, y),
+            front_figure,
         ),
         Section(
             "curves",
@@ -163,6 +167,15 @@ def scale_sections(scale: Mapping[str, Any] | None) -> tuple[Section, ...]:
     )
 
 
+def _scale_said(scale: Mapping[str, Any] | None) -> str:
+    """Laws, gains with their intervals and interactions in numbers."""
+    if scale is None:
+        return ""
+    from nas.scale import describe  # brings torch
+
+    return f'<pre tabindex="0">{escape(plain(chr(10).join(describe(scale)), 20_000))}</pre>\n'
+
+
 def _section(section: Section) -> str:
     name = f"figure-{section.name}"
     data = to_json_plotly(section.figure)  # writes "<" as \\u003c: nothing in it ends the script
@@ -196,7 +209,9 @@ def _facts(study: StudyRow, frame: pd.DataFrame, history: pd.DataFrame) -> str:
 
 def _table(study: StudyRow, frame: pd.DataFrame) -> str:
     """Every trial, front first, then by number. Each cell carries the key its column sorts by."""
-    columns = ["trial", "state", *dict.fromkeys([*study.objectives, "parameters"]), "learning_rate", "architecture"]
+    gain = ["ceg"] if "ceg" in frame else []
+    values = dict.fromkeys([*study.objectives, *gain, "parameters"])
+    columns = ["trial", "state", *values, "learning_rate", "architecture"]
     columns += ["train_seconds", "message"]
     titles = {"train_seconds": "training (s)", "message": "failure"}
     left = {"state", "architecture", "message"}

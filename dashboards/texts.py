@@ -16,7 +16,11 @@ LABELS = {
     "flops_per_image": "forward FLOPs per image",
     "parameters": "parameters",
     "training_flops": "training FLOPs",
-    "ceg": "compute-equivalent gain at scale",
+    "ceg": "compute-equivalent gain",
+    "ceg_low": "gain, low end of its 95 % interval",
+    "ceg_high": "gain, high end of its 95 % interval",
+    "ceg_flops": "training FLOPs of the measured gain",
+    "ceg_growth": "exponent of the gain's growth with compute",
     "latency_ms": "latency (ms)",
     "peak_bytes": "peak memory (bytes)",
 }
@@ -48,7 +52,7 @@ def number(name: str, value: float | None) -> str:
     """A measured value in few digits: 1.234 for a loss, 12.3M for a count."""
     if value is None or value != value:
         return "–"
-    return short(value) if name in LOGARITHMIC or name == "training_flops" else f"{value:.4f}"
+    return short(value) if name in LOGARITHMIC or name.endswith("_flops") else f"{value:.4f}"
 
 
 def short(value: float) -> str:

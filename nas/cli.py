@@ -83,7 +83,13 @@ def _print_json(data: Any) -> None:
 @click.option("--config", metavar="FILE.toml", help="[search] holds these flags with underscores, [set] the keys.")
 @set_option
 @click.option("--preset", metavar="NAME", help="quick, small or full: trials and tokens.  [default: small]")
-@click.option("--objectives", metavar="A,B[,C]", callback=_names, help="What to trade off.  [default: loss and flops]")
+@click.option(
+    "--objectives",
+    "--objective",
+    metavar="A,B[,C]",
+    callback=_names,
+    help="What to trade off; a quality alone against flops.  [default: loss and flops]",
+)
 @click.option("--trials", type=int, metavar="N", help="Trials in the study when it is done.  [default: the preset's]")
 @click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
 @click.option("--device-hours", type=float, metavar="H", help="Start no trial once all have used so much of a device.")
@@ -183,7 +189,7 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
     """The Pareto front, best loss first."""
     from nas.progress import front_table, print_table
     from nas.store import Store
-    from nas.summary import front_rows, verdict
+    from nas.summary import front_rows, variants_said, verdict
 
     with Store(store) as opened:
         row = opened.study(study)
@@ -199,7 +205,7 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
     else:
         print_table(front_table(trials))
         click.echo("* baseline")
-        click.echo(said)
+        click.echo("\n".join([said, *variants_said(row, trials)]))
 
 
 @cli.command()
@@ -419,21 +425,38 @@ def evaluate(folder: str, data: str | None, as_json: bool) -> None:
     metavar="T",
     help="Tokens or images, over all steps.",
 )
+@click.option("--store", metavar="URL", help="Whose study's front the variants join.  [default: nas.db if it is there]")
+@click.option("--figure", metavar="FILE", help="The evidence, permuted into the blocks, as HTML, PNG or SVG.")
 @json_option
 def decompose(
-    folder: str, out: str, data: str | None, controls: int, keep: float, steps: int, retrain: int, as_json: bool
+    folder: str,
+    out: str,
+    data: str | None,
+    controls: int,
+    keep: float,
+    steps: int,
+    retrain: int,
+    store: str | None,
+    figure: str | None,
+    as_json: bool,
 ) -> None:
     """Take a trained model apart into blocks that run independently, with the evidence for them.
 
     DIR is an export. Evidence is what learning changed, beside controls: the untrained model, and the same training on
-    shuffled targets, which takes --controls times as long as the model's own. After Ctrl-C the same command goes on.
+    shuffled targets, which takes --controls times as long as the model's own. Where blocks are found, the same training
+    in 2, 4 and 8 blocks from the start stands beside them. After Ctrl-C the same command goes on.
 
     \b
     nas decompose winner --out winner-blocks
     nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
     """
     from nas.decompose import decompose as take_apart
+    from nas.decompose import read_evidence
 
+    if figure is not None:
+        from dashboards.paper import check_file
+
+        check_file(figure)
     report = take_apart(
         folder,
         out,
@@ -442,8 +465,14 @@ def decompose(
         keep=keep,
         steps=steps,
         retrain=retrain,
+        store=store,
         say=lambda text: click.echo(text, err=True),
     )
+    if figure is not None:
+        from dashboards.blocks import figure as drawn
+        from dashboards.paper import write_figure
+
+        write_figure(drawn(report["nets"], read_evidence(out)), figure)
     if as_json:
         _print_json(report)
         return
@@ -704,9 +733,10 @@ def bench_search(
 
         data, curves = compare(seeds)
         if figure:
-            from dashboards.quality import write_figure
+            from dashboards.paper import write_figure
+            from dashboards.quality import figure as drawn
 
-            write_figure(curves, figure)
+            write_figure(drawn(curves), figure)
     else:
         from nas.bench_search import growth, overhead
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nas.errors import UserError
+from nas.pareto import LOGARITHMIC
 from nas.records import Recipe, SpaceSpec
 from search_spaces import load_space
 from search_spaces.base import (
@@ -33,7 +34,7 @@ HUB = "hub:"  # before the name of one of OptunaHub's samplers
 KERNELS = ("auto", "reference", "triton", "cpu")
 MEASURED = ("latency_ms", "peak_bytes")  # on the worker: one sample forward; a training step
 OBJECTIVES = {
-    "text": ("bits_per_byte", "accuracy", "flops_per_token", "parameters", *MEASURED),
+    "text": ("bits_per_byte", "accuracy", "ceg", "flops_per_token", "parameters", *MEASURED),
     "images": ("loss", "accuracy", "flops_per_image", "parameters", *MEASURED),
 }
 DEFAULT_OBJECTIVES = {"text": ("bits_per_byte", "flops_per_token"), "images": ("accuracy", "flops_per_image")}
@@ -362,6 +363,8 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
     known = OBJECTIVES[space.task]
     flops = next(name for name in known if name.startswith("flops"))
     asked = tuple(flops if name == "flops" else name for name in config.objectives) or DEFAULT_OBJECTIVES[space.task]
+    if len(asked) == 1 and asked[0] not in LOGARITHMIC:
+        asked = (*asked, flops)  # how good against how dear
     for name in asked:
         if name not in known:
             raise UserError(f"--objectives: nobody measures {name!r}; wanted some of {', '.join(known)}")

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kernels._cpu import keep_freed_memory
 from kernels._dispatch import use_backend
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import StudyError, UserError
@@ -27,7 +28,7 @@ from nas.export import free_folder, write_checked
 from nas.records import Job, Report, State, StudyRow
 from nas.store import Store
 from nas.study import make_job
-from nas.tasks import TASKS
+from nas.tasks import TASKS, steps_of
 from nas.train import (
     BACKWARD,
     DivergedError,
@@ -105,6 +106,7 @@ def train(
         raise UserError(f"{checkpoint} is of a training that was interrupted: --resume goes on, or delete it")
     job = make_job(study, replace(trial, recipe=replace(trial.recipe, tokens=tokens or trial.recipe.tokens)))
     job = replace(job, checkpoint=str(checkpoint))
+    keep_freed_memory()
     deterministic()
     with group() as here, use_backend(job.kernels):
         model, values = _trained(job, here)
@@ -125,11 +127,10 @@ def _trained(job: Job, here: Group) -> tuple[nn.Module, dict[str, float]]:
     task, data = TASKS[space.task], checked_data(space.task, job.data_path, job.data_hash)
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
-    samples = max(1, recipe.batch_tokens // task.units(arch))
+    planned = steps_of(task, arch, recipe)
+    samples, steps = planned.samples, planned.count
     if samples % here.size:
         raise UserError(f"{here.size} processes cannot share a batch of {samples} evenly: use a number that divides it")
-    units = samples * task.units(arch)
-    steps = max(1, round(recipe.tokens / units))
     model = seeded_build(space, arch, recipe.seed).to(here.device)
     optimizers = make_optimizers(model, recipe)
     try:
@@ -158,7 +159,7 @@ def _trained(job: Job, here: Group) -> tuple[nn.Module, dict[str, float]]:
             console.print(f"step {step + 1} of {steps}: loss {loss / task.nats:.4f}, about {left:.0f} s left")
         if (step + 1) % saved_every == 0 and step + 1 < steps:
             if here.leads:
-                seen, seconds = (step + 1) * units, spent + now - clock
+                seen, seconds = (step + 1) * planned.units, spent + now - clock
                 flops = (1 + BACKWARD) * cost.flops_total * seen
                 report = Report(job.trial, 0, step + 1, seen, flops, loss / task.nats, seconds)
                 save_checkpoint(job, model, optimizers, Position(step + 1, seconds, 0.0, report))
@@ -174,5 +175,5 @@ def _trained(job: Job, here: Group) -> tuple[nn.Module, dict[str, float]]:
         "accuracy": scored.accuracy,
         f"flops_per_{task.unit}": float(cost.flops_executed(execution_rates(model))),
         "parameters": float(cost.parameters_total),
-        "training_flops": float((1 + BACKWARD) * cost.flops_total * steps * units),
+        "training_flops": float((1 + BACKWARD) * cost.flops_total * steps * planned.units),
     }

@@ -5,7 +5,8 @@ same training on shuffled targets). nas/blocks.py weighs each feed-forward net's
 blocks; here what is between blocks is taken out in steps, beside other ways of removing as many FLOPs, and what
 that does to the model's output is measured every time. Attention, norms and the residual stream stay whole.
 
-Trained controls are kept in FOLDER.controls while the command runs, so that an interrupted one goes on where it was.
+What is trained is kept in FOLDER.controls while the command runs, so that an interrupted one goes on where it was. The
+variants along the curve join the front of the study that the model is of, as points of their own.
 """
 
 import copy
@@ -30,7 +31,9 @@ from nas.export import FOOTER
 from nas.exported import CARD, digest, listed, load, read_config, space_of
 from nas.records import Recipe
 from nas.source import write_source
-from nas.tasks import TASKS, Batch, Task
+from nas.store import Store
+from nas.summary import training_json
+from nas.tasks import TASKS, Batch, Steps, Task, steps_of
 from nas.train import (
     FINAL_RATE,
     checked_data,
@@ -41,14 +44,17 @@ from nas.train import (
     train_step,
     worker_device,
 )
-from search_spaces.base import Space
+from search_spaces.base import Space, arch_to_json
 from search_spaces.blocks import cut
 from search_spaces.layers import ACTIVATIONS, ffn_cost
 
+DEFAULT_STORE = "nas.db"
 LEAST_CONTROLS = 3  # each is tested against two others, as the model is against all
 KEPT = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)  # shares of the confirmed edges along the curve
 CO_ACTIVE_TOKENS = 4096  # of validation, for the graph of co-activation
 REPORT = "decomposition.json"
+EVIDENCE = "evidence.safetensors"  # of each net -log10 p of its edges (C, H), unpermuted
+BLOCKS = "ffn.blocks"  # the key of a space that imposes blocks from the start
 
 NETS = {kind: name for name, kind in ACTIVATIONS.items()}
 Edges = np.ndarray  # (m, C, H): the weights that join coordinate c and unit h, the writing one last
@@ -67,19 +73,15 @@ class Setting:
     data_seed: int
 
     @property
-    def samples(self) -> int:
-        return max(1, self.recipe.batch_tokens // self.task.units(self.arch))
-
-    @property
-    def steps(self) -> int:
-        return max(1, round(self.recipe.tokens / (self.samples * self.task.units(self.arch))))
+    def steps(self) -> Steps:
+        return steps_of(self.task, self.arch, self.recipe)
 
     def batch(self, step: int, device: torch.device) -> Batch:
-        inputs, classes = self.task.batch(self.data, self.arch, self.data_seed, step, self.samples)
+        inputs, classes = self.task.batch(self.data, self.arch, self.data_seed, step, self.steps.samples)
         return inputs.to(device), classes.to(device)
 
     def validation(self) -> Iterator[Batch]:
-        return self.task.validation(self.data, self.arch, self.recipe, self.samples)
+        return self.task.validation(self.data, self.arch, self.recipe, self.steps.samples)
 
 
 def read_setting(folder: str, config: Mapping[str, Any], data_path: str | None) -> Setting:
@@ -133,32 +135,39 @@ def _parameter_masks(net: Any, mask: Edges) -> list[tuple[nn.Parameter, Tensor]]
 # ---- controls and evidence -----------------------------------------------------------------------------------------
 
 
-def train_without_signal(setting: Setting, number: int, say: Callable[[str], None]) -> nn.Module:
-    """The model's own training, from its own initial weights, on the same inputs in the same order, with the targets
-    of every batch shuffled by `number`: all that training does to weights where there is nothing to learn."""
+def train(setting: Setting, name: str, say: Callable[[str], None], shuffled_by: int | None = None) -> nn.Module:
+    """The setting's own training, from its own initial weights, on the same inputs in the same order.
+
+    With `shuffled_by` the targets of every batch are shuffled, by that number: all that training does to weights where
+    there is nothing to learn.
+    """
     model = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(worker_device())
     optimizers = make_optimizers(model, setting.recipe)
     device = next(model.parameters()).device
     model.train()
-    for step in range(setting.steps):
+    steps = setting.steps.count
+    for step in range(steps):
         inputs, classes = setting.batch(step, device)
-        seed = int(np.random.SeedSequence([number, step]).generate_state(1)[0])
-        order = torch.randperm(classes.numel(), generator=torch.Generator().manual_seed(seed)).to(device)
-        shuffled = classes.flatten()[order].view_as(classes)
-        loss = train_step(model, optimizers, (inputs, shuffled), setting.recipe, step, setting.steps)
-        if 10 * (step + 1) // setting.steps > 10 * step // setting.steps:
-            say(f"control {number}: step {step + 1} of {setting.steps}, loss {loss / setting.task.nats:.4f}")
+        if shuffled_by is not None:
+            seed = int(np.random.SeedSequence([shuffled_by, step]).generate_state(1)[0])
+            order = torch.randperm(classes.numel(), generator=torch.Generator().manual_seed(seed)).to(device)
+            classes = classes.flatten()[order].view_as(classes)
+        loss = train_step(model, optimizers, (inputs, classes), setting.recipe, step, steps)
+        if 10 * (step + 1) // steps > 10 * step // steps:
+            say(f"{name}: step {step + 1} of {steps}, loss {loss / setting.task.nats:.4f}")
     return model.eval()
 
 
-def kept_control(setting: Setting, number: int, folder: Path, say: Callable[[str], None]) -> nn.Module:
-    """A control, trained or found in `folder`."""
-    path = folder / f"control-{number}.safetensors"
+def trained(
+    setting: Setting, name: str, folder: Path, say: Callable[[str], None], shuffled_by: int | None = None
+) -> nn.Module:
+    """What `train` gives, or gave before: then it is in `folder`."""
+    path = folder / f"{name.replace(' ', '-')}.safetensors"
     if path.exists():
         model = seeded_build(setting.space, setting.arch, setting.recipe.seed)
         model.load_state_dict(load_file(path))
         return model.eval().to(worker_device())
-    model = train_without_signal(setting, number, say)
+    model = train(setting, name, say, shuffled_by)
     partial = path.with_suffix(".partial")
     save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
     partial.rename(path)
@@ -176,7 +185,7 @@ def activities(model: nn.Module, setting: Setting) -> dict[str, np.ndarray]:
     device = next(model.parameters()).device
     for count, (inputs, _) in enumerate(setting.validation(), 1):
         model(inputs.to(device))
-        if count * setting.samples * setting.task.units(setting.arch) >= CO_ACTIVE_TOKENS:
+        if count * setting.steps.units >= CO_ACTIVE_TOKENS:
             break
     for hook in hooks:
         hook.remove()
@@ -288,7 +297,7 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
         for name, net in nets_of(model).items()
         for parameter, mask in _parameter_masks(net, masks[name])
     ]
-    updates = round(retrain / (setting.samples * setting.task.units(setting.arch) * steps))
+    updates = round(retrain / (setting.steps.units * steps))
     recipe = replace(setting.recipe, learning_rate=FINAL_RATE * setting.recipe.learning_rate)
     optimizers = make_optimizers(model, recipe)
     device = next(model.parameters()).device
@@ -303,7 +312,7 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
         hold(left)
         model.train()
         for update in range((step - 1) * updates, step * updates):
-            batch = setting.batch(setting.steps + update, device)
+            batch = setting.batch(setting.steps.count + update, device)
             train_step(model, optimizers, batch, recipe, update, steps * updates)
             hold(left)
         model.eval()
@@ -312,20 +321,26 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
 
 @torch.no_grad()
 def compare(setting: Setting, original: nn.Module, model: nn.Module) -> dict[str, float]:
-    """The model beside the original on validation: its loss, KL(original || model) in nats, and how often their
-    likeliest predictions agree."""
+    """The model beside the original on validation: its loss and accuracy, KL(original || model) in nats, and how often
+    their likeliest predictions agree."""
     model.eval()
     device = next(model.parameters()).device
     loss = divergence = 0.0
-    agreed = count = 0
+    agreed = right = count = 0
     for inputs, classes in setting.validation():
         wanted = original(inputs.to(device)).float().flatten(0, -2)
-        got = model(inputs.to(device)).float().flatten(0, -2)
-        loss += F.cross_entropy(got, classes.to(device).flatten(), reduction="sum").item()
+        got, targets = model(inputs.to(device)).float().flatten(0, -2), classes.to(device).flatten()
+        loss += F.cross_entropy(got, targets, reduction="sum").item()
         divergence += F.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True).item()
         agreed += int((wanted.argmax(-1) == got.argmax(-1)).sum())
+        right += int((targets == got.argmax(-1)).sum())
         count += len(got)
-    return {setting.task.loss: loss / setting.task.nats / count, "kl": divergence / count, "agreement": agreed / count}
+    return {
+        setting.task.loss: loss / setting.task.nats / count,
+        "accuracy": right / count,
+        "kl": divergence / count,
+        "agreement": agreed / count,
+    }
 
 
 def flops(setting: Setting, model: nn.Module, masks: Masks) -> float:
@@ -341,6 +356,12 @@ def flops(setting: Setting, model: nn.Module, masks: Masks) -> float:
         idle = 1 - mask.any((0, 1)).sum() / net.d_hidden
         total -= positions * (dense.matmul - 2 * int(mask.sum()) + dense.elementwise * idle)
     return total
+
+
+def parameters(setting: Setting, masks: Masks) -> int:
+    """Parameters of the whole model without the weights beyond the masks."""
+    gone = sum(mask.size - int(mask.sum()) for mask in masks.values())
+    return setting.space.cost(setting.arch).parameters_total - gone
 
 
 def equally_many(name: str, weights: Edges, mask: Edges, seed: int) -> Edges:
@@ -396,11 +417,40 @@ def curve(
                 "kept": share,
                 "blocks": [len(strongest(evidence[name], share).blocks) for name in nets],
                 "flops": flops(setting, original, chosen),
+                "parameters": parameters(setting, chosen),
                 **compare(setting, original, model),
             }
             points.append(point)
             say(describe_point(setting, point))
     return points
+
+
+def in_blocks_from_the_start(setting: Setting) -> dict[int, Setting]:
+    """The setting with every feed-forward net in so many blocks of equal size, where its space has that choice."""
+    if BLOCKS not in setting.space.keys:
+        return {}
+    flat = arch_to_json(setting.arch)
+    counts = (count for count in setting.space.keys[BLOCKS].options if count > 1)
+    return {count: replace(setting, arch=setting.space.from_json({**flat, BLOCKS: count})) for count in counts}
+
+
+def imposed(
+    setting: Setting, original: nn.Module, folder: Path, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Points of the curve for blocks that nobody had to find, trained as the model was."""
+    for count, other in in_blocks_from_the_start(setting).items():
+        model = trained(other, f"in {count} blocks", folder, say)
+        cost = setting.space.cost(other.arch)
+        point = {
+            "method": "imposed",
+            "kept": 1 / count,
+            "blocks": [count] * len(nets_of(original)),
+            "flops": float(cost.flops_total),
+            "parameters": cost.parameters_total,
+            **compare(setting, original, model),
+        }
+        say(describe_point(setting, point))
+        yield point
 
 
 def describe_point(setting: Setting, point: Mapping[str, Any]) -> str:
@@ -438,12 +488,14 @@ def decompose(
     keep: float,
     steps: int,
     retrain: int,
+    store: str | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Takes the model of an export apart into `out`; returns the report, `nas decompose --json`.
 
-    The model written runs the blocks of the strongest `keep` of the confirmed edges. Raises UserError before anything
-    is trained, for a folder that is no whole and unchanged export too.
+    The model written runs the blocks of the strongest `keep` of the confirmed edges. The curve joins the front of the
+    model's study in `store`; None: in DEFAULT_STORE, if it is there. Raises UserError before anything is trained, for a
+    folder that is no whole and unchanged export too.
     """
     if controls < LEAST_CONTROLS:
         raise UserError(
@@ -457,6 +509,7 @@ def decompose(
         raise UserError(f"--out {out}: exists; name another folder")
     if not target.parent.is_dir():
         raise UserError(f"--out {out}: the folder {target.parent} does not exist")
+    joins = _joins_front(store, folder, config, say)
     deterministic()
     setting = read_setting(folder, config, data_path)
     original = load(folder).to(worker_device())
@@ -470,7 +523,7 @@ def decompose(
             "only if both draw the same initial weights from a seed"
         )
     initial = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(worker_device()).eval()
-    shuffled = [kept_control(setting, number, scratch, say) for number in range(1, controls + 1)]
+    shuffled = [trained(setting, f"control {n}", scratch, say, shuffled_by=n) for n in range(1, controls + 1)]
 
     moved: dict[str, list[Edges]] = {}
     evidence = {}
@@ -504,7 +557,14 @@ def decompose(
     blocked = in_blocks(model, structures)
     after = compare(setting, original, blocked)
     some = any(structure.blocks for structure in structures.values())
-    points = curve(setting, original, evidence, steps, retrain, say) if some else []
+    cost = setting.space.cost(setting.arch)
+    whole = {"method": "original", "kept": 1.0, "blocks": [1] * len(nets), "flops": float(cost.flops_total)}
+    points: list[dict[str, Any]] = [
+        {**whole, "parameters": cost.parameters_total, **compare(setting, original, original)}
+    ]
+    if some:
+        points += curve(setting, original, evidence, steps, retrain, say)
+        points += imposed(setting, original, scratch, say)
     report = {
         "of": {"folder": str(folder), "sha256": config["sha256"]["model.safetensors"]},
         "hypernas": version(),
@@ -520,16 +580,58 @@ def decompose(
         "retrain": retrain,
         "annealing": annealing,
         "result": {"flops": flops(setting, original, masks), **after},
-        "curve": [
-            {"method": "original", "kept": 1.0, "flops": float(setting.space.cost(setting.arch).flops_total),
-             **compare(setting, original, original)},
-            *points,
-        ],
+        "curve": points,
         "verdict": [describe_line(net) for net in described],
-    }  # fmt: skip
-    write_result(target, config, setting, structures, blocked.cpu(), report)
+    }
+    surprise = {name: -np.log10(np.maximum(found.p, 1e-300)).astype(np.float16) for name, found in evidence.items()}
+    write_result(target, config, setting, structures, blocked.cpu(), surprise, report)
     shutil.rmtree(scratch)
+    if joins:
+        with Store(store or DEFAULT_STORE) as opened:
+            join_front(opened, config, points, setting.task)
     return report
+
+
+def _joins_front(store: str | None, folder: str, config: Mapping[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether the store holds the trial that the model is of. Raises UserError where a store is given and does not."""
+    try:
+        with Store(store or DEFAULT_STORE) as opened:
+            row = opened.study(config["study"])
+            trial = opened.trial(row, config["trial"])
+            if (dict(trial.arch), training_json(row, trial)) != (config["arch"], config["training"]):
+                raise UserError(
+                    f"trial {trial.number} of study {row.name!r} in {opened.shown} is not the model of {folder}: it "
+                    "has another architecture, or was trained otherwise"
+                )
+    except UserError as error:
+        if store is not None:
+            raise
+        say(f"the curve joins no front, as its study is not here; --store URL says where it is ({error})")
+        return False
+    return True
+
+
+def join_front(store: Store, config: Mapping[str, Any], points: Sequence[Mapping[str, Any]], task: Task) -> None:
+    """Puts the variants of a trial that run as blocks beside the front of its study, by the names of objectives."""
+    row = store.study(config["study"])
+    variants = [
+        {
+            "kept": point["kept"],
+            task.loss: point[task.loss],
+            "accuracy": point["accuracy"],
+            f"flops_per_{task.unit}": point["flops"],
+            "parameters": point["parameters"],
+        }
+        for point in points
+        if point["method"] == "blocks"
+    ]
+    joined = {**row.variants, str(config["trial"]): variants}
+    store.update_settings(row, {**row.settings, "variants": joined})
+
+
+def read_evidence(folder: str) -> dict[str, np.ndarray]:
+    """-log10 p of the edges (C, H) of each net of a folder that `decompose` wrote."""
+    return {name: found.float().numpy() for name, found in load_file(Path(folder) / EVIDENCE).items()}
 
 
 def _controls_folder(target: Path, config: Mapping[str, Any]) -> Path:
@@ -566,9 +668,10 @@ def write_result(
     setting: Setting,
     structures: Mapping[str, Structure],
     model: nn.Module,
+    surprise: Mapping[str, np.ndarray],
     report: Mapping[str, Any],
 ) -> None:
-    """Source, weights, configuration, card and report of the model in blocks, checked without hypernas."""
+    """Source, weights, configuration, card, evidence and report of the model in blocks, checked without hypernas."""
     title = f"Trial {config['trial']} of study {config['study']}, taken apart"
     docstring = f"{title} by hypernas {version()}. Needs torch; `load` also needs safetensors."
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
@@ -580,6 +683,7 @@ def write_result(
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, partial / "model.safetensors")
         (partial / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        save_file({name: torch.from_numpy(found) for name, found in surprise.items()}, partial / EVIDENCE)
         scores = score(model, setting.validation(), setting.task.nats)
         made = {
             "blocks": {

@@ -196,7 +196,8 @@ def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
     if result.failure:
         raise StudyError(f"trial {trial.number} cannot be trained again: {result.failure.message}")
     for name, value in trial.values.items():
-        if name not in MEASURED and result.values[name] != value:
+        # What was measured on a clock, or found out later (nas scale), no training gives again.
+        if name in result.values and name not in MEASURED and result.values[name] != value:
             raise StudyError(
                 f"trial {trial.number} trained again has {name} {result.values[name]!r}, not {value!r}: "
                 f"it was trained elsewhere ({trial.provenance}); export it there"

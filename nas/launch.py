@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from shlex import quote
 from typing import Any
 
@@ -15,7 +16,7 @@ from nas.driver import Outcome, run
 from nas.errors import StoreError, StudyError, UserError
 from nas.executors import make_executor
 from nas.progress import front_table, make_view, print_table
-from nas.scale import Ladder, ablation, analyse, climb, contenders, keep
+from nas.scale import Ladder, ablation, analyse, climb, contenders, keep, measure_baseline
 from nas.store import Store
 from nas.study import Search, open_search, prepare
 from nas.summary import verdict
@@ -46,7 +47,10 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
     )
     prepared = replace(prepared, plan=replace(prepared.plan, memory=executor.memory))
     with closing(executor), Store(config.store, create=True) as store:
-        search = open_search(store, prepared, evaluate, first)
+        yardstick = None
+        if stored is None and "ceg" in prepared.plan.objectives:
+            yardstick = measure_baseline(store, executor, config, prepared.plan, partial(click.echo, err=True))
+        search = open_search(store, prepared, evaluate, first, yardstick)
         finished = store.finished(search.row)
         unit = TASKS[search.plan.space.task].unit
         click.echo(

@@ -32,6 +32,8 @@ def describe_arch(arch: dict) -> str:
     ffn = f"{arch['ffn.shape']} {arch['ffn.ratio']:.3g}"
     if "ffn.sub_mlps" in arch:
         ffn += f"x{arch['ffn.sub_mlps']}"
+    if "ffn.blocks" in arch:
+        ffn += f" in {arch['ffn.blocks']} blocks"
     parts = [f"{arch['depth']} x {arch['d_model']}", ffn]
     if arch["attention.ratio"] != 1:
         parts.append(f"attention {arch['attention.ratio']:g}")

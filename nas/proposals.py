@@ -18,6 +18,7 @@ from nas.config import Plan
 from nas.optuna_io import FAILED, Outcome, Proposer
 from nas.records import FINISHED, POLICIES, Policy, Recipe, Report, State, Trial
 from nas.samplers import population_size
+from nas.scaling import Yardstick
 from nas.store import Proposal
 from nas.tasks import TASKS
 from search_spaces.base import SpaceError, Uniform, arch_to_json, digest
@@ -46,9 +47,10 @@ class Proposals:
         reference: pareto.Point,
         given: Iterable[tuple[Any, Recipe, str]] = (),
         session: str = "",
+        yardstick: Yardstick | None = None,
     ) -> None:
         self.cache_hits = self.refused = 0
-        self._plan, self._seed, self._session = plan, seed, session
+        self._plan, self._seed, self._session, self._yardstick = plan, seed, session, yardstick
         task = TASKS[plan.space.task]
         self._loss, self._flops = task.loss, f"flops_per_{task.unit}"
         self._proposer = Proposer(
@@ -111,9 +113,10 @@ class Proposals:
         if trial.state == State.STOPPED and curve:
             last = max(curve, key=lambda report: report.rung)
             point = dict(zip(self._plan.objectives, self._point(trial.arch, last), strict=True))
-            # A rung knows the loss and the costs alone; what else will be measured counts as the worst seen.
+            # A rung knows the loss, what follows from it, and the costs; what else will be measured counts as the
+            # worst seen.
             costs = (
-                worst if name != self._loss and name not in self._foreknown else point[name]
+                point[name] if name in (self._loss, "ceg", *self._foreknown) else worst
                 for name, worst in zip(self._plan.objectives, self._worst, strict=True)
             )
             return Outcome(tuple(costs), unfinished=1 - last.tokens / trial.recipe.tokens)
@@ -135,6 +138,9 @@ class Proposals:
             rate = float(arch.get("gates.rate") or 1.0)
             flops = cost.flops_executed([rate] * len(cost.gated_flops))
             known = self._costs[report.trial] = {"parameters": float(cost.parameters_total), self._flops: flops}
+        if self._yardstick is not None:
+            # Of a loss on its way down: low for all that are compared at a rung, as none has seen its schedule's end.
+            known = known | {"ceg": self._yardstick.gain(report.loss, report.training_flops)}
         return tuple(pareto.cost(name, known[name]) if name in known else report.loss for name in self._plan.objectives)
 
     # ---- proposing -------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A leaf module: it imports nothing of ours, so what runs remotely can use it without pulling in the search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -95,6 +95,7 @@ class Job:
     compile: bool = False
     measured: tuple[str, ...] = ()  # objectives that take measuring: latency_ms, peak_bytes
     micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
+    yardstick: Mapping[str, Any] | None = None  # nas.scaling.Yardstick of the baseline, where `ceg` is an objective
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from
     evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Notice, Report and one Result
 
@@ -183,7 +184,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class StudyRow:
-    """A study as stored: its settings never change after creation, but for the number of trials asked for."""
+    """A study as stored: its settings never change after creation, but for the trials asked for and later findings."""
 
     id: int
     name: str
@@ -195,3 +196,9 @@ class StudyRow:
     data_name: str
     data_hash: str
     artifacts: str
+
+    @property
+    def variants(self) -> Mapping[str, Sequence[Mapping[str, float]]]:
+        """Of trials that `nas decompose` took apart, by number: models that run as blocks, each with its objectives."""
+        found: Mapping[str, Sequence[Mapping[str, float]]] = self.settings.get("variants", {})
+        return found

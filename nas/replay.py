@@ -33,9 +33,8 @@ def replayed(store: Store, row: StudyRow) -> Iterator[Replayed]:
     """
     settings = row.settings
     known = {name: settings[name] for name in ("sampler", "seed", "trials", "halving") if name in settings}
-    plan = make_plan(
-        StudyConfig(**known, space=row.space.name, preset=settings["preset"], settings=settings["settings"])
-    )
+    known |= {"objectives": row.objectives, "space": row.space.name}
+    plan = make_plan(StudyConfig(**known, preset=settings["preset"], settings=settings["settings"]))
     plan = with_data(plan, TASKS[plan.space.task].settings(TASKS[plan.space.task].load(settings["data_path"])))
     trials = {trial.number: trial for trial in store.trials(row)}
     curves = by_trial(store.reports(row))

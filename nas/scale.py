@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from nas.config import RATE_GRID, StudyConfig
+from nas.config import COUNTED, RATE_GRID, Plan, StudyConfig, picked
 from nas.errors import UserError
 from nas.executors import Executor
 from nas.records import Recipe, State, StudyRow, Trial
 from nas.scaling import (
     Fit,
     Run,
+    Yardstick,
     fit_laws,
     fit_surface,
     gains,
@@ -34,7 +35,7 @@ from nas.scaling import (
 )
 from nas.store import Store
 from nas.sweep import sweep
-from nas.tasks import EVALUATION_SHARE, TASKS
+from nas.tasks import EVALUATION_SHARE, TASKS, steps_of
 from nas.train import BACKWARD, RUNGS, deterministic, make_optimizers, seeded_build, train_step
 from search_spaces import load_space
 from search_spaces.base import Space, SpaceError, arch_to_json
@@ -44,6 +45,7 @@ from search_spaces.grid import GridSpace
 KAPLAN = 0.27 / 0.73  # tokens grow as parameters to this power
 STEEPEST = -0.5  # the learning rate's power of size; two noisy optima could ask for any
 SIZE = ("depth", "d_model")  # what an ablation leaves to the ladder
+BASELINE_SIZES = (1 / 4, 8**-0.5, 1 / 2, 2**-0.5, 1.0, 2**0.5)  # 1.5 decades of compute for 4 of its trainings
 BEYOND = (10.0, 100.0, 1000.0)  # times the largest compute, where the laws are asked what they expect
 
 
@@ -319,27 +321,70 @@ def expected_seconds(space: Space, config: StudyConfig, configurations: Sequence
     deterministic()
     task = TASKS[space.task]
     data = task.load(config.settings.get("data.path"))
-    steps_of: dict[tuple, float] = {}
+    seconds_of: dict[tuple, float] = {}
     total = 0.0
     for given in configurations:
         flat = {name: value for name, value in given.items() if name in space.keys}
         batch_tokens, tokens = int(given["train.batch_tokens"]), int(given["train.tokens"])
         arch = space.from_json(flat)
         key = (space.arch_hash(arch), batch_tokens)
-        samples = max(1, batch_tokens // task.units(arch))
-        if key not in steps_of:
-            recipe = Recipe(learning_rate=1e-3)
+        recipe = Recipe(learning_rate=1e-3, tokens=tokens, batch_tokens=batch_tokens)
+        spent = steps_of(task, arch, recipe)
+        if key not in seconds_of:
             model = seeded_build(space, arch, 0)
             optimizers = make_optimizers(model, recipe)
-            batch = task.batch(data, arch, 0, 0, samples)
+            batch = task.batch(data, arch, 0, 0, spent.samples)
             train_step(model, optimizers, batch, recipe, 0, 3)
             start = time.perf_counter()
             for step in (1, 2):
                 train_step(model, optimizers, batch, recipe, step, 3)
-            steps_of[key] = (time.perf_counter() - start) / 2
-        steps = tokens / (samples * task.units(arch))
-        total += steps * steps_of[key] * (1 + len(RUNGS) * EVALUATION_SHARE / (1 + BACKWARD))
+            seconds_of[key] = (time.perf_counter() - start) / 2
+        total += spent.count * seconds_of[key] * (1 + len(RUNGS) * EVALUATION_SHARE / (1 + BACKWARD))
     return total
+
+
+# ---- the baseline alone, before a search ---------------------------------------------------------------------
+
+
+def measure_baseline(
+    store: Store, executor: Executor, config: StudyConfig, plan: Plan, say: Callable[[str], None]
+) -> Yardstick:
+    """The law of a study's baseline, by which its trials' gains are estimated: what `ceg` is as an objective.
+
+    The baseline's shape is trained at some sizes around its own, with the study's tokens in proportion to size, as the
+    study NAME-baseline; so the baseline's own gain is about 1. All with one learning rate: `nas scale` takes more care.
+    Raises UserError where losses allow no law, KeyboardInterrupt when interrupted: the same call then goes on.
+    """
+    space = load_space(config.space)
+    if not isinstance(space, GridSpace):
+        raise UserError(f"space {config.space} cannot scale its baseline, which ceg is measured against; "
+                        "wanted one made of a GridSpace, or other objectives")  # fmt: skip
+    arch, recipe = plan.baselines()[0]
+    total, batch = COUNTED[space.task]
+    own = space.cost(arch).parameters_total
+    ladder = [
+        {
+            **arch_to_json(space.scaled(arch, round(share * own))),
+            **picked(recipe),
+            total: round(share * recipe.tokens),
+            batch: recipe.batch_tokens,
+            "train.seed": recipe.seed,
+        }
+        for share in BASELINE_SIZES
+    ]
+    name = f"{config.study}-baseline"
+    path = {"data.path": plan.data_path} if plan.data_path else {}
+    say(f"ceg: first the baseline at {len(ladder)} sizes, as study {name!r}")
+    trials = sweep(store, executor, replace(config, study=name, settings=path, objectives=(), halving=False), ladder)
+    loss = TASKS[space.task].loss
+    runs = [run_of("baseline", trial, loss) for trial in trials if trial.state == State.COMPLETE]
+    law = fit_laws(runs, seed=config.seed).laws["baseline"]
+    largest = max(run.flops for run in runs)
+    say(
+        f"ceg: the baseline's loss(C) = {law.irreducible:.4g} + {law.scale:.4g} C^-{law.exponent:.3f}, measured from "
+        f"{min(run.flops for run in runs):.2e} to {largest:.2e} FLOPs"
+    )
+    return Yardstick(law, BEYOND[-1] * largest)
 
 
 # ---- what came of it -----------------------------------------------------------------------------------------
@@ -416,7 +461,8 @@ def keep(store: Store, searched: StudyRow, ladder_study: str, data: Mapping[str,
     for entry in data["gains"]:
         if entry["trial"] is not None and "points" in entry and entry["candidate"] != TOGETHER:
             top = [point for point in entry["points"] if point["measured"]][-1]
-            values = {"ceg": top["ceg"], "ceg_low": top["low"], "ceg_high": top["high"], "ceg_flops": top["flops"]}
+            name = "ceg_at_scale" if "ceg" in searched.objectives else "ceg"  # an objective stays what it was
+            values = {name: top["ceg"], "ceg_low": top["low"], "ceg_high": top["high"], "ceg_flops": top["flops"]}
             store.add_values(searched, entry["trial"], {**values, "ceg_growth": entry["growth"]["value"]})
 
 

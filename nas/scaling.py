@@ -134,6 +134,24 @@ def law_gain(candidate: Law, baseline: Law, flops: ArrayLike) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Yardstick:
+    """A baseline's law, to say of single trainings what they gained; `reach` is the most compute that it speaks for."""
+
+    law: Law
+    reach: float
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Yardstick":
+        """What `dataclasses.asdict` made a dictionary of."""
+        return cls(Law(**stored["law"]), stored["reach"])
+
+    def gain(self, loss: float, flops: float) -> float:
+        """The baseline's compute at `loss` over `flops`. Where the law says more than `reach`, as it does of any loss
+        that it holds to be out of the baseline's reach, that is what counts."""
+        return min(float(self.law.flops(loss)), self.reach) / flops
+
+
+@dataclass(frozen=True, slots=True)
 class Surface:
     """loss(N, D) = irreducible + A N^-a + B D^-b, of N parameters and D tokens (2203.15556, equation 2)."""
 

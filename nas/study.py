@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
+
 from nas import pareto
 from nas.checkpoints import checkpoint_path
 from nas.config import MEASURED, Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.proposals import Proposals
 from nas.records import RUNGS, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
+from nas.scaling import Yardstick
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
-from nas.train import measured_worst
+from nas.train import measured_worst, worker_device
 from search_spaces.base import Cost, arch_to_json, digest
 
 
@@ -132,6 +135,7 @@ def make_proposals(row: StudyRow, plan: Plan, session: str) -> Proposals:
         reference=[row.reference[name] for name in row.objectives],
         given=given,
         session=session,
+        yardstick=Yardstick.of(row.settings["yardstick"]) if "yardstick" in row.settings else None,
     )
 
 
@@ -158,6 +162,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         compile=row.settings["compile"],
         measured=tuple(name for name in row.objectives if name in MEASURED),
         micro_batches=trial.provenance.get("micro_batches", 1),
+        yardstick=row.settings.get("yardstick"),
         evaluate=row.settings["evaluate"],
     )
 
@@ -204,13 +209,15 @@ def open_search(
     prepared: Prepared,
     evaluate: str = "nas.train:evaluate",
     enqueued: Sequence[tuple[Any, Recipe]] = (),
+    yardstick: Yardstick | None = None,
 ) -> Search:
     """Creates the study, or continues it when `config.resume`. Raises StudyError.
 
-    `enqueued`, architectures and how to train them, come before what the sampler draws from now on.
+    `enqueued`, architectures and how to train them, come before what the sampler draws from now on. `yardstick` is
+    what a new study with the objective `ceg` measures its trials with.
     """
     space = prepared.plan.space
-    row = open_study(store, prepared, space.cost(space.largest()), evaluate)
+    row = open_study(store, prepared, space.cost(space.largest()), evaluate, yardstick)
     if enqueued:
         waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
         row = replace(row, settings={**row.settings, "enqueued": [*row.settings.get("enqueued", ()), *waiting]})
@@ -218,7 +225,13 @@ def open_search(
     return Search(store, row, prepared.config, prepared.plan)
 
 
-def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = "nas.train:evaluate") -> StudyRow:
+def open_study(
+    store: Store,
+    prepared: Prepared,
+    largest: Cost,
+    evaluate: str = "nas.train:evaluate",
+    yardstick: Yardstick | None = None,
+) -> StudyRow:
     """The study, new or, when `config.resume`, as stored; `largest` bounds the hypervolume. Raises StudyError."""
     config, plan = prepared.config, prepared.plan
     if config.resume and any(study["name"] == config.study for study in store.studies()):
@@ -228,13 +241,19 @@ def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = 
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
         store.update_settings(row, settings)
         return replace(row, settings=settings)
+    if "ceg" in plan.objectives and yardstick is None:
+        raise StudyError(
+            f"study {config.study!r} has the objective ceg, and no law of its baseline to measure gains with: "
+            "nas search measures one first; start it there"
+        )
     return store.create_study(
         config.study,
         space=plan.space_spec,
         objectives=plan.objectives,
         settings=to_json(config)
         | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
-        | {"task": plan.space.task, "scaling": dict(prepared.scaling)},
+        | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
+        | ({"yardstick": asdict(yardstick)} if yardstick else {}),
         reference=reference_point(prepared, largest),
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,
@@ -244,9 +263,10 @@ def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = 
 
 def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
     """Of each objective, the cost of a model that learned nothing, or of the `largest` there is."""
-    plan = prepared.plan
+    config, plan = prepared.config, prepared.plan
     worst = {
         **prepared.worst,
+        "ceg": 0.0,
         "parameters": float(largest.parameters_total),
         f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
         **measured_worst(
@@ -255,6 +275,10 @@ def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
             plan.space.largest(),
             plan.recipe,
             plan.data_path,
+            # A worker that asks for no GPU sees none; one in this process sees what there is.
+            device=worker_device() if config.gpus_per_trial or config.engine == "inline" else torch.device("cpu"),
+            kernels=config.kernels,
+            compile=config.compile,
         ),
     }
     return {name: pareto.cost(name, worst[name]) for name in plan.objectives}

@@ -159,6 +159,17 @@ def verdict(store: Store, study: StudyRow) -> str:
     )
 
 
+def variants_said(study: StudyRow, front: Sequence[Trial]) -> list[str]:
+    """A line for each trial that was taken apart: how many of its variants the front does not dominate."""
+    reached = [pareto.costs(study.objectives, trial.values) for trial in front]
+    lines = []
+    for number, variants in study.variants.items():
+        points = [pareto.costs(study.objectives, v) for v in variants if all(name in v for name in study.objectives)]
+        beyond = sum(not any(pareto.dominates(other, point) for other in reached) for point in points)
+        lines.append(f"trial {number} in blocks: {beyond} of {len(points)} variants are beyond the front")
+    return lines
+
+
 def show_json(study: StudyRow, trial: Trial, reports: Sequence[Report]) -> dict[str, Any]:
     """`nas show --json`, but for the cost."""
     from nas.tasks import TASKS  # it imports torch, which the other commands do without

@@ -47,6 +47,22 @@ class Task:
     validation: Callable[[Any, Any, Recipe, int], Iterator[Batch]]
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How a recipe's tokens (or images) are spent: `count` steps of `samples` samples, `units` of them in a step."""
+
+    samples: int
+    units: int
+    count: int
+
+
+def steps_of(task: Task, arch: Any, recipe: Recipe) -> Steps:
+    """One sample a step and one step at least, however small the recipe."""
+    samples = max(1, recipe.batch_tokens // task.units(arch))
+    units = samples * task.units(arch)
+    return Steps(samples, units, max(1, round(recipe.tokens / units)))
+
+
 def evaluation_size(recipe: Recipe, bounds: tuple[int, int]) -> int:
     """Tokens or images that a trial is scored on."""
     return int(min(max(EVALUATION_SHARE * recipe.tokens, bounds[0]), bounds[1]))

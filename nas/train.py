@@ -20,7 +20,7 @@ from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_che
 from nas.errors import DataError
 from nas.measure import latency_ms, peak_bytes, stream_diagnostics
 from nas.records import RUNGS, Job, Notice, Progress, Recipe, Report, Result
-from nas.tasks import TASKS, Batch
+from nas.tasks import TASKS, Batch, steps_of
 from search_spaces import load_space
 from search_spaces.connections import connection_parameters
 from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
@@ -194,10 +194,9 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     model = seeded_build(space, arch, recipe.seed).to(device)
     if job.compile:
         compile_parts(model)
-    samples = max(1, recipe.batch_tokens // task.units(arch))
-    step_units = samples * task.units(arch)
-    steps = max(1, round(recipe.tokens / step_units))
-    scored_at_once = max(1, samples // job.micro_batches)
+    spent = steps_of(task, arch, recipe)
+    steps = spent.count
+    scored_at_once = max(1, spent.samples // job.micro_batches)
     rungs = {max(1, round(share * steps)): rung for rung, share in enumerate(RUNGS)}
     optimizers = make_optimizers(model, recipe)
 
@@ -215,7 +214,7 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     scored = None
     model.train()
     for step in range(first, steps):
-        inputs, classes = task.batch(data, arch, job.data_seed, step, samples)
+        inputs, classes = task.batch(data, arch, job.data_seed, step, spent.samples)
         batch = (inputs.to(device), classes.to(device))
         loss = train_step(model, optimizers, batch, recipe, step, steps, job.micro_batches)
         now = time.perf_counter()
@@ -229,7 +228,7 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
             scored = score(model, task.validation(data, arch, recipe, scored_at_once), task.nats)
             model.train()
             evaluate_seconds += time.perf_counter() - clock
-            seen = (step + 1) * step_units
+            seen = (step + 1) * spent.units
             report = Report(
                 trial=job.trial,
                 rung=rungs[step + 1],
@@ -253,6 +252,7 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     weights = save({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     diagnostics = ({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs.to(device))
     measured, spread = measure(job.measured, model, optimizers, batch, recipe, steps, job.micro_batches)
+    training_flops = float((1 + BACKWARD) * cost.flops_total * steps * spent.units)
     yield Result(
         trial=job.trial,
         token=job.token,
@@ -261,8 +261,9 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
             "accuracy": scored.accuracy,
             f"flops_per_{task.unit}": float(cost.flops_executed(rates)),
             "parameters": float(cost.parameters_total),
-            "training_flops": float((1 + BACKWARD) * cost.flops_total * steps * step_units),
+            "training_flops": training_flops,
             **measured,
+            **gain_over_baseline(job, scored.loss, training_flops),
         },
         parameters=cost.parameters_total,
         train_seconds=train_seconds,
@@ -271,6 +272,15 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         diagnostics=diagnostics | spread,
         weights=weights,
     )
+
+
+def gain_over_baseline(job: Job, loss: float, flops: float) -> dict[str, float]:
+    """`ceg` of a training that ended at `loss` after `flops`, where the study asks for it."""
+    if job.yardstick is None:
+        return {}
+    from nas.scaling import Yardstick  # brings scipy
+
+    return {"ceg": Yardstick.of(job.yardstick).gain(loss, flops)}
 
 
 def measure(
@@ -301,18 +311,32 @@ def measure(
     return values, spread
 
 
-def measured_worst(names: Collection[str], space: Any, arch: Any, recipe: Recipe, path: str | None) -> dict[str, float]:
-    """The measured objectives of an untrained architecture, on this machine: what a study's others are held against."""
+def measured_worst(
+    names: Collection[str],
+    space: Any,
+    arch: Any,
+    recipe: Recipe,
+    path: str | None,
+    *,
+    device: torch.device,
+    kernels: str,
+    compile: bool,
+) -> dict[str, float]:
+    """The measured objectives of an untrained architecture, measured as a worker on `device` would: what a study's
+    others are held against. Raises BackendError for kernels that cannot run here."""
     if not names:
         return {}
     deterministic()
     task = TASKS[space.task]
-    model = seeded_build(space, arch, recipe.seed)
-    samples = max(1, recipe.batch_tokens // task.units(arch))
-    batch = task.batch(task.load(path), arch, 0, 0, samples)
-    optimizers = make_optimizers(model, recipe)
-    train_step(model, optimizers, batch, recipe, 0, 2)  # the optimiser's state is there from the first step on
-    return measure(names, model, optimizers, batch, recipe, 2)[0]
+    with _dispatch.use_backend(kernels):
+        model = seeded_build(space, arch, recipe.seed).to(device)
+        if compile:
+            compile_parts(model)
+        inputs, classes = task.batch(task.load(path), arch, 0, 0, steps_of(task, arch, recipe).samples)
+        batch = (inputs.to(device), classes.to(device))
+        optimizers = make_optimizers(model, recipe)
+        train_step(model, optimizers, batch, recipe, 0, 2)  # the optimiser's state is there from the first step on
+        return measure(names, model, optimizers, batch, recipe, 2)[0]
 
 
 def train_step(

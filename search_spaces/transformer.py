@@ -7,6 +7,7 @@ What belongs together is one parameter of the sampler (`ffn` = "hourglass 0.5 x4
 `gates` = "ffn upper 0.5"), so every trial has the same parameters and none of them is ever without effect.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,6 +17,7 @@ from torch import nn
 
 from search_spaces import layers
 from search_spaces.base import Choices, Key, SpaceError, arch_from, arch_to_json
+from search_spaces.blocks import BLOCK_NETS
 from search_spaces.connections import (
     MIXINGS,
     STREAMS,
@@ -38,6 +40,7 @@ class Ffn:
     ratio: float  # d_hidden / d_model
     sub_mlps: int | None  # hourglass only
     activation: str
+    blocks: int | None  # independent ones that a net is made of; None: it is dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,7 @@ STACK_KEYS = by_name(
              "d_hidden / d_model: at least 1 conventional, below 1 hourglass", low=0.01, high=64),
     make_key("ffn.sub_mlps", 4, (2, 4, 6), "stacked narrow nets of an hourglass", low=1, high=64),
     make_key("ffn.activation", "swiglu", ("swiglu",), "nonlinearity", options=tuple(layers.ACTIVATIONS)),
+    make_key("ffn.blocks", 1, (1,), "independent blocks that every feed-forward net is made of", options=(1, 2, 4, 8)),
     make_key("attention.ratio", 1.0, (0.5, 1.0), "attention width / d_model", low=0.01, high=16),
     make_key("streams.n", 1, (1, 2, 4), "residual streams", options=STREAMS),
     make_key("streams.mixing", "none", ("none", "kromhc"), "how the streams mix", options=MIXINGS),
@@ -149,14 +153,15 @@ TEXT_KEYS = by_name(
 
 def _ffn_options(values: Values) -> Options:
     out: dict[str, Flat] = {}
-    for shape, ratio in product(values("ffn.shape"), values("ffn.ratio")):
+    for shape, ratio, blocks in product(values("ffn.shape"), values("ffn.ratio"), values("ffn.blocks")):
         if (shape == "hourglass") != (ratio < 1):
             continue
-        option = {"ffn.shape": shape, "ffn.ratio": ratio}
+        option = {"ffn.shape": shape, "ffn.ratio": ratio, "ffn.blocks": blocks}
+        apart = f" in {blocks} blocks" if blocks > 1 else ""
         for count in values("ffn.sub_mlps") if shape == "hourglass" else ():
-            out[f"{shape} {ratio:.4g} x{count}"] = option | {"ffn.sub_mlps": count}
+            out[f"{shape} {ratio:.4g} x{count}{apart}"] = option | {"ffn.sub_mlps": count}
         if shape == "conventional":
-            out[f"{shape} {ratio:.4g}"] = option
+            out[f"{shape} {ratio:.4g}{apart}"] = option
     if not out:
         raise SpaceError(
             f"ffn.shape={','.join(values('ffn.shape'))} has no legal ffn.ratio among "
@@ -207,11 +212,11 @@ GATE_CHOICES = Joint(
 JOINTS = (
     Joint(
         "ffn",
-        ("ffn.shape", "ffn.ratio", "ffn.sub_mlps"),
+        ("ffn.shape", "ffn.ratio", "ffn.sub_mlps", "ffn.blocks"),
         _ffn_options,
         (
-            {"ffn.shape": "conventional", "ffn.ratio": 8 / 3},
-            {"ffn.shape": "hourglass", "ffn.ratio": 0.5, "ffn.sub_mlps": 4},
+            {"ffn.shape": "conventional", "ffn.ratio": 8 / 3, "ffn.blocks": 1},
+            {"ffn.shape": "hourglass", "ffn.ratio": 0.5, "ffn.sub_mlps": 4, "ffn.blocks": 1},
         ),
     ),
     Joint(
@@ -233,6 +238,8 @@ def without_unused(flat: Flat) -> dict[str, Any]:
     flat = dict(flat)
     if flat["ffn.shape"] == "conventional":
         flat.pop("ffn.sub_mlps", None)
+    if flat.get("ffn.blocks") == 1:
+        del flat["ffn.blocks"]
     if flat["streams.mixing"] != "kromhc":
         flat.pop("streams.factors", None)
     return without_idle_gates(flat)
@@ -330,10 +337,21 @@ def branch_costs(arch: Stack, tokens: int) -> BranchCosts:
     norm = layers.norm_cost(arch.norm.kind, arch.d_model)
     rope = arch.position == "rope"
     attention, query = layers.attention_cost(arch.d_model, arch.attention_width, arch.head_dim, tokens, rope)
-    net = layers.ffn_cost(arch.ffn.activation, arch.d_model, arch.d_hidden)
+    sizes = zip(*ffn_blocks(arch), strict=True)
+    net = LayerCost(*map(sum, zip(*(layers.ffn_cost(arch.ffn.activation, *size) for size in sizes), strict=True)))
     nets = arch.ffn.sub_mlps or 1
     ffn = net.times(nets) + LayerCost(0, 0, 2 * (nets - 1) * arch.d_model)  # h + total, and the sum
     return BranchCosts(attention, query, ffn, ffn.matmul + ffn.elementwise + inner_norms(arch) * norm.elementwise, norm)
+
+
+def ffn_blocks(arch: Stack) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Coordinates and hidden units of each block of a feed-forward net, as equal as whole numbers can be."""
+    blocks = arch.ffn.blocks or 1
+
+    def parts(total: int) -> tuple[int, ...]:
+        return tuple(total // blocks + (b < total % blocks) for b in range(blocks))
+
+    return parts(arch.d_model), parts(arch.d_hidden)
 
 
 def inner_norms(arch: Stack) -> int:
@@ -384,12 +402,20 @@ def make_norm(arch: Stack) -> nn.Module:
 
 
 def _make_ffn(arch: Stack) -> nn.Module:
-    net = layers.ACTIVATIONS[arch.ffn.activation]
     if arch.ffn.shape == "conventional":
         norm = make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
-        return layers.PreNormFFN(norm, net(arch.d_model, arch.d_hidden))
-    nets = [layers.PreNorm(make_norm(arch), net(arch.d_model, arch.d_hidden)) for _ in range(arch.ffn.sub_mlps or 1)]
-    return layers.Hourglass(nets)
+        return layers.PreNormFFN(norm, _make_net(arch))
+    return layers.Hourglass([layers.PreNorm(make_norm(arch), _make_net(arch)) for _ in range(arch.ffn.sub_mlps or 1)])
+
+
+def _make_net(arch: Stack) -> nn.Module:
+    net = layers.ACTIVATIONS[arch.ffn.activation]
+    if arch.ffn.blocks is None:
+        return net(arch.d_model, arch.d_hidden)
+    blocked = BLOCK_NETS[net](arch.d_model, *ffn_blocks(arch))
+    for matrix in blocked.out:  # drawn with their own inputs in mind; the rest is `initialise`'s rule
+        matrix.data /= math.sqrt(residual_writes(arch))
+    return blocked
 
 
 def _make_attention(arch: Stack, kind: type[layers.Attention], tokens: int) -> nn.Module:

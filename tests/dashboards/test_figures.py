@@ -169,6 +169,19 @@ def test_the_space_figures_of_nothing_say_so_and_of_trials_are_drawn(writer):
     assert [axis.label for axis in parallel.data[0].dimensions] == ["depth", "shape", Y, f"log10 {X}"]
 
 
+def test_variants_of_a_trial_are_a_curve_of_their_own_over_axes_that_they_know(small):
+    variants = frames.variant_frame({"2": [{"kept": 1.0, X: 3e6, Y: 2.6}, {"kept": 0.5, X: 2e6, Y: 2.9}]})
+    figure = figures.pareto_figure(load(small)[0], X, Y)
+    figures.add_variants(figure, variants, X, Y)
+    curve = figure.data[-1]
+    assert (curve.name, list(curve.x), list(curve.y)) == ("trial 2 in blocks", [3e6, 2e6], [2.6, 2.9])
+    assert list(curve.customdata) == [2, 2]  # a click opens the trial
+    drawn = len(figure.data)
+    figures.add_variants(figure, variants, "latency_ms", Y)
+    figures.add_variants(figure, frames.variant_frame({}), X, Y)
+    assert len(figure.data) == drawn
+
+
 def test_another_studys_front_and_a_budget_are_lines_over_the_same_axes(small):
     frame = load(small)[0]
     figure = figures.pareto_figure(frame, X, Y)

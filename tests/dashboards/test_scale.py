@@ -3,8 +3,10 @@
 import pytest
 
 from dashboards import figures, frames, pages
-from dashboards.live import scale_of
+from dashboards.live import LiveStudy, scale_of
+from dashboards.paper import study_figures
 from dashboards.report import render
+from dashboards.texts import number
 from nas.scale import Climbed, Contender, analyse
 from nas.scaling import Law, Run
 
@@ -58,7 +60,21 @@ def test_the_ladders_findings_are_found_from_both_studies_and_join_the_report(wr
     ladder = write_in(store, "first-scale").study
     store.update_settings(ladder, {**ladder.settings, "scale": found})
     assert scale_of(store, "first") == scale_of(store, "first-scale") == found
-    assert "Compute-equivalent gain" in render(store, study)
+    page = render(store, study)
+    assert "Compute-equivalent gain" in page and "compute-equivalent gain of trial 0 &lt;b&gt; over baseline" in page
+    assert set(study_figures(store, "first")) == {"front", "curves", "hypervolume", "scale-laws", "scale-gains"}
+
+
+def test_a_trials_gain_is_a_column_of_the_report_and_an_axis_of_the_front(writer):
+    writer.complete(3.0, 1e6)
+    assert "compute-equivalent gain" not in render(writer.store, writer.study)
+    writer.store.add_values(writer.study, 0, {"ceg": 1.2345, "ceg_flops": 3.4e12})
+    page = render(writer.store, writer.study)
+    assert 'title="compute-equivalent gain"' in page and "1.2345" in page
+    study = LiveStudy(writer.study)
+    study.refresh(writer.store)
+    assert "ceg" in {option["value"] for option in pages.axis_choices(study)[1]}
+    assert number("ceg_flops", 3.4e12) == "3.4T"
 
 
 def test_the_page_says_what_was_found_or_how_to_find_it(found):

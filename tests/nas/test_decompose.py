@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from dashboards.blocks import corners, permuted
 from nas import blocks
 from nas.cli import main
 from nas.decompose import (
@@ -21,14 +22,16 @@ from nas.decompose import (
     equally_many,
     flops,
     in_blocks,
-    kept_control,
     mask_of,
     nets_of,
+    read_evidence,
     strongest,
-    train_without_signal,
+    train,
+    trained,
 )
 from nas.exported import CARD, digest, listed, load
 from nas.records import Recipe
+from nas.store import Store
 from nas.tasks import TASKS
 from nas.train import deterministic, seeded_build
 from search_spaces.lm import LanguageModels
@@ -72,15 +75,21 @@ def planted(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(weights, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     config["sha256"]["model.safetensors"] = digest(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / CARD).write_text(listed(folder))
+    rewritten(folder, config)
     return folder
 
 
+def rewritten(folder: Path, config: dict) -> None:
+    """Makes an export of a folder whose files were changed."""
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / CARD).write_text(listed(folder))
+
+
 @pytest.fixture(scope="module")
-def taken_apart(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taken_apart(exported: Path, planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "blocks"
-    assert main(["decompose", str(planted), "--out", str(out)]) == 0
+    more = ["--store", str(exported.parent / "nas.db"), "--figure", str(out.parent / "evidence.html")]
+    assert main(["decompose", str(planted), "--out", str(out), *more]) == 0
     return out
 
 
@@ -104,13 +113,69 @@ def test_every_step_of_the_removal_is_measured_against_the_original(taken_apart:
     assert 0 < steps[1]["kl"] < steps[-1]["kl"] and steps[-1]["agreement"] < 1
     assert report["result"]["kl"] == pytest.approx(steps[-1]["kl"], rel=1e-3)  # the blocks compute what was left
     curve = report["curve"]
-    assert {point["method"] for point in curve} == {"original", "blocks", "magnitude", "units", "random"}
+    assert {point["method"] for point in curve} == {"original", "blocks", "magnitude", "units", "random", "imposed"}
     blocked = [point["flops"] for point in curve if point["method"] in ("original", "blocks")]
     assert blocked == sorted(blocked, reverse=True)
-    for share in {point["kept"] for point in curve[1:]}:
-        same = [point["flops"] for point in curve[1:] if point["kept"] == share]
+    found = [point for point in curve[1:] if point["method"] != "imposed"]
+    for share in {point["kept"] for point in found}:
+        same = [point["flops"] for point in found if point["kept"] == share]
         assert max(same) < 1.05 * min(same)  # whole units and pointwise work are not divided exactly
         assert max(same) <= curve[0]["flops"]
+
+
+def test_blocks_imposed_from_the_start_are_trained_as_the_model_was(taken_apart: Path) -> None:
+    report = json.loads((taken_apart / "decomposition.json").read_text())
+    points = [point for point in report["curve"] if point["method"] == "imposed"]
+    assert [point["blocks"] for point in points] == [[2], [4], [8]]
+    whole = report["curve"][0]
+    ffn = report["nets"][0]["edges"] * 3
+    assert [whole["parameters"] - point["parameters"] for point in points] == [ffn // 2, 3 * ffn // 4, 7 * ffn // 8]
+    assert all(point["bits_per_byte"] < report["losses"]["untrained"] for point in points)
+
+
+def test_the_evidence_of_every_edge_is_kept_and_drawn_in_its_blocks(taken_apart: Path) -> None:
+    (net,) = json.loads((taken_apart / "decomposition.json").read_text())["nets"]
+    surprise = read_evidence(str(taken_apart))[net["name"]]
+    assert surprise.shape == (net["coordinates"], net["units"])
+    shown = permuted(surprise, net)
+    inside = np.zeros(shown.shape, bool)
+    for x0, y0, x1, y1 in corners(net):
+        inside[y0:y1, x0:x1] = True
+    assert shown[inside].min() > shown[~inside].max()
+    assert net["name"] in (taken_apart.parent / "evidence.html").read_text()
+
+
+def test_the_variants_join_the_front_of_the_models_study(
+    exported: Path, taken_apart: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads((taken_apart / "decomposition.json").read_text())
+    store = str(exported.parent / "nas.db")
+    with Store(store) as opened:
+        variants = opened.study("s").variants["0"]
+    blocks_of = [point for point in report["curve"] if point["method"] == "blocks"]
+    assert [v["flops_per_token"] for v in variants] == [point["flops"] for point in blocks_of]
+    assert [v["bits_per_byte"] for v in variants] == [point["bits_per_byte"] for point in blocks_of]
+    assert main(["front", "--study", "s", "--store", store]) == 0
+    assert (
+        f"trial 0 in blocks: {len(variants)} of {len(variants)} variants are beyond the front"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_store_that_does_not_hold_the_model_is_refused_before_anything_is_trained(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = Path(shutil.copytree(exported, tmp_path / "longer"))
+    config = json.loads((longer / "config.json").read_text())
+    config["training"]["train.tokens"] *= 2
+    rewritten(longer, config)
+    for folder, store, message in (
+        (exported, str(tmp_path / "none.db"), "none.db"),
+        (longer, str(exported.parent / "nas.db"), "is not the model of"),
+    ):
+        assert main(["decompose", str(folder), "--out", str(tmp_path / "out"), "--store", store]) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["longer"]
 
 
 def test_the_model_in_blocks_loads_and_scores_as_reported(
@@ -171,20 +236,24 @@ def test_bad_input_is_refused_before_anything_is_trained(
 
 def test_a_control_that_is_kept_is_not_trained_again(setting: Setting, tmp_path: Path) -> None:
     said: list[str] = []
-    first = kept_control(setting, 1, tmp_path, said.append)
+    first = trained(setting, "control 1", tmp_path, said.append, shuffled_by=1)
     assert said
     said.clear()
-    again = kept_control(setting, 1, tmp_path, said.append)
+    again = trained(setting, "control 1", tmp_path, said.append, shuffled_by=1)
     assert not said
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def without_signal(setting: Setting, number: int) -> torch.nn.Module:
+    return train(setting, "control", lambda text: None, shuffled_by=number)
 
 
 def test_controls_differ_from_each_other_and_start_where_the_model_did(setting: Setting) -> None:
     still = replace(setting, recipe=replace(setting.recipe, learning_rate=0.0))
     initial = seeded_build(setting.space, setting.arch, setting.recipe.seed)
-    unmoved = train_without_signal(still, 1, lambda text: None)
+    unmoved = without_signal(still, 1)
     assert all(torch.equal(a, b) for a, b in zip(initial.parameters(), unmoved.parameters(), strict=True))
-    one, two = (nets_of(train_without_signal(setting, number, lambda text: None)) for number in (1, 2))
+    one, two = (nets_of(without_signal(setting, number)) for number in (1, 2))
     assert all(np.abs(edges_of(one[name]) - edges_of(two[name])).max() > 1e-4 for name in one)
 
 
@@ -193,7 +262,7 @@ def test_models_trained_without_signal_have_a_block_in_at_most_one_of_twenty_see
     for seed in range(20):
         seeded = replace(setting, recipe=replace(setting.recipe, seed=seed))
         initial = nets_of(seeded_build(setting.space, setting.arch, seed))
-        trained = [nets_of(train_without_signal(seeded, number, lambda text: None)) for number in range(4)]
+        trained = [nets_of(without_signal(seeded, number)) for number in range(4)]
         for name, net in initial.items():
             before, final = edges_of(net), [edges_of(nets[name]) for nets in trained]
             factor = blocks.shrinkage(final[1:], before)
@@ -226,11 +295,11 @@ def test_the_blocks_compute_what_the_annealed_net_does(setting: Setting) -> None
 
 
 def test_short_training_between_the_steps_helps_and_brings_nothing_back(setting: Setting) -> None:
-    original = train_without_signal(setting, 0, lambda text: None)
+    original = without_signal(setting, 0)
     masks = {name: mask_of(structure, 3) for name, structure in halves(setting, original).items()}
     losses = {}
     for retrain in (0, 4096):
-        model = train_without_signal(setting, 0, lambda text: None)
+        model = without_signal(setting, 0)
         assert len(list(anneal(setting, model, masks, 2, retrain))) == 2
         assert all(not edges_of(net)[~masks[name]].any() for name, net in nets_of(model).items())
         losses[retrain] = compare(setting, original, model)["bits_per_byte"]

@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from kernels._dispatch import chosen, forget_chosen
 from nas.measure import latency_ms, peak_bytes, stream_diagnostics
+from nas.records import Recipe
+from nas.train import measured_worst
 from search_spaces.lm import LanguageModels
 
 SPACE = LanguageModels()
@@ -54,3 +57,15 @@ def test_latency_is_of_the_slower_model_longer() -> None:
     (fast, spread), (slow, _) = latency_ms(small, inputs), latency_ms(large, inputs)
     assert 0 < 3 * fast < slow
     assert spread >= 0
+
+
+def test_the_worst_of_a_study_is_measured_with_the_kernels_of_its_trials(text: str) -> None:
+    arch = SPACE.from_json({"depth": 1, "d_model": 16, "head_dim": 8, "context": 16})
+    recipe = Recipe(1e-3, tokens=64, batch_tokens=32)
+    for kernels in ("reference", "cpu"):
+        forget_chosen()
+        worst = measured_worst(
+            ["peak_bytes"], SPACE, arch, recipe, text, device=torch.device("cpu"), kernels=kernels, compile=False
+        )
+        assert worst["peak_bytes"] > 0
+        assert kernels in {choice.backend for choice in chosen().values()}

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from nas.cli import main
-from nas.errors import UserError
+from nas.config import StudyConfig
+from nas.errors import StudyError, UserError
 from nas.launch import launch_scale
 from nas.records import State
 from nas.scale import (
+    BASELINE_SIZES,
     TOGETHER,
     Climbed,
     Contender,
@@ -24,8 +26,9 @@ from nas.scale import (
     extrapolated_rate,
     parse_sizes,
 )
-from nas.scaling import Law, Run
+from nas.scaling import Law, Run, Yardstick
 from nas.store import Store
+from nas.study import open_search, prepare
 from search_spaces import load_space
 from search_spaces.base import SpaceError, arch_to_json
 
@@ -239,3 +242,58 @@ def test_a_named_baseline_takes_the_studys_context(searched):
         base, *others = contenders(store, store.study("s"), "3", "transformer-2017")
     assert base.arch["norm.position"] == "post" and base.arch["context"] == 32
     assert [(other.name, other.trial) for other in others] == [("trial 3", 3)]
+
+
+# ---- as an objective -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gaining(tmp_path_factory, text) -> list[str]:
+    """A search for gain, by the flags that name it."""
+    path = tmp_path_factory.mktemp("gain") / "nas.db"
+    settings = {**SMALL, "train.tokens": "16384", "data.path": text}
+    flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    study = ["--study", "g", "--store", str(path)]
+    assert main(["search", *study, "--engine", "inline", "--trials", "6", "--objective", "ceg", *flags]) == 0
+    return study
+
+
+def test_a_search_for_gain_measures_its_baseline_first_and_every_trial_against_it(gaining):
+    with Store(gaining[-1]) as store:
+        row, ladder = store.study("g"), store.trials(store.study("g-baseline"))
+        trials = store.trials(row, states=(State.COMPLETE,))
+    assert row.objectives == ("ceg", "flops_per_token")
+    yardstick = Yardstick.of(row.settings["yardstick"])
+    assert len(ladder) == len(BASELINE_SIZES) and yardstick.reach > max(t.values["training_flops"] for t in ladder)
+    for trial in trials:
+        assert trial.values["ceg"] == yardstick.gain(trial.values["bits_per_byte"], trial.values["training_flops"])
+    (usual,) = (trial for trial in trials if trial.number == 0)
+    assert usual.values["ceg"] == pytest.approx(1, rel=0.3)  # it lies on its own law, but for noise
+
+
+def test_a_search_for_gain_goes_on_without_measuring_again_and_is_replayed_exactly(gaining, capsys):
+    capsys.readouterr()
+    assert main(["search", *gaining, "--engine", "inline", "--trials", "8", "--resume"]) == 0
+    assert "first the baseline" not in capsys.readouterr().err
+    assert main(["study", "replay", "g", *gaining[2:]]) == 0
+    assert main(["front", *gaining, "--json"]) == 0
+    out = capsys.readouterr().out
+    front = json.loads(out[out.index("[") :])
+    gains = [row["values"]["ceg"] for row in front]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_gain_is_no_objective_without_a_law_to_measure_it_with(tmp_path, text):
+    config = StudyConfig(study="g", objectives=("ceg",), settings={**SMALL, "data.path": text})
+    with Store(str(tmp_path / "nas.db"), create=True) as store, pytest.raises(StudyError, match="no law of its base"):
+        open_search(store, prepare(config))
+
+
+def test_a_trial_that_was_measured_at_scale_is_trained_again_to_its_values(gaining, tmp_path):
+    with Store(gaining[-1]) as store:
+        row = store.study("g")
+        on_front = {trial.number for trial in store.front(row)}
+        other = next(t for t in store.trials(row, states=(State.COMPLETE,)) if t.number not in on_front)
+        store.add_values(row, other.number, {"ceg_low": 0.5})
+    out = str(tmp_path / "model")
+    assert main(["export", *gaining, "--trial", str(other.number), "--out", out]) == 0

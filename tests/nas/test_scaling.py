@@ -1,7 +1,8 @@
 """Laws, their intervals and compute-equivalent gain, on runs drawn from known laws; and the published arithmetic."""
 
+import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from nas.scaling import (
     Law,
     Run,
     Surface,
+    Yardstick,
     fit_laws,
     fit_surface,
     frontier,
@@ -64,6 +66,17 @@ def test_gaining_on_oneself_is_nothing_and_gaining_back_undoes(one, other, C):
     assert law_gain(one, one, C) == pytest.approx(1, rel=1e-6)
     there = law_gain(one, other, C)
     assert law_gain(other, one, C * there) == pytest.approx(1 / there, rel=1e-6)
+
+
+@given(laws, st.floats(1e10, 1e16))
+def test_a_baseline_gains_nothing_on_its_own_law_and_less_for_a_higher_loss(law, C):
+    yardstick = Yardstick(law, reach=10 * C)
+    loss = float(law.loss(C))
+    if loss > 1.001 * law.irreducible:
+        assert yardstick.gain(loss, C) == pytest.approx(1, rel=1e-6)
+        assert yardstick.gain(1.01 * loss, C) < 1
+    assert yardstick.gain(law.irreducible / 2, C) == 10  # no more than its reach says
+    assert Yardstick.of(json.loads(json.dumps(asdict(yardstick)))) == yardstick
 
 
 def test_below_what_is_irreducible_no_compute_is_enough():

@@ -3,13 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nas.config import StudyConfig, make_plan, with_data
 from nas.errors import UserError
 from nas.images import load_images
 from nas.records import Job, Progress, Recipe, Report, Result, SpaceSpec
 from nas.study import prepare
-from nas.tasks import IMAGES, TASKS
+from nas.tasks import IMAGES, TASKS, steps_of
 from nas.train import evaluate, make_optimizers
 from search_spaces import load_space
 from search_spaces.base import SpaceError, arch_to_json
@@ -29,6 +31,15 @@ def job(digits, recipe: Recipe = SMALL, space: str = "vision", **keys: str) -> J
 
 def result_of(job: Job) -> Result:
     return next(event for event in evaluate(job) if isinstance(event, Result))
+
+
+@given(st.integers(1, 10_000), st.integers(1, 100_000), st.integers(1, 4096))
+def test_a_recipe_is_spent_in_whole_steps_that_come_nearest_to_its_tokens(tokens: int, batch: int, each: int):
+    task = replace(TASKS["text"], units=lambda arch: each)
+    spent = steps_of(task, None, Recipe(1e-3, tokens=tokens, batch_tokens=batch))
+    assert spent.samples >= 1 and spent.count >= 1 and spent.units == spent.samples * each
+    assert spent.units <= max(batch, each)
+    assert spent.count == 1 or abs(spent.count * spent.units - tokens) <= spent.units / 2
 
 
 GATED = {"depth": "1", "width": "4", "stages": "2", "gates__placement": "blocks"}

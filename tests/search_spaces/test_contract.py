@@ -23,6 +23,7 @@ TEXT = {"depth": "1,2,3", "d_model": "32,64,96", "context": "8,20", "tied_head":
 LAYERS = {
     "head_dim": "8,16",
     "ffn.activation": "swiglu,gelu,relu",
+    "ffn.blocks": "1,2,8",
     "norm.kind": "rmsnorm,layernorm",
     "streams.n": "1,2,3,4,8",
     "streams.mixing": "none,hc_static,hc,mhc,mhc_lite,kromhc",
@@ -173,7 +174,8 @@ def gated_matmuls(space: Any, arch: Any) -> list[int]:
     tokens = arch.context if space.task == "text" else arch.tokens
     matrices = 3 if arch.ffn.activation == "swiglu" else 2
     query = 2 * 2 * arch.d_model * arch.attention_width + 2 * 2 * tokens * arch.attention_width
-    ffn = (arch.ffn.sub_mlps or 1) * 2 * matrices * arch.d_model * arch.d_hidden
+    weights = sum(c * h for c, h in zip(*transformer.ffn_blocks(arch), strict=True))
+    ffn = (arch.ffn.sub_mlps or 1) * 2 * matrices * weights
     per_image = 1 if space.task == "text" else tokens
     return [per_image * flops for pair in arch.gated for on, flops in zip(pair, (query, ffn), strict=True) if on]
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from search_spaces import load_space, lstm
 from search_spaces.base import SpaceError, arch_to_json
+from search_spaces.blocks import BlockNet
 from search_spaces.connections import PostNormResidual
 
 LM = load_space("lm")
@@ -224,6 +225,24 @@ def test_a_log_range_is_its_doublings():
 def test_an_hourglass_asked_for_alone_gets_its_usual_ratio():
     found = arch(ffn__shape="hourglass")
     assert (found.ffn.ratio, found.ffn.sub_mlps) == (0.5, 4)
+
+
+def test_a_net_in_one_block_is_the_dense_one_and_more_blocks_divide_its_weights():
+    assert arch(ffn__blocks=1) == arch() and "ffn.blocks" not in arch_to_json(arch())
+    dense, quartered = (LM.cost(arch(d_model=128, ffn__ratio=4, ffn__blocks=k)).parameters["ffn"] for k in (1, 4))
+    assert dense == 4 * quartered
+    (net,) = (module for module in LM.build(arch(depth=1, ffn__blocks=4)).modules() if isinstance(module, BlockNet))
+    x = torch.zeros(1, net.d_model)
+    x[:, : net.inputs[0]] = 1  # what the first block reads, only the first block writes
+    assert net(x)[:, : net.inputs[0]].all() and not net(x)[:, net.inputs[0] :].any()
+
+
+def test_a_net_in_blocks_starts_at_the_size_of_the_dense_one():
+    torch.manual_seed(0)
+    dense, blocked = (LM.build(arch(depth=1, d_model=256, ffn__blocks=k)) for k in (1, 4))
+    x = torch.randn(64, 256)
+    sizes = [model.stack.sublayers[1].branch.layer(x).std().item() for model in (dense, blocked)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
 
 
 def test_streams_asked_for_alone_mix_by_kromhc():
