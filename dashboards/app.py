@@ -343,7 +343,7 @@ def _wire_front(app: Dash, watch: Watch) -> None:
         frame = _selected(frame, study, selection)
         best = frame[frame["on_front"]]["trial"].tolist()
         drawn = [*best, *frame.loc[~frame["on_front"], "trial"].tolist()[-ALL_CURVES:]]
-        curves = figures.curve_figure(study.curves(sorted(drawn)), best, frames.loss_name(study.row.objectives))
+        curves = figures.curve_figure(watch.curves(study, sorted(drawn)), best, frames.loss_name(study.row.objectives))
         return curves, pages.trials_table(study, frame, "Select a region of the front to see its trials alone.")
 
     @app.callback(
@@ -460,7 +460,7 @@ def _wire_trial(app: Dash, watch: Watch) -> None:
             return pages.no_trial(study, _query(search, "trial"))
         if present and ctx.triggered_id == "seq" and found.state in records.FINISHED:
             return no_update  # a finished trial never changes
-        reports = store.reports(study.row, found.number)
+        reports = store.reports(study.row, [found.number])
         pictures = {"Architecture": architecture_figure(found.arch, found.diagnostics.get("gate_rates", ()))}
         loss = frames.loss_name(study.row.objectives)
         pictures["Learning curve"] = figures.curve_figure(frames.curve_frame(reports), [found.number], loss)
@@ -658,8 +658,8 @@ def _wire_cluster(app: Dash, watch: Watch) -> None:
             return (no_update,) * 3
         counts = frames.failure_counts(study.frame)
         causes = pd.DataFrame({"cause": [kind.replace("_", " ") for kind in counts], "trials": list(counts.values())})
-        complete = study.frame.loc[study.frame["state"] == records.State.COMPLETE, "trial"]
-        ranks = frames.rank_frame(study.curves(complete), complete)
+        complete = study.frame.loc[study.frame["state"] == records.State.COMPLETE, "trial"].tolist()
+        ranks = frames.rank_frame(watch.curves(study, complete), complete)
         ranks["rung"] = [
             f"rung {rung} ({trials} trials)" for rung, trials in zip(ranks["rung"], ranks["trials"], strict=True)
         ]
@@ -669,7 +669,7 @@ def _wire_cluster(app: Dash, watch: Watch) -> None:
             figures.bar_figure(
                 ranks, "rung", "correlation", "rank correlation", "Too few trials with several rungs yet.", 1.0
             ),
-            figures.curve_figure(study.curves(running), running, frames.loss_name(study.row.objectives))
+            figures.curve_figure(watch.curves(study, running), running, frames.loss_name(study.row.objectives))
             if running
             else figures.message_figure("Nothing is running."),
         )

@@ -1,6 +1,6 @@
 """Studies held in memory and kept up to date: each look reads only what changed since the last one. Never writes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from threading import RLock
@@ -13,6 +13,8 @@ from nas.errors import StoreError, StudyError
 from nas.records import Report, StudyRow, Trial
 from nas.store import Store
 
+MOST_NAMED = 1000  # trials in one query; databases limit the parameters of a statement
+
 
 class LiveStudy:
     """One study as its pages need it. `seq` grows whenever anything in it changed; `frame` is frames.trial_frame."""
@@ -22,7 +24,7 @@ class LiveStudy:
         self.seq = 0
         self.frame = frames.frame_of_rows([], row.objectives)
         self._trials: dict[int, Trial] = {}
-        self._reports: dict[int, list[Report]] = {}
+        self._curves: dict[int, list[Report]] = {}  # of the trials that were drawn
         self._history: dict[int, tuple[int, datetime, float]] = {}
         self._volumes: tuple[int, pd.DataFrame] | None = None  # with the sequence they belong to
 
@@ -31,21 +33,27 @@ class LiveStudy:
         changed = store.trials(self.row, after=self.seq)
         if not changed:
             return
-        fresh: dict[int, list[Report]] = {}
-        for report in store.reports(self.row, after=self.seq):
-            fresh.setdefault(report.trial, []).append(report)
+        last = {report.trial: report for report in store.reports(self.row, after=self.seq, last=True)}
         # New dictionaries each time: another tab's thread may be reading the old ones.
-        self._reports = self._reports | fresh
+        stale = {trial.number for trial in changed}
+        self._curves = {number: curve for number, curve in self._curves.items() if number not in stale}
         self._history = self._history | {e[0]: e for e in store.hypervolumes(self.row, after=self.seq)}
         self._trials = self._trials | {trial.number: trial for trial in changed}
-        last = {number: curve[-1] for number, curve in self._reports.items()}
         rows = [frames.trial_row(trial, last.get(trial.number), self.row.objectives) for trial in changed]
         self.frame = frames.merge(self.frame, rows, self.row.objectives)
         self.seq = max(trial.seq for trial in changed)
 
-    def curves(self, trials: Iterable[int]) -> pd.DataFrame:
-        """`frames.curve_frame` of some trials."""
-        return frames.curve_frame([report for number in trials for report in self._reports.get(number, ())])
+    def curves(self, store: Store, trials: Collection[int]) -> pd.DataFrame:
+        """`frames.curve_frame` of some trials; only those are read, each once until it changes."""
+        curves = self._curves
+        missing = [number for number in trials if number not in curves]
+        if missing:
+            read: dict[int, list[Report]] = {number: [] for number in missing}
+            for report in store.reports(self.row, missing if len(missing) <= MOST_NAMED else None):
+                if report.trial in read:
+                    read[report.trial].append(report)
+            self._curves = curves = curves | read
+        return frames.curve_frame([report for number in trials for report in curves[number]])
 
     def hypervolumes(self) -> pd.DataFrame:
         """`frames.hypervolume_frame`."""
@@ -130,6 +138,12 @@ class Watch:
             held.row = row
             held.refresh(store)
             return held
+
+    def curves(self, study: LiveStudy, trials: Collection[int]) -> pd.DataFrame:
+        """`frames.curve_frame` of some trials of a study that `study` gave; none when its store has gone since."""
+        with self._lock:  # a refresh between reading and keeping would leave old curves behind
+            store = self.store()
+            return frames.curve_frame([]) if store is None else study.curves(store, trials)
 
 
 def scale_of(store: Store, study: str) -> Mapping[str, Any] | None:

@@ -26,6 +26,7 @@ from nas.store import Proposal, Store
 from search_spaces.base import digest
 
 DRIVERS = 4
+COUNTED = (100, 300)  # trials of the shorter and the longer search
 LARGE_TRIALS, LARGE_REPORTS = 10_000, 10
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 LIMIT = 10**6
@@ -81,30 +82,43 @@ def _study(store: Store, name: str) -> Any:
 
 
 def _statements() -> list[dict[str, Any]]:
-    """SQL statements and transactions that a search sends for a trial without rungs, counted at the database's door."""
+    """SQL statements and transactions that a search sends for a trial without rungs, counted at the database's door.
+
+    What opening and closing a study takes is not a trial's: a longer search less a shorter one.
+    """
+    short, long = (_sent(trials) for trials in COUNTED)
+    more = COUNTED[1] - COUNTED[0]
+    began = long["transactions"] - short["transactions"]
+    statements = long["statements"] - short["statements"] - began  # BEGIN is a statement of its own to SQLite
+    return [
+        _row("statements_per_trial", "inline/nsgaii/sqlite", statements / more, "statements"),
+        _row("transactions_per_trial", "inline/nsgaii/sqlite", began / more, "transactions"),
+    ]
+
+
+def _sent(trials: int) -> dict[str, int]:
+    """The statements and transactions of a whole search."""
     from nas.config import StudyConfig
     from nas.driver import run
     from nas.executors import Inline
     from nas.progress import Silent
     from nas.study import open_search, prepare
 
-    trials = 200
+    counts = {"statements": 0, "transactions": 0}
+
+    def count(name: str) -> None:
+        counts[name] += 1
+
     with tempfile.TemporaryDirectory() as folder, Store(str(Path(folder) / "nas.db"), create=True) as store:
-        config = StudyConfig(study="bench", trials=trials, preset="quick")
-        search = open_search(store, prepare(config), evaluate="nas.bench_search:trivial")
-        counts = {"statements": 0, "transactions": 0}
-
-        def count(name: str) -> None:
-            counts[name] += 1
-
+        search = open_search(
+            store,
+            prepare(StudyConfig(study="bench", trials=trials, preset="quick")),
+            evaluate="nas.bench_search:trivial",
+        )
         event.listen(store._engine, "before_cursor_execute", lambda *_: count("statements"))
         event.listen(store._engine, "commit", lambda *_: count("transactions"))
         run(search, Inline(), Silent())
-    began = counts["transactions"]  # BEGIN is a statement of its own to SQLite
-    return [
-        _row("statements_per_trial", "inline/nsgaii/sqlite", (counts["statements"] - began) / trials, "statements"),
-        _row("transactions_per_trial", "inline/nsgaii/sqlite", began / trials, "transactions"),
-    ]
+    return counts
 
 
 # ---- several writers -----------------------------------------------------------------------------------------
@@ -177,17 +191,35 @@ def _optuna_driver(url: str, name: str, seconds: float, number: int) -> list[flo
 # ---- a large study -------------------------------------------------------------------------------------------
 
 
+_FRONT = """
+import sys
+from nas.cli import main
+main(sys.argv[1:])
+from nas.bench_store import peak_memory
+print(peak_memory(), file=sys.stderr)
+"""
+
+
+def peak_memory() -> float:
+    """This process's peak in MB. On Linux from /proc: the rusage of a child starts at the peak of its parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def _large() -> list[dict[str, Any]]:
     """Seconds and memory of `nas front`, as a process of its own, over a study of LARGE_TRIALS trials."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "large.db")
         with Store(path, create=True) as store:
             fill_large(store, "large", LARGE_TRIALS, LARGE_REPORTS)
-        command = [sys.executable, "-m", "nas", "front", "--study", "large", "--store", path]
+        command = [sys.executable, "-c", _FRONT, "front", "--study", "large", "--store", path]
         start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        printed = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # KiB; ours is the largest child since
+    peak = float(printed.stderr.split()[-1])
     what = f"{LARGE_TRIALS:,} trials of {LARGE_REPORTS} reports/sqlite"
     return [_row("open_and_print_front", what, seconds, "s"), _row("open_and_print_front_memory", what, peak, "MB")]
 

@@ -222,7 +222,7 @@ def show(study: str, store: str, trial: int, as_json: bool) -> None:
     with Store(store) as opened:
         row = opened.study(study)
         found = opened.trial(row, trial)
-        data = show_json(row, found, opened.reports(row, trial))
+        data = show_json(row, found, opened.reports(row, [trial]))
     space = load_space(row.space.name, row.space.settings)
     data |= {"cost": cost_json(space, space.from_json(found.arch))}
     if as_json:

@@ -231,6 +231,23 @@ def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = 
         settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
         store.update_settings(row, settings)
         return replace(row, settings=settings)
+    return store.create_study(
+        config.study,
+        space=plan.space_spec,
+        objectives=plan.objectives,
+        settings=to_json(config)
+        | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
+        | {"task": plan.space.task, "scaling": dict(prepared.scaling)},
+        reference=reference_point(prepared, largest),
+        data_name=prepared.data_name,
+        data_hash=prepared.data_hash,
+        artifacts=artifacts_folder(store, config.study),
+    )
+
+
+def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
+    """Of each objective, the cost of a model that learned nothing, or of the `largest` there is."""
+    plan = prepared.plan
     worst = {
         **prepared.worst,
         "parameters": float(largest.parameters_total),
@@ -243,18 +260,7 @@ def open_study(store: Store, prepared: Prepared, largest: Cost, evaluate: str = 
             plan.data_path,
         ),
     }
-    return store.create_study(
-        config.study,
-        space=plan.space_spec,
-        objectives=plan.objectives,
-        settings=to_json(config)
-        | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
-        | {"task": plan.space.task, "scaling": dict(prepared.scaling)},
-        reference={name: pareto.cost(name, worst[name]) for name in plan.objectives},
-        data_name=prepared.data_name,
-        data_hash=prepared.data_hash,
-        artifacts=artifacts_folder(store, config.study),
-    )
+    return {name: pareto.cost(name, worst[name]) for name in plan.objectives}
 
 
 def _check_same(row: StudyRow, space: SpaceSpec, data_hash: str, data_name: str) -> None:

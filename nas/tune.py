@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
@@ -22,7 +23,7 @@ from ray.tune.search import Searcher
 
 from kernels._cpu import keep_freed_memory
 from nas import worker
-from nas.executors import STOP_SECONDS, Event, join_cluster, lost, ray_node, timed_out
+from nas.executors import STOP_SECONDS, Event, join_cluster, lost, ray_node, timed_out, trial_memory
 from nas.records import Job, Result
 
 # Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
@@ -71,6 +72,12 @@ class _Running:
     deadline: float | None = None  # on the monotonic clock, once it has started
 
 
+def why_failed(trial: Trial) -> str:
+    """What Tune wrote down of a trial's error, as soon as it did: `get_error` reads a copy that is made later."""
+    written = trial.error_file and Path(trial.error_file)
+    return written.read_text() if written and written.exists() else "its actor ended without a word"
+
+
 class TunePool:
     """`workers` jobs at a time in one Tune experiment. Raises UserError as the pool of actors does."""
 
@@ -84,6 +91,7 @@ class TunePool:
     ) -> None:
         os.environ.update(TUNE_ENVIRONMENT)
         self._ray = join_cluster(workers, address, gpus_per_trial)
+        self.memory = trial_memory(self._ray, gpus_per_trial)
         self.workers = workers
         self._timeout = timeout
         self._running: dict[int, _Running] = {}
@@ -290,4 +298,4 @@ class _Events(_Live, tune.Callback):
         self._heard.put(_Ended(trial.config["job"], "it ended without a result"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._heard.put(_Ended(trial.config["job"], str(trial.get_error())))
+        self._heard.put(_Ended(trial.config["job"], why_failed(trial)))

@@ -13,7 +13,7 @@ OWNERS = {
     "sqlalchemy": ("nas/store/",),
     "alembic": ("nas/store/",),
     "optuna": ("nas/samplers.py", "nas/optuna_io.py", "nas/optuna_rdb.py"),
-    "ray": ("nas/executors.py", "nas/tune.py"),
+    "ray": ("nas/executors.py", "nas/tune.py", "nas/tune_parts.py"),
     "pyarrow": ("nas/data.py",),
     "moocore": ("nas/pareto.py",),
     "safetensors": (

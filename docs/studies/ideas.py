@@ -314,7 +314,7 @@ def table(finding: Finding) -> list[str]:
         "",
         "accuracy",
     ]
-    head += ["learning rate", "gates open", "seconds to train"]
+    head += ["learning rate", "gates open"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm in finding.arms:
         if len(arm.trials) < 2:
@@ -337,7 +337,6 @@ def table(finding: Finding) -> list[str]:
             f"{arm.mean('accuracy'):.4f} ± {spread(arm.all('accuracy')):.4f}",
             f"{arm.rate:g}" + ("*" if arm.rate in (RATES[0], RATES[-1]) else ""),
             f"{statistics.mean(opened):.2f} ({min(opened):.2f} to {max(opened):.2f})" if opened else "",
-            f"{statistics.mean(trial.train_seconds or 0.0 for trial in arm.trials):.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -7,7 +7,7 @@ tried again after a passing fault: a locked file, a serialisation failure, a con
 import os
 import socket
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
 from nas import pareto
@@ -764,8 +765,13 @@ class Store:
         ((total,),) = self._all(select(func.coalesce(func.sum(seconds), 0.0)).where(TrialTable.study_id == study.id))
         return float(total)
 
-    def reports(self, study: StudyRow, number: int | None = None, *, after: int = 0) -> list[Report]:
-        """The learning curves, by trial and rung: all, trial `number`'s, or those of trials changed since `after`."""
+    def reports(
+        self, study: StudyRow, numbers: Collection[int] | None = None, *, after: int = 0, last: bool = False
+    ) -> list[Report]:
+        """The learning curves, by trial and rung: of all trials, of `numbers`, or of those changed since `after`.
+
+        `last` leaves out all but each trial's last report.
+        """
         query = (
             select(
                 TrialTable.number,
@@ -780,8 +786,12 @@ class Store:
             .where(TrialTable.study_id == study.id, TrialTable.seq > after)
             .order_by(TrialTable.number, ReportTable.rung)
         )
-        if number is not None:
-            query = query.where(TrialTable.number == number)
+        if last:
+            of_trial = aliased(ReportTable)
+            highest = select(func.max(of_trial.rung)).where(of_trial.trial_id == TrialTable.id).scalar_subquery()
+            query = query.where(ReportTable.rung == highest)
+        if numbers is not None:
+            query = query.where(TrialTable.number.in_(numbers))
         return [Report(*row) for row in self._all(query)]
 
     def front(self, study: StudyRow) -> list[Trial]:
