@@ -150,8 +150,8 @@ def budget_rows(
 
 
 def halving_rows(table: Table, seeds: int, tick: Tick) -> list[dict[str, Any]]:
-    """What halving costs and saves a search of so many trials: hypervolume as a share of the whole table's, and the
-    training compute in full trainings of the mean configuration."""
+    """What halving costs and saves a search of so many trials: hypervolume as a share of the whole table's, training
+    compute in full trainings of the mean configuration, and how many trials are trained to their end."""
     sampler = StudyConfig().sampler
     full = f"{sampler}, halving off"
     found: list[dict[str, Any]] = []
@@ -159,14 +159,17 @@ def halving_rows(table: Table, seeds: int, tick: Tick) -> list[dict[str, Any]]:
         asked = replace(table, plan=replace(table.plan, trials=trials))
         volumes: dict[str, list[float]] = {}
         spent: dict[str, list[float]] = {}
+        ended: dict[str, list[float]] = {}
         for name, halving in ((full, False), (f"{sampler}, halving on", True)):
             for seed in range(seeds):
                 curve = replay(asked, Ours(asked, sampler, halving, seed), trials=trials)
                 volumes.setdefault(name, []).append(curve.volume[-1] / table.best)
                 spent.setdefault(name, []).append(curve.spent[-1] / table.mean_flops)
+                ended.setdefault(name, []).append(len(curve.ended))
                 tick()
         found += _rows(f"hypervolume of {trials} trials", "share", volumes, full)
         found += _rows(f"compute of {trials} trials", "trainings", spent, full)
+        found += _rows(f"ended of {trials} trials", "trials", ended, full)
     return found
 
 

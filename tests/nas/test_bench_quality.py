@@ -7,7 +7,7 @@ import pytest
 
 from nas import bench_nasbench
 from nas.bench_methods import Ours, Stock, replay
-from nas.bench_quality import DEFAULT, RANDOM, TRIALS, budget_rows, halving_rows, nasbench_rows, samplers
+from nas.bench_quality import ASKED, DEFAULT, RANDOM, TRIALS, budget_rows, halving_rows, nasbench_rows, samplers
 from nas.errors import UserError
 from nas.table import TABLE, Table, configurations, load_table
 
@@ -67,10 +67,12 @@ def test_halving_spends_a_fraction_on_as_many_trials(table: Table) -> None:
         searches += 1
 
     found = {(row["name"], row["backend"]): row for row in halving_rows(table, seeds=2, tick=tick)}
-    assert searches == len(found)  # two seeds, and two rows for each of both
+    assert searches == 2 * 2 * len(ASKED)
     off, on = (found["compute of 48 trials", f"evolution, halving {name}"] for name in ("off", "on"))
     assert 30 < off["value"] < 60
     assert on["value"] < 0.6 * off["value"]
+    assert found["ended of 48 trials", "evolution, halving off"]["value"] == 48
+    assert found["ended of 48 trials", "evolution, halving on"]["value"] < 24
 
 
 def test_nas_bench_201_is_whole_and_its_best_cell_leaves_no_regret() -> None:
