@@ -24,7 +24,7 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 search: install
 	@echo "== searching: 20 trials on real text; results in $(RUNS)/nas.db"
 	@mkdir -p $(RUNS)
-	$(BIN)/nas search --study first --store $(RUNS)/nas.db --preset quick --trials 20 --halving off --resume
+	$(BIN)/nas search --study first --store $(RUNS)/nas.db --preset quick --trials 20 --resume
 	$(BIN)/nas status --study first --store $(RUNS)/nas.db
 	$(BIN)/nas report --study first --store $(RUNS)/nas.db --out $(RUNS)/report.html
 	$(BIN)/nas export --study first --store $(RUNS)/nas.db --pick knee --out $(RUNS)/winner

@@ -18,6 +18,7 @@ import pandas as pd
 from nas import pareto
 from nas.progress import describe_arch
 from nas.records import Report, State, Trial
+from nas.repeats import BY_SEED
 
 LOSSES = ("bits_per_byte", "loss")
 COSTS = ("flops_per_token", "flops_per_image")
@@ -45,6 +46,7 @@ COLUMNS = {
     "worker": "str",
     "failure": "str",
     "message": "str",
+    "by_seed": "object",  # what each seed of a trial of several gave (nas/repeats.py)
 }
 
 
@@ -87,6 +89,7 @@ def trial_row(trial: Trial, last: Report | None, objectives: Sequence[str]) -> d
         "worker": trial.worker or "",
         "failure": str(trial.failure.kind) if trial.failure else "",
         "message": trial.failure.message if trial.failure else "",
+        "by_seed": trial.diagnostics.get(BY_SEED),
     }
 
 
@@ -149,9 +152,14 @@ def front_frame(frame: pd.DataFrame, objectives: Sequence[str], until: datetime 
 def seed_frame(front: pd.DataFrame, frame: pd.DataFrame, y: str) -> pd.DataFrame:
     """How far seeds spread the quality `y` of the front's configurations: a row for each that was trained repeatedly.
 
-    Columns: trial (the front's), seeds, low and high (of `y`, over every COMPLETE trial of the same architecture and
-    recipe but for the seed).
+    Columns: trial (the front's), seeds, low and high (of `y`: over the trial's own seeds or, where it has one, over
+    every COMPLETE trial of the same architecture and recipe but for the seed).
     """
+    repeated = front[front["by_seed"].notna()]
+    if len(repeated):
+        pairs = zip(repeated["trial"], repeated["by_seed"], strict=True)
+        rows = [(trial, len(found["seed"]), min(found[y]), max(found[y])) for trial, found in pairs if y in found]
+        return pd.DataFrame(rows, columns=["trial", "seeds", "low", "high"])
     key = ["arch_hash", "recipe"]
     rivals = frame.loc[frame["arch_hash"].isin(front["arch_hash"]), ["state", *key, "seed", y]]
     rivals = rivals[rivals["state"] == State.COMPLETE]

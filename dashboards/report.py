@@ -19,6 +19,7 @@ from dashboards.live import scale_of
 from dashboards.texts import axes, duration, label, number, plain
 from nas.errors import UserError
 from nas.records import StudyRow
+from nas.repeats import deviations
 from nas.store import Store
 from nas.summary import verdict
 
@@ -241,10 +242,15 @@ def _row(record: dict, columns: Sequence[str], left: set[str]) -> str:
             shown = text(_state(record) if name == "state" else value)
             kind = ' class="text"' if name != "state" else ""
         else:
-            shown = escape(_number(name, value))
+            shown = escape(_number(name, value) + _deviation(name, record["by_seed"]))
             kind = ' class="n"'
         cells.append(f'<td{kind} data-key="{escape(plain(key))}">{shown}</td>')
     return f"<tr{' class=front' if record['on_front'] else ''}>{''.join(cells)}</tr>\n"
+
+
+def _deviation(name: str, by_seed: Mapping[str, Sequence[float]] | None) -> str:
+    found = deviations(by_seed or {}, [name])
+    return f" ± {number(name, found[name])}" if found else ""
 
 
 def _state(record: dict) -> str:

@@ -1,6 +1,7 @@
 """A half-trained trial on disk: weights, optimiser, random state and position, so that a lost worker costs one rung.
 
-One file a trial, replaced at each rung, written whole or not at all. A safetensors file: tensors and text, no code.
+One file a trial, replaced at each rung, written whole or not at all. A safetensors file: tensors and text, no code. A
+trial of several seeds has a second one, of what those that ended gave (nas/worker.py).
 Training resumed from it gives the bits of training that was never disturbed.
 """
 
@@ -22,7 +23,7 @@ from nas.errors import UserError
 from nas.records import Job, Report
 from search_spaces.base import digest
 
-_NAME = re.compile(r"trial-(\d+)\.checkpoint")
+_NAME = re.compile(r"trial-(\d+)\.checkpoint(\.seeds)?")
 
 
 class CheckpointError(RuntimeError):
@@ -42,6 +43,11 @@ class Position:
 def checkpoint_path(folder: str, trial: int) -> str:
     """Where a trial's checkpoint lies in the folder of its study."""
     return str(Path(folder) / f"trial-{trial}.checkpoint")
+
+
+def seeds_path(checkpoint: str) -> Path:
+    """Where a trial of several seeds notes those that ended, beside its checkpoint."""
+    return Path(f"{checkpoint}.seeds")
 
 
 def open_folder(folder: str) -> None:
@@ -65,8 +71,8 @@ def kept(folder: str) -> set[int]:
 
 
 def discard(folder: str, trial: int) -> None:
-    """Deletes the trial's checkpoint, if it has one, and what a broken write left behind."""
-    for path in (Path(checkpoint_path(folder, trial)), *Path(folder).glob(f"trial-{trial}.checkpoint.*.partial")):
+    """Deletes the trial's checkpoint, if it has one, the note of its seeds, and what a broken write left behind."""
+    for path in (Path(checkpoint_path(folder, trial)), *Path(folder).glob(f"trial-{trial}.checkpoint.*")):
         path.unlink(missing_ok=True)
 
 
@@ -95,8 +101,11 @@ def save_checkpoint(job: Job, model: nn.Module, optimizers: Sequence[torch.optim
     if torch.cuda.is_initialized():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     metadata = {"identity": identity(job), "position": json.dumps(asdict(at)), "sha256": _sha256(tensors)}
-    data = save(tensors, metadata=metadata)
-    path = Path(job.checkpoint)
+    write_whole(Path(job.checkpoint), save(tensors, metadata=metadata))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replaces a file by these bytes, or leaves it as it was. Raises OSError when it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

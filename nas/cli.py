@@ -109,7 +109,10 @@ def _print_json(data: Any) -> None:
 @click.option(
     "--halving",
     type=click.Choice(["on", "off"]),
-    help="Stop trials early that promise no place on the front.  [default: on]",
+    help="Stop trials early that promise no place on the front.  [default: on from 64 trials on]",
+)
+@click.option(
+    "--repeats", type=int, metavar="N", help="Seeds each trial is trained with; values are means.  [default: 1]"
 )
 @click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
@@ -172,6 +175,8 @@ def status(study: str, store: str, as_json: bool) -> None:
         f"trials per hour {_shown(data['trials_per_hour'], '{:.1f}')}, ETA {_shown(data['eta_seconds'], '{:.0f} s')}"
     )
     click.echo(f"hypervolume {data['hypervolume']:.4f}")
+    for name, value in data["spread"].items():
+        click.echo(f"spread of {name} over seeds: {value:.4g} (median standard deviation on the front)")
     for rung, value in data["rank_correlation"].items():
         click.echo(f"rank correlation of rung {rung} with the end: {value:.2f} (trials that halving leaves alone)")
 

@@ -39,6 +39,7 @@ OBJECTIVES = {
 }
 DEFAULT_OBJECTIVES = {"text": ("bits_per_byte", "flops_per_token"), "images": ("accuracy", "flops_per_image")}
 
+MAX_REPEATS = 100
 SAMPLED = 2000  # architectures that limits are tried on before a search starts
 DEFAULT_RATE = 3e-3
 RATE_GRID = tuple(DEFAULT_RATE * 3.0**k for k in (-2, -1, 0, 1))
@@ -130,7 +131,8 @@ class StudyConfig:
     engine: str = "ray"
     address: str | None = None
     sampler: str = "evolution"
-    halving: bool = True
+    halving: bool | None = None  # None: as the number of trials makes it worth it (nas/halving.py)
+    repeats: int = 1  # seeds that each architecture is trained with
     trial_timeout: float | None = None
     checkpoints: str | None = None  # folder; None: beside the weights
     kernels: str = "auto"
@@ -155,6 +157,8 @@ class StudyConfig:
         for flag, count in (("--trials", self.trials), ("--workers", self.workers)):
             if not 0 <= count < 2**31:
                 raise UserError(f"{flag} {count}: wanted at least 1 and fewer than 2,147,483,648")
+        if not 1 <= self.repeats <= MAX_REPEATS:
+            raise UserError(f"--repeats {self.repeats}: wanted 1 to {MAX_REPEATS} seeds an architecture")
         for flag, seconds in (("--time", self.time), ("--trial-timeout", self.trial_timeout)):
             if seconds is not None and not 0 < seconds < inf:
                 raise UserError(f"{flag} {seconds:g}: wanted a number of seconds above 0")
@@ -378,9 +382,9 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
     "time": (int, float), "device_hours": (int, float), "workers": (int,), "gpus_per_trial": (int, float),
-    "engine": (str,), "address": (str,), "sampler": (str,), "halving": (bool,), "trial_timeout": (int, float),
-    "checkpoints": (str,), "kernels": (str,), "compile": (bool,), "seed": (int,), "resume": (bool,),
-    "warm_start": (str,),
+    "engine": (str,), "address": (str,), "sampler": (str,), "halving": (bool,), "repeats": (int,),
+    "trial_timeout": (int, float), "checkpoints": (str,), "kernels": (str,), "compile": (bool,), "seed": (int,),
+    "resume": (bool,), "warm_start": (str,),
 }  # fmt: skip
 
 
@@ -451,7 +455,7 @@ HERE_AND_NOW = frozenset(
         "checkpoints",
     ]
 )
-CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout"}
+CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout", "halving"}
 
 
 def to_json(config: StudyConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ folder and returned the trained model's own logits (nas/formats.py).
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nas.errors import StudyError, UserError
 from nas.exported import CARD, CONFIG_VERSION, digest, listed
 from nas.progress import Lines, describe_values
 from nas.records import State, StudyRow, Trial
+from nas.repeats import of_first_seed
 from nas.source import write_source
 from nas.store import Store
 from nas.study import make_job
@@ -118,7 +120,7 @@ def export_trial(
     """Writes the folder; `nas export --json`. Raises UserError before anything is written."""
     kinds = wanted_formats(formats)
     folder = free_folder(out)
-    chosen = choose(store, study, trial, pick)
+    chosen = of_first_seed(choose(store, study, trial, pick))
     deterministic()
     space = load_space(study.space.name, study.space.settings)
     model = space.build(space.from_json(chosen.arch))
@@ -192,10 +194,10 @@ def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
     console = Console(stderr=True)
     console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
     with Lines(1, 0, TASKS[study.settings["task"]].unit, console) as view:
-        result = retrain(make_job(study, trial), view)
+        result = retrain(replace(make_job(study, trial), repeats=1), view)
     if result.failure:
         raise StudyError(f"trial {trial.number} cannot be trained again: {result.failure.message}")
-    for name, value in trial.values.items():
+    for name, value in of_first_seed(trial).values.items():
         # What was measured on a clock, or found out later (nas scale), no training gives again.
         if name in result.values and name not in MEASURED and result.values[name] != value:
             raise StudyError(

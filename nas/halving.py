@@ -22,6 +22,7 @@ Costs = tuple[float, ...]
 KEEP = 1 / 3  # of the trials at a rung go on
 BIN = log10(2)  # a factor of two in FLOPs
 EXEMPT = 16  # one trial in so many runs to the end whatever its rungs say
+ENOUGH = 64  # trials from which on halving finds the front that full trainings find: nas bench search --part quality
 
 
 def goes_on(mine: Point, peers: Sequence[Point], axis: int | None = None, keep: float = KEEP) -> bool:
@@ -64,6 +65,14 @@ def _place(mine: Costs, front: Sequence[Costs], everyone: Sequence[Costs], axis:
 
 def _bin(point: Point, axis: int | None) -> int:
     return 0 if axis is None else floor(point[axis] / BIN)
+
+
+def stops_early(asked: bool | None, trials: int) -> bool:
+    """Whether a search of so many trials stops any: what was asked for or, where nothing was, from ENOUGH trials on.
+
+    Halving leaves one trial in three or four to end. A search of few trials would have a front of two or three.
+    """
+    return trials >= ENOUGH if asked is None else asked
 
 
 def exempt(number: int) -> bool:

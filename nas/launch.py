@@ -55,7 +55,8 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         unit = TASKS[search.plan.space.task].unit
         click.echo(
             f"study {config.study!r}: {'resumed at ' + str(finished) + ' of ' if finished else ''}{search.plan.trials} "
-            f"trials of {search.plan.recipe.tokens:,} {unit}s, {workers} workers, results in {store.shown}",
+            f"trials of {search.plan.recipe.tokens:,} {unit}s, {workers} workers, "
+            f"{'halving, ' if search.halving else ''}results in {store.shown}",
             err=True,
         )
         with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nas.records import Progress, Report, Result, State, Trial
+from nas.repeats import spread
 
 REFRESH = 4  # a second
 
@@ -108,17 +109,24 @@ class Lines:
 
 
 _SHOWN = {
-    "bits_per_byte": ("{:.4f} bits/byte", 1.0),
-    "loss": ("loss {:.4f}", 1.0),
-    "accuracy": ("accuracy {:.3f}", 1.0),
-    "flops_per_token": ("{:.3f} MFLOPs/token", 1e-6),
-    "flops_per_image": ("{:.3f} MFLOPs/image", 1e-6),
+    "bits_per_byte": ("{} bits/byte", ".4f", 1.0),
+    "loss": ("loss {}", ".4f", 1.0),
+    "accuracy": ("accuracy {}", ".3f", 1.0),
+    "flops_per_token": ("{} MFLOPs/token", ".3f", 1e-6),
+    "flops_per_image": ("{} MFLOPs/image", ".3f", 1e-6),
 }
 
 
-def describe_values(values: Mapping[str, float]) -> str:
-    """The measured values that fit a line."""
-    return ", ".join(form.format(values[name] * unit) for name, (form, unit) in _SHOWN.items() if name in values)
+def describe_values(values: Mapping[str, float], spread: Mapping[str, float] | None = None) -> str:
+    """The measured values that fit a line, with the standard deviation over seeds of those that have one."""
+    out = []
+    for name, (form, digits, unit) in _SHOWN.items():
+        if name in values:
+            shown = format(values[name] * unit, digits)
+            if spread and name in spread:
+                shown += f" ± {format(spread[name] * unit, digits)}"
+            out.append(form.format(shown))
+    return ", ".join(out)
 
 
 class Screen:
@@ -196,6 +204,11 @@ class Screen:
         return Group(head, bar, running, front_table(self._shown[:8], "front so far"))
 
 
+def _outcome(trial: Trial) -> str:
+    complete = trial.state == State.COMPLETE
+    return describe_values(trial.values, spread(trial, trial.values)) if complete else str(trial.state)
+
+
 def front_table(trials: Sequence[Trial], title: str = "") -> Table:
     """Trials as a table, one row each."""
     table = Table(title=title or None, title_justify="left", box=None, padding=(0, 1))
@@ -204,7 +217,7 @@ def front_table(trials: Sequence[Trial], title: str = "") -> Table:
     for trial in trials:
         table.add_row(
             f"{trial.number}{'*' if trial.origin == 'baseline' else ''}",
-            describe_values(trial.values) if trial.state == State.COMPLETE else str(trial.state),
+            _outcome(trial),
             f"{trial.parameters:,}" if trial.parameters else "-",
             Text(describe_arch(dict(trial.arch))),
             f"{trial.recipe.learning_rate:.3g}",

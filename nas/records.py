@@ -94,6 +94,7 @@ class Job:
     kernels: str = "auto"
     compile: bool = False
     measured: tuple[str, ...] = ()  # objectives that take measuring: latency_ms, peak_bytes
+    repeats: int = 1  # seeds to train with, from the recipe's on; the values are their means
     micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
     yardstick: Mapping[str, Any] | None = None  # nas.scaling.Yardstick of the baseline, where `ceg` is an objective
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from

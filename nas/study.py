@@ -18,6 +18,7 @@ from nas import pareto
 from nas.checkpoints import checkpoint_path
 from nas.config import MEASURED, Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
+from nas.halving import stops_early
 from nas.proposals import Proposals
 from nas.records import RUNGS, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
 from nas.scaling import Yardstick
@@ -34,6 +35,7 @@ class Search:
         self.store, self.row, self.config, self.plan = store, row, config, plan
         self.checkpoints = checkpoints_folder(row, config.checkpoints)
         self.exhausted = False
+        self.halving = stops_early(config.halving, plan.trials)
         self.proposals = make_proposals(row, plan, session=uuid4().hex[:8])
         self._ready: deque[Proposal] = deque()
         self._seq = 0
@@ -73,7 +75,7 @@ class Search:
         """Takes in a report of ours; whether the trial goes on after it, or is stopped there."""
         self._told(trial, [report], seq)
         last = report.rung == len(RUNGS) - 1
-        if last or not self.config.halving:
+        if last or not self.halving:
             return True
         return self.proposals.goes_on(report.trial, report.rung)
 
@@ -161,6 +163,7 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         kernels=row.settings["kernels"],
         compile=row.settings["compile"],
         measured=tuple(name for name in row.objectives if name in MEASURED),
+        repeats=row.settings.get("repeats", 1),
         micro_batches=trial.provenance.get("micro_batches", 1),
         yardstick=row.settings.get("yardstick"),
         evaluate=row.settings["evaluate"],

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
 from rich.table import Table
@@ -13,6 +14,7 @@ from nas import pareto
 from nas.config import COUNTED, picked, training_keys
 from nas.halving import exempt, rank_correlation
 from nas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial
+from nas.repeats import seeds, spread
 from nas.store import Store
 from search_spaces.base import Choices, Range, Space, arch_to_json
 
@@ -33,7 +35,8 @@ def front_rows(study: StudyRow, trials: Sequence[Trial]) -> list[dict[str, Any]]
             "values": {name: trial.values[name] for name in study.objectives},
             "arch": dict(trial.arch),
             "parameters": trial.parameters,
-            "seeds": [trial.recipe.seed],
+            "seeds": seeds(trial),
+            "spread": spread(trial, study.objectives),
             "training": training_json(study, trial),
             "baseline": trial.origin == "baseline",
         }
@@ -45,6 +48,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Front rows as CSV: one column a value and a key."""
     flat = [
         {"trial": row["trial"], "arch_hash": row["arch_hash"], **row["values"], "parameters": row["parameters"]}
+        | {f"spread.{name}": value for name, value in row["spread"].items()}
         | dict(row["arch"])
         | dict(row["training"])
         for row in rows
@@ -75,8 +79,16 @@ def status_of(store: Store, study: StudyRow) -> dict[str, Any]:
         "trials_per_hour": rate,
         "eta_seconds": 3600 * left / rate if rate and left > 0 and live else None,
         "hypervolume": history[-1][2] if history else 0.0,
+        "spread": spread_of_front(study, store.front(study)),
         "rank_correlation": rank_correlations(trials, store.reports(study)),
     }
+
+
+def spread_of_front(study: StudyRow, front: Sequence[Trial]) -> dict[str, float]:
+    """By objective, the median over the front of the standard deviation between seeds; empty without --repeats."""
+    spreads = [spread(trial, study.objectives) for trial in front]
+    found = {name: [each[name] for each in spreads if name in each] for name in study.objectives}
+    return {name: median(values) for name, values in found.items() if values}
 
 
 def rank_correlations(trials: Sequence[Trial], reports: Sequence[Report]) -> dict[str, float]:

@@ -1,13 +1,19 @@
 """Runs one job to its end and turns whatever goes wrong into a typed failure. Knows nothing of the study or store."""
 
 import importlib
+import json
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from nas.checkpoints import identity, seeds_path, write_whole
 from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result
+from nas.repeats import averaged
 from search_spaces.base import SpaceError
 
 Event = Notice | Progress | Report | Result
@@ -21,7 +27,8 @@ def run(job: Job) -> Generator[Event]:
     start = time.perf_counter()
     try:
         module, _, function = job.evaluate.partition(":")
-        yield from getattr(importlib.import_module(module), function)(job)
+        evaluate = getattr(importlib.import_module(module), function)
+        yield from _repeated(job, evaluate) if job.repeats > 1 else evaluate(job)
     except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's failure, never the search's
         kind = failure_kind(error)
         message = f"{type(error).__name__}: {error}"
@@ -49,3 +56,73 @@ def failure_kind(error: BaseException) -> FailureKind:
     if isinstance(error, SpaceError):
         return FailureKind.BUILD_ERROR
     return FailureKind.ERROR
+
+
+# ---- several seeds -------------------------------------------------------------------------------------------
+
+
+def _repeated(job: Job, evaluate: Callable[[Job], Iterable[Event]]) -> Generator[Event]:
+    """What `evaluate` yields for each of the job's seeds, told as one trial: one curve, one progress, one result.
+
+    The first seed walks through the rungs, where halving may end the trial; the others are trained only when it reached
+    its end, one after the other. All see the same data in the same order: a seed draws initial weights and gate noise.
+    What ended is noted beside the checkpoint, so that a lost worker costs no seed that was done.
+    """
+    seeds = range(job.recipe.seed, job.recipe.seed + job.repeats)
+    try:
+        ended = _ended(job)
+    except (OSError, ValueError) as error:
+        yield Notice(job.trial, f"trains all of its seeds again: {error}")
+        ended = []
+    for index, seed in list(enumerate(seeds))[len(ended) :]:
+        try:
+            for event in evaluate(replace(job, recipe=replace(job.recipe, seed=seed))):
+                if isinstance(event, Result):
+                    ended.append(event)
+                elif isinstance(event, Progress):
+                    yield replace(event, share=(index + event.share) / job.repeats)
+                elif index == 0 or not isinstance(event, Report):
+                    yield event
+        except Exception as error:
+            error.add_note(f"with seed {seed}, of {list(seeds)}")
+            raise
+        if ended[-1].failure is not None:
+            yield ended[-1]
+            return
+        try:
+            _note(job, ended)
+        except OSError as error:
+            yield Notice(job.trial, f"has no note of its seed {seed}: {error}")
+    yield averaged(ended, list(seeds))
+
+
+def _note(job: Job, ended: list[Result]) -> None:
+    """Keeps what the ended seeds gave, but for weights: a trial whose weights are lost re-trains to them."""
+    if job.checkpoint is None or len(ended) == job.repeats:
+        return
+    done: list[dict[str, Any]] = [
+        {
+            "values": dict(result.values),
+            "parameters": result.parameters,
+            "train_seconds": result.train_seconds,
+            "evaluate_seconds": result.evaluate_seconds,
+            "provenance": dict(result.provenance),
+            "diagnostics": dict(result.diagnostics),
+        }
+        for result in ended
+    ]
+    write_whole(seeds_path(job.checkpoint), json.dumps({"identity": identity(job), "ended": done}).encode())
+    Path(job.checkpoint).unlink(missing_ok=True)  # of the seed that ended
+
+
+def _ended(job: Job) -> list[Result]:
+    """What an earlier worker noted of the same training; nothing where there is no such note.
+
+    Raises OSError and ValueError for a note that cannot be read.
+    """
+    if job.checkpoint is None or not seeds_path(job.checkpoint).exists():
+        return []
+    noted = json.loads(seeds_path(job.checkpoint).read_bytes())
+    if noted["identity"] != identity(job):
+        return []
+    return [Result(job.trial, job.token, **done) for done in noted["ended"]]

@@ -37,6 +37,7 @@ REMOTE = (
     "nas/records.py",
     "nas/measure.py",
     "nas/checkpoints.py",
+    "nas/repeats.py",
 )
 DRIVER_ONLY = ("nas.store", "nas.study", "nas.samplers", "nas.optuna_io", "nas.driver", "nas.executors")
 FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]

@@ -66,6 +66,14 @@ def test_the_spread_over_seeds_is_that_of_the_same_architecture_and_recipe(write
     assert spread.to_dict("records") == [{"trial": 2, "seeds": 3, "low": 2.8, "high": 3.4}]
 
 
+def test_the_spread_of_a_trial_of_several_seeds_is_over_its_own(writer):
+    by_seed = {"seed": [0, 1, 2], "bits_per_byte": [3.0, 3.4, 2.8]}
+    number = writer.complete(3.07, 1e6, diagnostics={"by_seed": by_seed})
+    _, _, frame = load(writer)
+    spread = frames.seed_frame(frames.front_frame(frame, OBJECTIVES), frame, "bits_per_byte")
+    assert spread.to_dict("records") == [{"trial": number, "seeds": 3, "low": 2.8, "high": 3.4}]
+
+
 def test_the_front_frame_agrees_with_the_stores_front_best_loss_first(large):
     _, _, frame = load(large)
     expected = [trial.number for trial in large.store.front(large.study)]

@@ -51,6 +51,11 @@ def test_the_table_lists_the_front_first(small, tmp_path):
     assert ["front" in row.split(">")[0] for row in rows] == [True, True, False, False, False]
 
 
+def test_a_value_of_several_seeds_has_its_deviation_beside_it(writer, tmp_path):
+    writer.complete(2.5, 1e6, diagnostics={"by_seed": {"seed": [0, 1], "bits_per_byte": [2.4, 2.6]}})
+    assert "2.5000 ± 0.1414" in read(writer, tmp_path).text
+
+
 def test_an_empty_study_makes_a_page_that_says_so(writer, tmp_path):
     text = read(writer, tmp_path).text
     assert "none yet" in text and "No trials yet" in text

