@@ -64,7 +64,7 @@ class Executor(Protocol):
     def wait(self, timeout: float) -> list[Event]:
         """Events since the last call; waits up to `timeout` seconds for the first, or for a worker that is to come.
 
-        Raises UserError when workers cannot start.
+        Raises UserError when workers cannot start, or never will.
         """
         ...
 
@@ -265,6 +265,7 @@ class RayPool:
     ) -> None:
         self._ray = ray = join_cluster(workers, address, gpus_per_trial)
         self.memory = trial_memory(ray, gpus_per_trial)
+        self._home = ray_node()
         self.workers = workers
         self._timeout = timeout
         self._actor_class = ray.remote(
@@ -294,6 +295,8 @@ class RayPool:
         """Notes which workers have become ready; waits for the first. Raises UserError when none can start."""
         coming = {slot.ready: slot for slot in self._slots if slot.ready is not None}
         ready, _ = self._ray.wait(list(coming), num_returns=1, timeout=timeout) if coming else ([], [])
+        if coming and not ready and timeout:
+            check_home(self._ray, self._home)
         for promise in ready:
             slot = coming[promise]
             try:
@@ -340,6 +343,8 @@ class RayPool:
         ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=timeout)
         if ready:  # and whatever else has arrived meanwhile
             ready, _ = self._ray.wait(list(busy), num_returns=len(busy), timeout=0)
+        elif timeout:
+            check_home(self._ray, self._home)
         events = [event for stream in ready if (event := self._next(busy[stream])) is not None]
         return events + self._overdue()
 
@@ -453,6 +458,12 @@ def lost(ray: Any, job: Job, error: str, node: str) -> Event:
         return Result(job.trial, job.token, failure=failure)
     preempted = not _node_lives(ray, node) or "preemption" in text or "node has died" in text
     return Lost(job.trial, job.token, "its machine is gone" if preempted else "its process died", preempted)
+
+
+def check_home(ray: Any, node: str) -> None:
+    """Raises UserError when this process' own Ray node is gone: no worker would ever be heard of again."""
+    if not _node_lives(ray, node):
+        raise UserError("the Ray node of this search died (ray's logs say why); nothing is lost: --resume goes on")
 
 
 def _node_lives(ray: Any, node: str) -> bool:

@@ -1,15 +1,19 @@
 """One contract, on every engine."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 
 from nas.executors import Event, Executor, Inline, Lost, make_executor
-from nas.records import FailureKind, Job, Progress, Recipe, Report, Result, SpaceSpec
+from nas.records import FailureKind, Job, Progress, Recipe, Report, Result, SpaceSpec, State
+from nas.store import Store
 
 
 @pytest.fixture(scope="module", params=["inline", "ray", "tune"])
@@ -149,3 +153,20 @@ def test_a_job_over_its_time_is_killed(pool: Executor, monkeypatch: pytest.Monke
     pool.submit(job(0, "hangs_after_a_report"))
     result = until(pool, Result, 0)[-1]
     assert isinstance(result, Result) and result.failure and result.failure.kind == FailureKind.TIMEOUT
+
+
+@pytest.mark.parametrize("engine", ["ray", "tune"])
+def test_a_search_whose_own_ray_node_dies_ends_and_says_so(engine: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
+    command += ["--preset", "quick", "--workers", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as search:
+        assert search.stderr is not None
+        for line in search.stderr:
+            if "starts" in line:
+                break
+        children = psutil.Process(search.pid).children(recursive=True)
+        next(child for child in children if child.name() == "raylet").kill()
+        said = search.stderr.read()
+        assert search.wait(60) == 2 and "nothing is lost: --resume goes on" in said and "Traceback" not in said
+    with Store(str(tmp_path / "nas.db")) as store:
+        assert {trial.state for trial in store.trials(store.study("default"))} == {State.WAITING}
