@@ -9,7 +9,6 @@ Needs playwright and Chromium.
 import argparse
 import json
 import random
-import resource
 import sqlite3
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 from dashboards import pages
 from dashboards.app import make_app_server
 from dashboards.screenshots import launch_browser
+from nas.bench_store import peak_memory
 from nas.errors import UserError
 from nas.records import Recipe, Report, Result, SpaceSpec, StudyRow
 from nas.store import Proposal, Store
@@ -144,20 +144,11 @@ def measure(trials: int) -> list[dict[str, Any]]:
             server.server_close()
             store.close()
             browser.close()
-    peak = _peak_memory()
+    peak = peak_memory()
     values = {"first_page": (first, "s"), "live_tick": (min(ticks), "ms"), "peak_memory": (peak, "MB")}
     return [
         {"name": name, "value": value, "unit": unit, "limit": LIMITS[name]} for name, (value, unit) in values.items()
     ]
-
-
-def _peak_memory() -> float:
-    """This process's peak in MB. On Linux from /proc: the rusage of a child starts at the peak of its parent."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _wait_for_marks(tab: Any, count: int) -> None:

@@ -271,7 +271,8 @@ def trial_content(
     settings = {
         "Architecture": trial.arch,
         "Training": {name: getattr(trial.recipe, name) for name in trial.recipe.__slots__},
-        "Provenance": trial.provenance,
+        "Provenance": {name: value for name, value in trial.provenance.items() if name != "kernels"},
+        "Kernels that ran, and why": trial.provenance.get("kernels", {}),
     }
     for title, values in settings.items():
         if values:

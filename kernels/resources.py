@@ -21,7 +21,17 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import _dispatch, cosine_gate, narrow_mlp, rms_norm, sinkhorn, stream_boundary, stream_mix, swiglu
+from kernels import (
+    _dispatch,
+    cosine_gate,
+    narrow_mlp,
+    rms_norm,
+    sinkhorn,
+    stream_boundary,
+    stream_mix,
+    stream_read,
+    swiglu,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -109,6 +119,9 @@ def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     for n in (3, 4, 9):
         mix = stream_mix.example_arguments(64, n, 256, dtype, cpu)
         cases.append((stream_mix, stream_mix.STREAM_MIX, f"n={n} C=256", mix))
+    for n in (2, 4, 8):
+        read = stream_read.example_arguments(64, n, 256, dtype, cpu)
+        cases.append((stream_read, stream_read.STREAM_READ, f"n={n} C=256 m={len(read[2])}", read))
     for n in (4, 8):
         logits = sinkhorn.example_arguments(64, n, torch.float32, cpu)
         cases.append((sinkhorn, sinkhorn.SINKHORN, f"n={n}", logits))
@@ -121,7 +134,7 @@ def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     for H in (64, 128, 256):
         mlp = narrow_mlp.example_arguments(64, 512, H, dtype, cpu)
         cases.append((narrow_mlp, narrow_mlp.NARROW_MLP, f"D=512 H={H}", mlp))
-    modules = (stream_boundary, stream_mix, sinkhorn, rms_norm, swiglu, cosine_gate, narrow_mlp)
+    modules = (stream_boundary, stream_mix, stream_read, sinkhorn, rms_norm, swiglu, cosine_gate, narrow_mlp)
     for module, op, shape, arguments in cases:
         own: list[Launch] = []
         with _all_recording(modules, shape, own), _dispatch.forcing("triton"):

@@ -21,6 +21,7 @@ from typing import Any
 from nas.config import StudyConfig
 from nas.driver import run
 from nas.executors import Executor, make_executor
+from nas.postgres import throw_away_postgres
 from nas.progress import Silent
 from nas.records import Job, Result
 from nas.store import Store
@@ -28,6 +29,15 @@ from nas.study import open_search, prepare
 
 WORKERS = 2
 DEFAULT_PEER_TRIALS = 20  # Ray Tune's default takes over a second a trial: fewer say it as well
+
+
+OURS = (
+    ("ray", "nsgaii", "sqlite"),
+    ("ray", "tpe", "sqlite"),
+    ("ray", "nsgaii", "postgresql"),
+    ("tune", "nsgaii", "sqlite"),
+    ("inline", "nsgaii", "sqlite"),
+)
 
 
 def trivial(job: Job) -> Iterator[Result]:
@@ -38,7 +48,10 @@ def trivial(job: Job) -> Iterator[Result]:
 
 
 def overhead(trials: int) -> dict[str, Any]:
-    """Milliseconds a trial for each engine and for Ray Tune with its own OptunaSearch, `nas bench --json`."""
+    """Milliseconds a trial: each engine, Ray Tune with its own OptunaSearch, Optuna alone; as `nas bench --json`.
+
+    Raises UserError without a PostgreSQL server.
+    """
     ours = _our_engines(trials)
     import optuna  # after the pool: Ray reads its settings when it is first imported
     import ray
@@ -54,6 +67,9 @@ def overhead(trials: int) -> dict[str, Any]:
             }
     finally:
         ray.shutdown()
+    peers |= {
+        f"optuna alone/{name}": _optuna(name, trials) for name in ("nsgaii, sqlite", "tpe, sqlite", "tpe, journal")
+    }
     rows = [_row(name, ms) for name, ms in ours.items()]
     rows += [_row(name, ms, ours["ray/nsgaii/sqlite"]) for name, ms in peers.items()]
     versions = f"python {platform.python_version()}, ray {ray.__version__}, optuna {optuna.__version__}"
@@ -62,10 +78,12 @@ def overhead(trials: int) -> dict[str, Any]:
 
 def _our_engines(trials: int) -> dict[str, float]:
     out: dict[str, float] = {}
-    for engine, samplers in (("ray", ("nsgaii", "tpe")), ("tune", ("nsgaii",)), ("inline", ("nsgaii",))):
-        executor = make_executor(engine, WORKERS, address=None, gpus_per_trial=0.0, timeout=None)
-        with closing(executor):
-            out |= {f"{engine}/{sampler}/sqlite": _ours(executor, sampler, trials) for sampler in samplers}
+    with throw_away_postgres(durable=True) as server:
+        for engine, sampler, store in OURS:
+            executor = make_executor(engine, WORKERS, address=None, gpus_per_trial=0.0, timeout=None)
+            url = server.url if store == "postgresql" else None
+            with closing(executor):
+                out[f"{engine}/{sampler}/{store}"] = _ours(executor, sampler, trials, url=url)
     return out
 
 
@@ -84,22 +102,24 @@ GROWTH_WINDOW = 100  # trials at each end of the study
 
 def growth(trials: int) -> dict[str, Any]:
     """The median milliseconds of a study's first and last hundred trials, inline on SQLite, `nas bench --json`."""
-    clock = _Clock()
-    _ours(make_executor("inline", 1, address=None, gpus_per_trial=0.0, timeout=None), "nsgaii", trials, clock)
-    took = [1000 * (after - before) for before, after in pairwise(clock.ends)]
-    first, last = (median(part) for part in (took[:GROWTH_WINDOW], took[-GROWTH_WINDOW:]))
-    spans = {f"trials 0-{GROWTH_WINDOW}": first, f"trials {trials - GROWTH_WINDOW}-{trials}": last}
-    rows = [
-        {
-            "name": "median_per_trial",
-            "backend": f"inline/nsgaii/sqlite, {name}",
-            "value": ms,
-            "unit": "ms",
-            "baseline": None if ms == first else f"trials 0-{GROWTH_WINDOW}",
-            "ratio": None if ms == first else ms / first,
-        }
-        for name, ms in spans.items()
-    ]
+    rows = []
+    for sampler in ("evolution", "nsgaii"):
+        clock = _Clock()
+        _ours(make_executor("inline", 1, address=None, gpus_per_trial=0.0, timeout=None), sampler, trials, clock)
+        took = [1000 * (after - before) for before, after in pairwise(clock.ends)]
+        first, last = (median(part) for part in (took[:GROWTH_WINDOW], took[-GROWTH_WINDOW:]))
+        spans = {f"trials 0-{GROWTH_WINDOW}": first, f"trials {trials - GROWTH_WINDOW}-{trials}": last}
+        rows += [
+            {
+                "name": "median_per_trial",
+                "backend": f"inline/{sampler}/sqlite, {name}",
+                "value": ms,
+                "unit": "ms",
+                "baseline": None if ms == first else f"trials 0-{GROWTH_WINDOW}",
+                "ratio": None if ms == first else ms / first,
+            }
+            for name, ms in spans.items()
+        ]
     return {"device": platform.machine(), "versions": f"python {platform.python_version()}", "rows": rows}
 
 
@@ -114,8 +134,9 @@ def _row(backend: str, ms: float, ours: float | None = None) -> dict[str, Any]:
     }
 
 
-def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = None) -> float:
-    with tempfile.TemporaryDirectory() as folder, Store(str(Path(folder) / "bench.db"), create=True) as store:
+def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = None, url: str | None = None) -> float:
+    """Milliseconds a trial; on a SQLite file of its own, or the database at `url`."""
+    with tempfile.TemporaryDirectory() as folder, Store(url or str(Path(folder) / "bench.db"), create=True) as store:
         config = StudyConfig(study="bench", sampler=sampler, trials=trials, preset="quick")
         search = open_search(store, prepare(config), evaluate="nas.bench_search:trivial")
         start = time.perf_counter()
@@ -124,6 +145,32 @@ def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = N
         if outcome.finished != trials:
             raise RuntimeError(f"only {outcome.finished} of {trials} trials finished")
     return 1000 * seconds / trials
+
+
+def _optuna(what: str, trials: int) -> float:
+    """Optuna's own loop, one trial at a time in this process, on its own storages."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    sampler, kind = what.split(", ")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        _tune_space(trial)
+        found = _trivial_trainable(trial.params)
+        return found["loss"], found["flops"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        storage: optuna.storages.BaseStorage
+        if kind == "sqlite":
+            storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/optuna.db")
+        else:
+            storage = optuna.storages.JournalStorage(JournalFileBackend(f"{folder}/journal"))
+        samplers = {"nsgaii": optuna.samplers.NSGAIISampler, "tpe": optuna.samplers.TPESampler}
+        study = optuna.create_study(storage=storage, sampler=samplers[sampler](seed=0), directions=["minimize"] * 2)
+        start = time.perf_counter()
+        study.optimize(objective, n_trials=trials)
+        return 1000 * (time.perf_counter() - start) / trials
 
 
 def _trivial_trainable(config: dict[str, Any]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from search_spaces.lm import LanguageModels
 
 BATCH_TOKENS = 2048
 SKIP_TOKENS = 32_768
+PROFILED = 5  # steps
 SIZE: dict[str, Any] = {"depth": 4, "d_model": 128, "context": 128}
 STREAMS = {"streams.n": 4, "streams.mixing": "kromhc", "streams.factors": "2x2"}
 HOURGLASS = {"ffn.shape": "hourglass", "ffn.ratio": 0.5, "ffn.sub_mlps": 4}
@@ -126,7 +127,9 @@ def run() -> dict[str, Any]:
     deterministic()
     _cpu.keep_freed_memory()
     rows = _first_step()
-    rows += _training("kromhc n=4, hourglass, gates", _kromhc_steps(), "naive")
+    kromhc = _kromhc_steps()
+    rows += _training("kromhc n=4, hourglass, gates", kromhc, "naive")
+    rows += _profile("kromhc n=4, hourglass, gates", kromhc["cpu"])
     rows += _training("mhc n=4, hourglass", _mhc_steps(), "hyper-connections")
     rows += _training("LayerNorm, GELU, n=1", _plain_steps(), "nanoGPT style")
     for placement in ("ffn", "attention"):
@@ -204,6 +207,30 @@ def _training(name: str, steps: dict[str, Callable[[], None]], baseline: str) ->
             "ratio": round(median_ratio(times[baseline], times[backend]), 2),
         }
         for backend in steps
+    ]
+
+
+def _profile(name: str, step: Callable[[], None]) -> list[dict[str, Any]]:
+    """What of a step's time PyTorch's own matrix products and attention take: no kernel of ours makes them faster."""
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(PROFILED):
+            step()
+    spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    shares = {
+        "matrix products": sum(spent.get(f"aten::{product}", 0.0) for product in ("mm", "addmm", "bmm")),
+        "attention": sum(time for key, time in spent.items() if "scaled_dot_product" in key),
+    }
+    return [
+        {
+            "name": f"train/{name}",
+            "backend": f"cpu: {group}",
+            "value": round(100 * time / sum(spent.values()), 1),
+            "unit": "% of the step",
+            "baseline": None,
+            "ratio": None,
+        }
+        for group, time in shares.items()
     ]
 
 

@@ -166,6 +166,9 @@ class StudyConfig:
             raise UserError(f"--seed {self.seed}: wanted 0 or more, in 63 bits")
 
 
+KEPT_BYTES = 16  # of a parameter in float32: itself, its gradient, and AdamW's two moments
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A StudyConfig made definite: the space, what is searched of the training, and the numbers of the preset."""
@@ -178,9 +181,21 @@ class Plan:
     recipe: Recipe  # every default
     data_path: str | None
     limits: Mapping[str, float] = field(default_factory=dict)  # of LIMITS, those that were set
+    memory: float | None = None  # bytes that a worker has for a trial, where that is known
 
     def allows(self, arch: Any) -> bool:
-        """Whether an architecture stays within every limit."""
+        """Whether an architecture stays within every limit, and may fit into a worker's memory at all.
+
+        A batch that does not fit is trained in parts, so what counts is one sample, beside the weights, their gradients
+        and the optimiser's two moments.
+        """
+        if self.memory is not None:
+            from nas.tasks import TASKS  # brings torch
+
+            cost = self.space.cost(arch)
+            sample = cost.activation_bytes * TASKS[self.space.task].units(arch)
+            if KEPT_BYTES * cost.parameters_total + sample > self.memory:
+                return False
         return all(spent <= self.limits[name] for name, spent in self.spent(arch).items())
 
     def spent(self, arch: Any) -> dict[str, float]:

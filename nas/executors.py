@@ -45,6 +45,7 @@ Event = Notice | Progress | Report | Result | Lost
 
 class Executor(Protocol):
     workers: int
+    memory: float | None  # bytes that a trial may use on the roomiest machine; None where that is not known
 
     @property
     def running(self) -> int:
@@ -85,6 +86,7 @@ class Inline:
     """One job at a time in this process: for tests and debugging. A timeout is noticed between a job's events."""
 
     workers = 1
+    memory: float | None = None
 
     def __init__(self, timeout: float | None = None) -> None:
         self._timeout = timeout
@@ -220,6 +222,19 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float) -> An
     return ray
 
 
+def trial_memory(ray: Any, gpus_per_trial: float) -> float | None:
+    """Bytes that a trial may use on the roomiest machine that is there: its share of a GPU, or of a machine's memory.
+
+    None where no machine says.
+    """
+    if gpus_per_trial:
+        asked = ray.remote(num_cpus=0, num_gpus=gpus_per_trial)(worker.gpu_memory).remote()
+        total = ray.get(asked)
+        return None if total is None else total * min(1.0, gpus_per_trial)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max((node["memory"] / node["CPU"] for node in nodes if node.get("CPU") and "memory" in node), default=None)
+
+
 @dataclass(slots=True)
 class _Slot:
     """One warm actor, and the job it runs."""
@@ -249,6 +264,7 @@ class RayPool:
         timeout: float | None = None,
     ) -> None:
         self._ray = ray = join_cluster(workers, address, gpus_per_trial)
+        self.memory = trial_memory(ray, gpus_per_trial)
         self.workers = workers
         self._timeout = timeout
         self._actor_class = ray.remote(

@@ -45,6 +45,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         gpus_per_trial=config.gpus_per_trial,
         timeout=config.trial_timeout,
     )
+    prepared = replace(prepared, plan=replace(prepared.plan, memory=executor.memory))
     with closing(executor), Store(config.store, create=True) as store:
         yardstick = None
         if stored is None and "ceg" in prepared.plan.objectives:
@@ -100,7 +101,7 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
     if search.proposals.cache_hits:
         click.echo(f"{search.proposals.cache_hits} proposals were known already and not trained again")
     if search.proposals.refused:
-        click.echo(f"{search.proposals.refused} proposals exceeded a limit and were drawn again")
+        click.echo(f"{search.proposals.refused} proposals exceeded a limit or a worker's memory and were drawn again")
     click.echo(f"finished {outcome.finished} of {outcome.asked} trials")
     if outcome.finished >= outcome.asked:
         return 0

@@ -3,8 +3,10 @@
 Objectives reach Optuna as costs (smaller is better, log10 where ratios matter).
 """
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,8 +18,10 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState, create_trial
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from nas import pareto
 from nas.errors import UserError
 from nas.samplers import make_sampler
 from search_spaces.base import SpaceError
@@ -66,6 +70,48 @@ class _Recorder:
         return float(self._answer(name, FloatDistribution(low, high, log=log, step=step), low))
 
 
+LATEST = 500  # trials that a sampler sees, beside the front: each proposal takes time with every one of them
+
+
+class _Latest(InMemoryStorage):
+    """Shows a long study's latest trials and the best of all, so that the last proposal costs what the first did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest: deque[int] = deque(maxlen=LATEST)
+        self._front: dict[int, tuple[float, ...]] = {}  # trial number -> costs
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        self._latest.append(super().create_new_trial(study_id, template_trial))  # of one study, ids are numbers
+        return self._latest[-1]
+
+    def forget(self, number: int) -> None:
+        """A trial that nothing is known of is no use to a sampler."""
+        if number in self._latest:
+            self._latest.remove(number)
+
+    @property
+    def newest(self) -> int:
+        return self._latest[-1]
+
+    def trained(self, number: int, costs: tuple[float, ...]) -> None:
+        """Takes in what a trial came to that was trained to its end."""
+        if not any(pareto.dominates(other, costs) or other == costs for other in self._front.values()):
+            kept = {n: other for n, other in self._front.items() if not pareto.dominates(costs, other)}
+            self._front = {**kept, number: costs}
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        with self._lock:
+            everyone = self._studies[study_id].trials
+            if len(everyone) <= LATEST or states == (TrialState.WAITING,):  # for which there is a quicker way
+                return super().get_all_trials(study_id, deepcopy, states)
+            shown = [everyone[number] for number in sorted({*self._front, *self._latest})]
+            shown = [trial for trial in shown if states is None or trial.state in states]
+            return copy.deepcopy(shown) if deepcopy else shown
+
+
 class Proposer(Generic[T]):
     """Asks and tells one in-memory study. A handle is Optuna's own number of a proposal.
 
@@ -79,7 +125,8 @@ class Proposer(Generic[T]):
         self._distributions: dict[str, BaseDistribution] | None = recorder.distributions
         self._sampler, self._seed, self._population = sampler, seed, population
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(directions=["minimize"] * objectives)
+        self._storage = _Latest()
+        self._study = optuna.create_study(storage=self._storage, directions=["minimize"] * objectives)
         self._asked: dict[int, optuna.Trial] = {}
 
     def ask(
@@ -111,7 +158,7 @@ class Proposer(Generic[T]):
         asked = set(self._distributions or ())
         if value is not None and asked and trial.params.keys() != asked:
             self._distributions = None  # a space with conditional parameters: Optuna has to look
-        frozen = self._study._storage.get_trial(trial._trial_id)
+        frozen = self._storage.get_trial(trial._trial_id)
         self._asked[trial.number] = trial
         return trial.number, dict(trial.params), dict(frozen.system_attrs), value
 
@@ -120,10 +167,13 @@ class Proposer(Generic[T]):
         trial = self._asked.pop(handle)
         if outcome is None:
             self._study.tell(trial, state=TrialState.FAIL)
+            self._storage.forget(handle)
             return
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
         self._study.tell(trial, list(outcome.costs))
+        if not outcome.unfinished:
+            self._storage.trained(handle, outcome.costs)
 
     def add(self, params: Mapping[str, Any], attrs: Mapping[str, Any], outcome: Outcome | None) -> None:
         """A finished trial that was not asked here: one of the store's, or a baseline."""
@@ -139,6 +189,10 @@ class Proposer(Generic[T]):
                 constraints=None if outcome is None else outcome.constraints,
             )
         )
+        if outcome is None:
+            self._storage.forget(self._storage.newest)
+        elif not outcome.unfinished:
+            self._storage.trained(self._storage.newest, outcome.costs)
 
 
 def best_params(url: str, study: str) -> list[tuple[int, dict[str, Any]]]:

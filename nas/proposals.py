@@ -182,7 +182,10 @@ class Proposals:
             return None
         self._known[proposal.config_hash] = None
         self._asked[proposal.config_hash] = handle
-        journal = {"session": self._session, "trials": self._plan.trials, "asked": number, "told": self._told}
+        plan = self._plan
+        journal = {"session": self._session, "trials": plan.trials, "asked": number, "told": self._told}
+        if plan.memory is not None:
+            journal["memory"] = plan.memory
         self._told = []
         return replace(proposal, sampler_attrs={**attrs, JOURNAL: journal})
 

@@ -44,7 +44,9 @@ def replayed(store: Store, row: StudyRow) -> Iterator[Replayed]:
         if journal is None:
             continue
         if proposals is None or journal["session"] != session:
-            session, proposals = journal["session"], make_proposals(row, replace(plan, trials=journal["trials"]), "")
+            session = journal["session"]
+            then = replace(plan, trials=journal["trials"], memory=journal.get("memory"))
+            proposals = make_proposals(row, then, "")
         for number, ended in journal["told"]:
             told = trials[number] if ended else replace(trials[number], state=State.RUNNING)
             proposals.told(told, curves.get(number, ()))

@@ -32,6 +32,11 @@ def run(job: Job) -> Generator[Event]:
             torch.cuda.empty_cache()  # others on this GPU may need it before our next job does
 
 
+def gpu_memory() -> float | None:
+    """Bytes of the GPU that this worker sees; None without one, whatever the cluster says it has."""
+    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
 def failure_kind(error: BaseException) -> FailureKind:
     """What went wrong, from the exception alone."""
     name, text = type(error).__name__, str(error).lower()

@@ -77,7 +77,7 @@ class Writer:
         values = {"bits_per_byte": loss, "flops_per_token": flops, "accuracy": 0.5, "training_flops": flops * 3e4}
         result = Result(
             number, token, values, parameters=1000, train_seconds=2.0, evaluate_seconds=0.5,
-            diagnostics=diagnostics or {}, provenance={"torch": "2.13", "kernels": "reference"},
+            diagnostics=diagnostics or {}, provenance={"torch": "2.13", "kernels": {"swiglu": "cpu: it is there"}},
         )  # fmt: skip
         assert self.store.finish(self.study, result)
         return number

@@ -300,7 +300,8 @@ def test_a_trials_page_shows_how_its_streams_mix_where_it_ran_and_how_to_train_i
     says(page, "How the streams mix")
     says(page, "layer 4 ffn")
     says(page, "Composite gain over depth")
-    page.get_by_role("row", name="kernels reference").wait_for()
+    says(page, "Kernels that ran, and why")
+    page.get_by_role("row", name="swiglu cpu: it is there").wait_for()
     says(page, f"nas train --study first --store {store} --trial {number} --out")
     says(page, f"nas export --study first --store {store} --trial {number} --out")
 

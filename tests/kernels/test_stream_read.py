@@ -53,7 +53,7 @@ def test_an_unused_output_adds_nothing_to_the_gradients():
 
 def test_the_operator_is_well_formed():
     arguments = [a.requires_grad_() for a in example_arguments(3, 2, 8, torch.float32, CPU)]
-    torch.library.opcheck(torch.ops.hypernas.stream_read.default, (*arguments, 1e-6))
+    torch.library.opcheck(torch.ops.hypernas.stream_read.default, (*arguments, 1e-6, "cpu"))
 
 
 @pytest.mark.parametrize(

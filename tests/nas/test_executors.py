@@ -1,5 +1,6 @@
 """One contract, on every engine."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -56,6 +57,13 @@ def test_a_job_reports_and_then_ends_with_its_result(engine: Executor) -> None:
     assert result.provenance == {"trial": 7}
     assert engine.running == 0
     assert engine.wait(0.0) == []
+
+
+def test_workers_of_a_cluster_know_how_much_memory_a_trial_has(engine: Executor) -> None:
+    if isinstance(engine, Inline):
+        assert engine.memory is None
+    else:
+        assert engine.memory and 1e7 < engine.memory < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_a_job_that_raises_ends_with_a_typed_failure(engine: Executor) -> None:

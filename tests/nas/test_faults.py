@@ -49,8 +49,8 @@ WANTED = int(os.environ.get("NAS_FAULTS", "200"))  # faults in all, over the kin
 
 def command(url: str, text: str, *extra: str) -> list[str]:
     settings = [part for name, value in (SPACE | {"data.path": text}).items() for part in ("--set", f"{name}={value}")]
-    flags = ["--study", "s", "--store", url, "--trials", str(ASKED), "--sampler", "random", "--resume", *extra]
-    return [sys.executable, "-m", "nas", "search", "--kernels", "reference", *flags, *settings]
+    flags = ["--study", "s", "--store", url, "--trials", str(ASKED), "--sampler", "random", "--halving", "off"]
+    return [sys.executable, "-m", "nas", "search", "--kernels", "reference", "--resume", *flags, *extra, *settings]
 
 
 def measured(url: str) -> tuple[dict[str, Any], set[str]]:

@@ -9,7 +9,7 @@ from nas import pareto
 from nas.config import SAMPLERS, StudyConfig, make_plan
 from nas.driver import run
 from nas.executors import Inline
-from nas.optuna_io import Outcome, Proposer
+from nas.optuna_io import LATEST, Outcome, Proposer
 from nas.progress import Silent
 from nas.samplers import population_size
 from nas.store import Store
@@ -84,6 +84,21 @@ def front_volume(sampler: str, seed: int, trials: int) -> float:
 def test_a_sampler_that_is_told_outcomes_beats_chance(sampler: str) -> None:
     ahead = [front_volume(sampler, seed, 120) > front_volume("random", seed, 120) for seed in range(5)]
     assert sum(ahead) >= 4
+
+
+@pytest.mark.parametrize("sampler", ["nsgaii", "tpe", "evolution"])
+def test_of_a_long_study_a_sampler_sees_the_latest_trials_and_the_best_of_all(sampler: str) -> None:
+    proposer = Proposer(sampler, 0, 20, 2, lambda trial: trial.suggest_int("x", 0, 10**6))
+    proposer.add({"x": 7}, {}, Outcome((0.0, 0.0)))
+    for n in range(2 * LATEST):
+        proposer.add({"x": 10 + n}, {}, Outcome((1.0 + n, 2.0), unfinished=0.5 * (n % 2)) if n % 5 else None)
+    for n in range(50):
+        handle, *_ = proposer.ask(n, 0)
+        if n % 3:
+            proposer.tell(handle, Outcome((5.0, 5.0)))
+    seen = proposer._study.get_trials()
+    assert len(seen) == LATEST + 1 and seen[0].params == {"x": 7}
+    assert seen[-1].number == 2 * LATEST + 50
 
 
 def test_a_space_with_conditional_parameters_is_left_to_optuna() -> None:

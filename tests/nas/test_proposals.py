@@ -3,8 +3,10 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
@@ -20,6 +22,7 @@ from nas.replay import replayed
 from nas.store import Store
 from nas.study import open_search, prepare
 from nas.warm_start import warm_start
+from search_spaces.base import Uniform
 
 HERE = "tests.nas.test_proposals"
 
@@ -34,10 +37,14 @@ def curved(job: Job) -> Iterator[Report | Result]:
     yield Result(job.trial, job.token, values={"bits_per_byte": final, "flops_per_token": 1000 * size})
 
 
-def searched(folder: Path, evaluate: object = curved, **config: object) -> tuple[Store, list[Trial]]:
+def searched(
+    folder: Path, evaluate: object = curved, memory: float | None = None, **config: object
+) -> tuple[Store, list[Trial]]:
     settings = StudyConfig(study="s", preset="quick", **{"engine": "inline", **config})  # type: ignore[arg-type]
     store = Store(str(folder / "nas.db"), create=True)
-    search = open_search(store, prepare(settings), evaluate=f"{HERE}:{evaluate.__name__}")  # type: ignore[attr-defined]
+    prepared = prepare(settings)
+    prepared = replace(prepared, plan=replace(prepared.plan, memory=memory))
+    search = open_search(store, prepared, evaluate=f"{HERE}:{evaluate.__name__}")  # type: ignore[attr-defined]
     run(search, Inline(), Silent())
     return store, store.trials(search.row)
 
@@ -63,7 +70,7 @@ def test_stopped_trials_keep_their_rungs_teach_and_never_stand_on_the_front(samp
     assert len(stopped) >= 10
     assert not any(exempt(trial.number) for trial in stopped)
     for trial in stopped:
-        assert 1 <= len(store.reports(row, trial.number)) <= 3
+        assert 1 <= len(store.reports(row, [trial.number])) <= 3
         assert trial.values == {}
     assert all(trial.state == State.COMPLETE for trial in store.front(row))
 
@@ -107,6 +114,19 @@ def test_no_trial_exceeds_a_limit_and_the_small_are_not_preferred(tmp_path: Path
     spent = [plan.space.cost(plan.space.from_json(trial.arch)).flops_total for trial in trials]
     assert max(spent) <= limit
     assert sum(flops > limit / 2 for flops in spent) > 8
+
+
+def test_what_no_worker_can_hold_is_never_proposed_and_a_replay_knows_how_much_there_was(tmp_path: Path) -> None:
+    plan = make_plan(StudyConfig(preset="quick"))
+
+    def kept(arch: object) -> float:
+        return 16.0 * plan.space.cost(arch).parameters_total
+
+    most = sorted(kept(plan.space.suggest(Uniform(np.random.default_rng(seed)))) for seed in range(30))[20]
+    store, trials = searched(tmp_path, sampler="random", trials=20, memory=most)
+    drawn = [trial for trial in trials if trial.origin == "sampler"]
+    assert drawn and all(kept(plan.space.from_json(trial.arch)) < most for trial in drawn)
+    assert all(entry.drawn == entry.stored for entry in replayed(store, store.study("s")))
 
 
 @pytest.mark.parametrize("key", ["max.flops", "max.parameters", "max.memory"])

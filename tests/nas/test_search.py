@@ -95,7 +95,7 @@ def test_a_search_fills_the_store_and_starts_with_the_baseline_at_three_rates(
     assert (second / first, first / third) == pytest.approx((3, 3))
     assert len({trial.arch_hash for trial in trials[:3]}) == 1
     with Store(str(tmp_path / "nas.db")) as store:
-        reports = store.reports(store.study("s"), 0)
+        reports = store.reports(store.study("s"), [0])
         assert [report.rung for report in reports] == [0, 1, 2, 3]
         assert reports[-1].loss == trials[0].values["bits_per_byte"]
         assert reports[-1].loss < reports[0].loss
