@@ -175,7 +175,7 @@ def status(study: str, store: str, as_json: bool) -> None:
         f"trials per hour {_shown(data['trials_per_hour'], '{:.1f}')}, ETA {_shown(data['eta_seconds'], '{:.0f} s')}"
     )
     click.echo(f"hypervolume {data['hypervolume']:.4f}")
-    for name, value in data["spread"].items():
+    for name, value in data.get("spread", {}).items():
         click.echo(f"spread of {name} over seeds: {value:.4g} (median standard deviation on the front)")
     for rung, value in data["rank_correlation"].items():
         click.echo(f"rank correlation of rung {rung} with the end: {value:.2f} (trials that halving leaves alone)")

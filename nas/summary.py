@@ -70,6 +70,7 @@ def status_of(store: Store, study: StudyRow) -> dict[str, Any]:
     rate = 3600 * len(finished) / span if span and finished else None
     left = int(study.settings["trials"]) - len(finished)
     history = store.hypervolumes(study)
+    between_seeds = spread_of_front(study, store.front(study))
     return {
         "study": study.name,
         "states": store.states(study),
@@ -79,8 +80,8 @@ def status_of(store: Store, study: StudyRow) -> dict[str, Any]:
         "trials_per_hour": rate,
         "eta_seconds": 3600 * left / rate if rate and left > 0 and live else None,
         "hypervolume": history[-1][2] if history else 0.0,
-        "spread": spread_of_front(study, store.front(study)),
         "rank_correlation": rank_correlations(trials, store.reports(study)),
+        **({"spread": between_seeds} if between_seeds else {}),
     }
 
 

@@ -63,6 +63,10 @@ class ArchSearch(Searcher):
         super().__init__()
         prepared = prepare(config)
         self._plan = plan = prepared.plan
+        if "ceg" in plan.objectives:
+            raise UserError(
+                "ceg is measured against a baseline's ladder, which nas search trains: wanted other objectives"
+            )
         reference = reference_point(prepared, plan.space.cost(plan.space.largest()))
         self._proposals = Proposals(
             plan,

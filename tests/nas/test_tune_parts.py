@@ -140,6 +140,11 @@ def test_wrong_arguments_are_named():
         ParetoHalving({"loss": "min"}, rungs=(1, 2), keep=0)
 
 
+def test_gains_are_left_to_nas_search(tmp_path: Path):
+    with pytest.raises(UserError, match="ceg"):
+        ArchSearch(config(tmp_path, objectives=("ceg", "flops_per_token")))
+
+
 def test_a_report_without_an_objective_names_it():
     halving = ParetoHalving({"loss": "min"}, rungs=(1,))
     with pytest.raises(UserError, match="reports no 'tokens': it reports loss, step"):
