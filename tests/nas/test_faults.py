@@ -23,11 +23,15 @@ import psutil
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from nas import pareto
+from nas.driver import retrain
 from nas.errors import UserError
 from nas.postgres import Postgres, throw_away_postgres
+from nas.progress import Silent
 from nas.records import State
 from nas.store import Store
 from nas.store.queries import MAX_LOST
+from nas.study import make_job
 
 ASKED = 12  # 3 depths x 2 widths x 2 learning rates
 SPACE = {
@@ -50,7 +54,7 @@ WANTED = int(os.environ.get("NAS_FAULTS", "200"))  # faults in all, over the kin
 def command(url: str, text: str, *extra: str) -> list[str]:
     settings = [part for name, value in (SPACE | {"data.path": text}).items() for part in ("--set", f"{name}={value}")]
     flags = ["--study", "s", "--store", url, "--trials", str(ASKED), "--sampler", "random", "--halving", "off"]
-    return [sys.executable, "-m", "nas", "search", "--kernels", "reference", "--resume", *flags, *extra, *settings]
+    return [sys.executable, "-m", "nas", "search", "--kernels", "reference", "--resume", *flags, *settings, *extra]
 
 
 def measured(url: str) -> tuple[dict[str, Any], set[str]]:
@@ -77,10 +81,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, text: str) -> tuple[di
 class Search:
     """A search as a process of its own that is started again until it is done, and what it is hit with."""
 
-    def __init__(self, url: str, text: str, folder: Path, seed: int) -> None:
+    def __init__(self, url: str, text: str, folder: Path, seed: int, *extra: str) -> None:
         self.url, self.rng, self.faults = url, random.Random(seed), Counter[str]()
         self.checkpoints = folder / "checkpoints"
-        self._command = command(url, text, "--workers", "2", "--checkpoints", str(self.checkpoints))
+        self._command = command(url, text, "--workers", "2", "--checkpoints", str(self.checkpoints), *extra)
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Search":
@@ -190,6 +194,32 @@ def test_whatever_dies_at_whatever_moment_the_numbers_are_the_undisturbed_ones(
         assert measured(url) == undisturbed
         report(f"search {attempt}", search.faults)
     report("faults on SQLite", total)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_with_a_sampler_and_halving_on_the_number_is_exact_and_every_row_trains_again(
+    text: str, tmp_path: Path
+) -> None:
+    """What is proposed follows from what ended when: no two such searches are alike, and each is sound in itself."""
+    url, asked = str(tmp_path / "nas.db"), 30
+    free = ("--sampler", "evolution", "--halving", "on", "--trials", str(asked), "--set", "optim.lr=0.001..0.01")
+    hits = (kill_worker, kill_worker, fill_disk, kill_driver, kill_node)
+    with Search(url, text, tmp_path / "files", 1, *free) as search:
+        search.run(lambda s: s.rng.choice(hits)(s))
+    report("sampler and halving on", search.faults)
+    with Store(url) as store:
+        row = store.study("s")
+        trials = store.trials(row)
+        assert [trial.number for trial in trials] == list(range(asked))
+        assert {trial.state for trial in trials} == {State.COMPLETE, State.STOPPED}
+        complete = [trial for trial in trials if trial.state == State.COMPLETE]
+        points = [pareto.costs(row.objectives, trial.values) for trial in complete]
+        found = [pareto.costs(row.objectives, trial.values) for trial in store.front(row)]
+        assert found == [points[i] for i in pareto.front(points)]
+        for trial in complete:
+            assert dict(retrain(make_job(row, trial), Silent()).values) == dict(trial.values)
+    assert sum(search.faults.values()) >= 5
 
 
 @pytest.fixture
