@@ -202,7 +202,7 @@ def test_with_a_sampler_and_halving_on_the_number_is_exact_and_every_row_trains_
     text: str, tmp_path: Path
 ) -> None:
     """What is proposed follows from what ended when: no two such searches are alike, and each is sound in itself."""
-    url, asked = str(tmp_path / "nas.db"), 30
+    url, asked = str(tmp_path / "nas.db"), 20  # of 24 that there are
     free = ("--sampler", "evolution", "--halving", "on", "--trials", str(asked), "--set", "optim.lr=0.001..0.01")
     hits = (kill_worker, kill_worker, fill_disk, kill_driver, kill_node)
     with Search(url, text, tmp_path / "files", 1, *free) as search:
