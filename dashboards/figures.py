@@ -551,7 +551,9 @@ def ceg_figure(gains: pd.DataFrame) -> go.Figure:
     if gains.empty:
         return message_figure("No gain is known: the losses of the families never meet.")
     figure = _figure("the candidate's training FLOPs", "gain over the baseline, in compute")
-    for index, (candidate, own) in enumerate(gains.groupby("candidate", sort=False)):
+    for index, (candidate, own) in enumerate(
+        gains.groupby("candidate", sort=False), 1
+    ):  # the laws' first: the baseline
         colour, name = CURVE_COLOURS[index % len(CURVE_COLOURS)], pseudo(candidate, 40)
         for measured, word in ((True, "measured"), (False, "extrapolated")):
             part = own[own["measured"] == measured]

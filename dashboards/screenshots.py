@@ -16,6 +16,7 @@ from typing import Any
 
 from dashboards import pages
 from dashboards.app import make_app_server
+from dashboards.live import scale_of
 from nas.errors import UserError
 from nas.store import Store
 
@@ -36,12 +37,16 @@ def launch_browser(playwright: Any) -> Any:
 
 
 def take(store_url: str, study: str, out: Path) -> list[Path]:
-    """Writes one picture a page, the front in dark and on a phone too. Raises StoreError, StudyError and UserError."""
+    """One picture a page (of /scale where there is a ladder), the front in dark and on a phone too.
+
+    Raises StoreError, StudyError and UserError.
+    """
     from playwright.sync_api import sync_playwright
 
     with Store(store_url) as store:
         row = store.study(study)
         front = store.front(row)
+        has_ladder = scale_of(store, study) is not None
     trial = front[len(front) // 2].number if front else None
     out.mkdir(parents=True, exist_ok=True)
     server = make_app_server(store_url, port=0)
@@ -55,6 +60,8 @@ def take(store_url: str, study: str, out: Path) -> list[Path]:
         ("space", pages.link("/space", study), DESKTOP, "light"),
         ("cluster", pages.link("/cluster", study), DESKTOP, "light"),
     ]
+    if has_ladder:
+        shots.append(("scale", pages.link("/scale", study), DESKTOP, "light"))
     try:
         with sync_playwright() as playwright:
             browser = launch_browser(playwright)
@@ -63,7 +70,7 @@ def take(store_url: str, study: str, out: Path) -> list[Path]:
                 tab.goto(f"http://127.0.0.1:{server.port}{address}")
                 tab.locator(".main-svg").first.wait_for()
                 tab.wait_for_load_state("networkidle")
-                tab.screenshot(path=out / f"{name}.png", full_page=name in ("trial", "space"))
+                tab.screenshot(path=out / f"{name}.png", full_page=name in ("trial", "space", "scale"))
                 tab.close()
             browser.close()
     finally:
