@@ -180,16 +180,18 @@ def test_source_and_program_compute_the_same_in_a_bare_environment(trips: list[E
     comes_back(trips[number])
 
 
-@pytest.mark.slow
+SEEDS = [range(1000, 1004), *(pytest.param(range(n, n + GROUP), marks=pytest.mark.slow) for n in range(0, 30, GROUP))]
+
+
 @pytest.mark.parametrize("space_name", ["lm", "vision"])
-@pytest.mark.parametrize("first", range(0, 30, GROUP))
+@pytest.mark.parametrize("seeds", SEEDS, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_drawn_architectures_come_back_in_a_bare_environment(
-    bare_python: Path, space_name: str, first: int, tmp_path: Path
+    bare_python: Path, space_name: str, seeds: range, tmp_path: Path
 ):
     small = {"lm": {"d_model": "32", "context": "16"}, "vision": {"image.height": "12", "image.width": "12"}}
     space = load_space(space_name, small[space_name])
     drawn = []
-    for seed in range(first, first + GROUP):
+    for seed in seeds:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         arch = space.suggest(study.ask())
         torch.manual_seed(seed)
