@@ -126,6 +126,10 @@ Written by `make study-scale` on {date}. Each family at {sizes} parameters with 
 library a parameter, scored in bits per byte; {seeds} seeds at the smaller sizes; learning rates found alike for all at
 the two smallest sizes. Gains are in compute over {baseline}, at equal loss: interpolated where both were measured, by
 the fitted laws beyond. Every run is in scale.csv. Nets this small say little of large ones.
+
+![Loss and gains over compute](../images/scale.png)
+
+Where this differs from 2511.21622, and why: [scaling.md](../scaling.md#what-came-out-here).
 """
 
 
