@@ -619,11 +619,8 @@ def _wire_scale(app: Dash, watch: Watch) -> None:
         if found is None:
             nothing = figures.message_figure("No ladder was trained yet.")
             return nothing, nothing, said
-        return (
-            figures.scale_figure(frames.scale_run_frame(found), frames.scale_law_frame(found)),
-            figures.ceg_figure(frames.scale_gain_frame(found)),
-            said,
-        )
+        drawn = figures.ladder_figures(found)
+        return drawn["scale-laws"][1], drawn["scale-gains"][1], said
 
 
 def _wire_cluster(app: Dash, watch: Watch) -> None:

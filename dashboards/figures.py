@@ -5,7 +5,7 @@ the same. Backgrounds are transparent and texts are coloured by the page's style
 database passes `texts.pseudo`, as Plotly reads a little HTML in labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboards.frames import front_frame, seed_frame
+from dashboards.frames import front_frame, scale_gain_frame, scale_law_frame, scale_run_frame, seed_frame
 from dashboards.texts import better, label, number, pseudo, setting, short
 from nas.pareto import LOGARITHMIC
 from nas.records import State
@@ -517,6 +517,15 @@ def gain_figure(frame: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def ladder_figures(scale: Mapping[str, Any]) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
+    """By name, the frames and figures of what `nas scale` found: the laws, and the gains."""
+    laws, gains = scale_law_frame(scale), scale_gain_frame(scale)
+    return {
+        "scale-laws": (laws, scale_figure(scale_run_frame(scale), laws)),
+        "scale-gains": (gains, ceg_figure(gains)),
+    }
+
+
 def scale_figure(runs: pd.DataFrame, laws: pd.DataFrame) -> go.Figure:
     """Every training of a ladder and the families' laws: solid where the family was measured, dotted beyond."""
     figure = _figure("training FLOPs", label("bits_per_byte"))
@@ -551,9 +560,8 @@ def ceg_figure(gains: pd.DataFrame) -> go.Figure:
     if gains.empty:
         return message_figure("No gain is known: the losses of the families never meet.")
     figure = _figure("the candidate's training FLOPs", "gain over the baseline, in compute")
-    for index, (candidate, own) in enumerate(
-        gains.groupby("candidate", sort=False), 1
-    ):  # the laws' first: the baseline
+    # In the colours of their laws, of which the first is the baseline's.
+    for index, (candidate, own) in enumerate(gains.groupby("candidate", sort=False), 1):
         colour, name = CURVE_COLOURS[index % len(CURVE_COLOURS)], pseudo(candidate, 40)
         for measured, word in ((True, "measured"), (False, "extrapolated")):
             part = own[own["measured"] == measured]

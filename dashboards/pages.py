@@ -15,7 +15,7 @@ from dash import dcc, html
 
 from dashboards import figures, frames
 from dashboards.live import LiveStudy
-from dashboards.texts import axes, duration, label, number, plain, setting, short
+from dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain, setting, short
 from nas.pareto import LOGARITHMIC
 from nas.records import Report, State, StudyRow, Trial
 
@@ -356,9 +356,9 @@ def scale_page(study: LiveStudy) -> list[Any]:
     return [
         html.H1(["Scale of ", html.Bdi(plain(study.row.name))]),
         graph("scale-laws", "Loss over training compute"),
-        html.P("Solid where a family was measured, dotted where its law goes on; shaded, 95 %.", className="note"),
+        html.P(LADDER_NOTES["scale-laws"], className="note"),
         graph("scale-gains", "Compute-equivalent gain"),
-        html.P("Filled marks were measured, open ones are what the laws expect; bars are 95 %.", className="note"),
+        html.P(LADDER_NOTES["scale-gains"], className="note"),
         html.Div(id="scale-said"),
     ]
 

@@ -1,8 +1,6 @@
 """A study's figures as PNG and SVG files for a paper, and the frame behind each as CSV."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -46,23 +44,14 @@ def study_figures(store: Store, study: str) -> dict[str, tuple[pd.DataFrame, go.
     history = frames.hypervolume_frame(store.hypervolumes(row), trials)
     x, y = axes(row.objectives)
     front = trials.loc[trials["on_front"], "trial"].tolist()
+    scale = scale_of(store, study)
     drawn = figures.pareto_figure(trials, x, y)
     figures.add_variants(drawn, frames.variant_frame(row.variants), x, y)
     return {
         "front": (trials, drawn),
         "curves": (curves, figures.curve_figure(curves, front, frames.loss_name(row.objectives))),
         "hypervolume": (history, figures.hypervolume_figure(history)),
-        **_scale_figures(scale_of(store, study)),
-    }
-
-
-def _scale_figures(scale: Mapping[str, Any] | None) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
-    if scale is None:
-        return {}
-    laws, gains = frames.scale_law_frame(scale), frames.scale_gain_frame(scale)
-    return {
-        "scale-laws": (laws, figures.scale_figure(frames.scale_run_frame(scale), laws)),
-        "scale-gains": (gains, figures.ceg_figure(gains)),
+        **({} if scale is None else figures.ladder_figures(scale)),
     }
 
 

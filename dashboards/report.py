@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from dashboards import figures, frames
 from dashboards.live import scale_of
-from dashboards.texts import axes, duration, label, number, plain
+from dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain
 from nas.errors import UserError
 from nas.records import StudyRow
 from nas.repeats import deviations
@@ -150,22 +150,9 @@ def scale_sections(scale: Mapping[str, Any] | None) -> tuple[Section, ...]:
     """What `nas scale` found, once it ran."""
     if scale is None:
         return ()
-    laws = figures.scale_figure(frames.scale_run_frame(scale), frames.scale_law_frame(scale))
-    gains = figures.ceg_figure(frames.scale_gain_frame(scale))
-    return (
-        Section(
-            "scale-laws",
-            "Scale",
-            "Solid where a family was measured, dotted where its law goes on; shaded, 95 %.",
-            laws,
-        ),
-        Section(
-            "scale-gains",
-            "Compute-equivalent gain",
-            "Filled marks were measured, open ones are what the laws expect; bars are 95 %.",
-            gains,
-        ),
-    )
+    titles = {"scale-laws": "Scale", "scale-gains": "Compute-equivalent gain"}
+    drawn = figures.ladder_figures(scale)
+    return tuple(Section(name, title, LADDER_NOTES[name], drawn[name][1]) for name, title in titles.items())
 
 
 def _scale_said(scale: Mapping[str, Any] | None) -> str:

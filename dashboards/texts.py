@@ -84,3 +84,9 @@ def axes(objectives: tuple[str, ...], measured: tuple[str, ...] = ()) -> tuple[s
 
 def better(name: str) -> str:
     return "higher is better" if name in MAXIMIZED else "lower is better"
+
+
+LADDER_NOTES = {
+    "scale-laws": "Solid where a family was measured, dotted where its law goes on; shaded, 95 %.",
+    "scale-gains": "Filled marks were measured, open ones are what the laws expect; bars are 95 %.",
+}
