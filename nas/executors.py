@@ -222,15 +222,8 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float) -> An
     return ray
 
 
-def trial_memory(ray: Any, gpus_per_trial: float) -> float | None:
-    """Bytes that a trial may use on the roomiest machine that is there: its share of a GPU, or of a machine's memory.
-
-    None where no machine says.
-    """
-    if gpus_per_trial:
-        asked = ray.remote(num_cpus=0, num_gpus=gpus_per_trial)(worker.gpu_memory).remote()
-        total = ray.get(asked)
-        return None if total is None else total * min(1.0, gpus_per_trial)
+def cpu_memory(ray: Any) -> float | None:
+    """Bytes for each CPU of the roomiest machine that is there; None where no machine says."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return max((node["memory"] / node["CPU"] for node in nodes if node.get("CPU") and "memory" in node), default=None)
 
@@ -264,7 +257,8 @@ class RayPool:
         timeout: float | None = None,
     ) -> None:
         self._ray = ray = join_cluster(workers, address, gpus_per_trial)
-        self.memory = trial_memory(ray, gpus_per_trial)
+        self._gpus = gpus_per_trial
+        self.memory = None if gpus_per_trial else cpu_memory(ray)  # of a GPU, its worker knows how much it has
         self._home = ray_node()
         self.workers = workers
         self._timeout = timeout
@@ -300,7 +294,7 @@ class RayPool:
         for promise in ready:
             slot = coming[promise]
             try:
-                code, where = self._ray.get(promise)
+                code, where, gpu_memory = self._ray.get(promise)
             except self._ray.exceptions.RayError as error:
                 self._failures += 1
                 if self._failures > START_ATTEMPTS * self.workers:
@@ -316,6 +310,8 @@ class RayPool:
                     "install the same version everywhere"
                 )
             slot.ready, self._failures = None, 0
+            if gpu_memory is not None:
+                self.memory = max(self.memory or 0.0, gpu_memory * min(1.0, self._gpus))
 
     @property
     def running(self) -> int:
@@ -416,9 +412,9 @@ class _Worker:
 
         self._stopped: set[tuple[int, int]] = set()  # (trial, token) of jobs to put down
 
-    def ready(self) -> tuple[str, str]:
-        """The code that this process runs, and where."""
-        return code_hash(), platform.node()
+    def ready(self) -> tuple[str, str, float | None]:
+        """The code that this process runs, where, and the bytes of its GPU, if it was given one."""
+        return code_hash(), platform.node(), worker.gpu_memory()
 
     def run(self, job: Job) -> Iterator[Started | Event]:
         name = (job.trial, job.token)

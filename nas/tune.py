@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 
 from kernels._cpu import keep_freed_memory
 from nas import worker
-from nas.executors import STOP_SECONDS, Event, check_home, join_cluster, lost, ray_node, timed_out, trial_memory
+from nas.executors import STOP_SECONDS, Event, check_home, cpu_memory, join_cluster, lost, ray_node, timed_out
 from nas.records import Job, Result
 
 # Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
@@ -91,7 +91,7 @@ class TunePool:
     ) -> None:
         os.environ.update(TUNE_ENVIRONMENT)
         self._ray = join_cluster(workers, address, gpus_per_trial)
-        self.memory = trial_memory(self._ray, gpus_per_trial)
+        self.memory = None if gpus_per_trial else cpu_memory(self._ray)
         self._home = ray_node()
         self.workers = workers
         self._timeout = timeout
