@@ -106,8 +106,7 @@ class Ours:
     def __init__(self, table: Table, sampler: str, halving: bool, seed: int, baselines: bool = True) -> None:
         plan = table.plan
         self._table, self._halving = table, halving
-        given = [(arch, recipe, "baseline") for arch, recipe in (plan.baselines() if baselines else ())]
-        self._proposals = Proposals(plan, sampler, seed, table.reference, given)
+        self._proposals = Proposals(plan, sampler, seed, table.reference, plan.first() if baselines else ())
         self._ready: deque[Proposal] = deque()
         self._trials: dict[int, Trial] = {}
         self._entries: dict[int, Recorded] = {}

@@ -18,6 +18,7 @@ from nas.records import Recipe, SpaceSpec
 from search_spaces import load_space
 from search_spaces.base import (
     Choices,
+    Cost,
     Domain,
     Key,
     Space,
@@ -193,20 +194,19 @@ class Plan:
         A batch that does not fit is trained in parts, so what counts is one sample, beside the weights, their gradients
         and the optimiser's two moments.
         """
+        if not self.limits and self.memory is None:
+            return True
+        cost = self.space.cost(arch)
         if self.memory is not None:
             from nas.tasks import TASKS  # brings torch
 
-            cost = self.space.cost(arch)
             sample = cost.activation_bytes * TASKS[self.space.task].units(arch)
             if KEPT_BYTES * cost.parameters_total + sample > self.memory:
                 return False
-        return all(spent <= self.limits[name] for name, spent in self.spent(arch).items())
+        return all(spent <= self.limits[name] for name, spent in self.spent(cost).items())
 
-    def spent(self, arch: Any) -> dict[str, float]:
-        """What an architecture needs of everything that is limited."""
-        if not self.limits:
-            return {}
-        cost = self.space.cost(arch)
+    def spent(self, cost: Cost) -> dict[str, float]:
+        """What an architecture of this cost needs of everything that is limited."""
         needs = {
             "max.flops": cost.flops_total,
             "max.parameters": cost.parameters_total,
@@ -252,6 +252,10 @@ class Plan:
             for factor in (1.0, 3.0, 1 / 3)
         ]
         return [(arch, self.recipe_with({"optim.lr": value})) for value in rates]
+
+    def first(self) -> list[tuple[Any, Recipe, str]]:
+        """What is trained before the sampler is asked, and why: the baselines, as far as limits allow them."""
+        return [(arch, recipe, "baseline") for arch, recipe in self.baselines() if self.allows(arch)]
 
 
 def picked(recipe: Recipe) -> dict[str, Any]:
@@ -328,7 +332,7 @@ def _check_limits(plan: Plan) -> None:
             arch, _ = plan.suggest(Uniform(rng))
         except SpaceError:
             continue
-        spent = plan.spent(arch)
+        spent = plan.spent(plan.space.cost(arch))
         if all(spent[name] <= limit for name, limit in plan.limits.items()):
             return
         least = {name: min(least[name], spent[name]) for name in least}

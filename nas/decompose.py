@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from nas import blocks, formats, version
 from nas.blocks import Evidence, Structure
+from nas.config import COUNTED, SEARCHED
 from nas.errors import UserError
 from nas.export import FOOTER
 from nas.exported import CARD, digest, listed, load, read_config, space_of
@@ -92,16 +93,9 @@ def read_setting(folder: str, config: Mapping[str, Any], data_path: str | None) 
         raise UserError(
             f"{folder} does not say in which order it saw its data, so no control can be trained: export anew"
         )
-    unit = TASKS[space.task].unit
-    recipe = Recipe(
-        learning_rate=training["optim.lr"],
-        optimizer=training["optim.name"],
-        weight_decay=training["optim.weight_decay"],
-        schedule=training["optim.schedule"],
-        tokens=training[f"train.{unit}s"],
-        batch_tokens=training[f"train.batch_{unit}s"],
-        seed=training["train.seed"],
-    )
+    total, batch = COUNTED[space.task]
+    searched = {attribute: training[name] for name, attribute in SEARCHED.items()}
+    recipe = Recipe(**searched, tokens=training[total], batch_tokens=training[batch], seed=training["train.seed"])
     found = checked_data(space.task, data_path or data["path"], data["hash"])
     return Setting(space, arch, TASKS[space.task], found, recipe, data["seed"])
 

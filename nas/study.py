@@ -127,7 +127,7 @@ class Search:
 
 def make_proposals(row: StudyRow, plan: Plan, session: str) -> Proposals:
     """The mind of a study that was told nothing yet, but for what is trained before its sampler is asked."""
-    given = [(arch, recipe, "baseline") for arch, recipe in plan.baselines() if plan.allows(arch)]
+    given = plan.first()
     for arch, recipe in row.settings.get("enqueued", ()):
         given.append((plan.space.from_json(arch), Recipe(**recipe), "enqueued"))
     return Proposals(

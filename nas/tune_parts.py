@@ -73,7 +73,7 @@ class ArchSearch(Searcher):
             config.sampler,
             config.seed,
             reference=[reference[name] for name in plan.objectives],
-            given=[(arch, recipe, "baseline") for arch, recipe in plan.baselines() if plan.allows(arch)],
+            given=plan.first(),
         )
         self._numbers: dict[str, int] = {}
         self._running: dict[int, Proposal] = {}
