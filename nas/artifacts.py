@@ -1,4 +1,4 @@
-"""Trained weights on disk: kept for the trials on the front, written whole or not at all."""
+"""Trained weights on disk, written whole or not at all: the front's, or every trial's where children inherit."""
 
 import os
 from hashlib import sha256
@@ -10,8 +10,18 @@ from nas.store import Store
 WEIGHTS = "weights"
 
 
+def inherits(study: StudyRow) -> bool:
+    """Whether children of the study start from their parents' weights."""
+    return bool(study.settings.get("inherit", False))
+
+
+def wanted(store: Store, study: StudyRow, number: int) -> bool:
+    """Whether the study keeps the trial's weights."""
+    return inherits(study) or any(trial.number == number for trial in store.front(study))
+
+
 def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> None:
-    """Writes the trial's weights and notes them in the store; weights of trials that left the front are deleted."""
+    """Writes the trial's weights and notes them in the store; weights that are not wanted any more are deleted."""
     folder = Path(study.artifacts)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"trial-{number}.safetensors"
@@ -19,6 +29,8 @@ def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> 
     partial.write_bytes(weights)
     partial.replace(path)
     store.add_artifact(study, number, WEIGHTS, str(path), sha256(weights).hexdigest(), len(weights))
+    if inherits(study):
+        return
     on_front = {trial.number for trial in store.front(study)}
     for other, (uri, _) in store.artifacts(study, WEIGHTS).items():
         if other not in on_front:

@@ -85,6 +85,8 @@ def identity(job: Job) -> str:
         "data": [job.data_hash, job.data_seed],
         "how": [job.kernels, job.compile, job.micro_batches],
     }
+    if job.inherits is not None:
+        trained["parent"] = [job.study, job.inherits.trial]
     return digest(trained)
 
 

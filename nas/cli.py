@@ -114,6 +114,12 @@ def _print_json(data: Any) -> None:
 @click.option(
     "--repeats", type=int, metavar="N", help="Seeds each trial is trained with; values are means.  [default: 1]"
 )
+@click.option(
+    "--inherit",
+    is_flag=True,
+    default=None,
+    help="Children of evolution start from their parents' weights; measured in docs/search.md.  [default: off]",
+)
 @click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
 @click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
 @click.option("--checkpoints", metavar="DIR", help="Where half-trained trials are kept.  [default: beside the store]")

@@ -134,6 +134,7 @@ class StudyConfig:
     sampler: str = "evolution"
     halving: bool | None = None  # None: as the number of trials makes it worth it (nas/halving.py)
     repeats: int = 1  # seeds that each architecture is trained with
+    inherit: bool = False  # children of evolution start from their parents' weights where that keeps the function
     trial_timeout: float | None = None
     checkpoints: str | None = None  # folder; None: beside the weights
     kernels: str = "auto"
@@ -160,6 +161,16 @@ class StudyConfig:
                 raise UserError(f"{flag} {count}: wanted at least 1 and fewer than 2,147,483,648")
         if not 1 <= self.repeats <= MAX_REPEATS:
             raise UserError(f"--repeats {self.repeats}: wanted 1 to {MAX_REPEATS} seeds an architecture")
+        if self.inherit and self.sampler != "evolution":
+            raise UserError(
+                f"--inherit with --sampler {self.sampler}: only evolution's proposals have a parent; "
+                "wanted --sampler evolution, or no --inherit"
+            )
+        if self.inherit and self.repeats > 1:
+            raise UserError(
+                f"--inherit with --repeats {self.repeats}: seeds draw the initial weights that a child inherits; "
+                "leave one of them out"
+            )
         for flag, seconds in (("--time", self.time), ("--trial-timeout", self.trial_timeout)):
             if seconds is not None and not 0 < seconds < inf:
                 raise UserError(f"{flag} {seconds:g}: wanted a number of seconds above 0")
@@ -376,6 +387,11 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
     for name in asked:
         if name not in known:
             raise UserError(f"--objectives: nobody measures {name!r}; wanted some of {', '.join(known)}")
+    if config.inherit and "ceg" in asked:
+        raise UserError(
+            "--inherit with the objective ceg: a child's own compute leaves out its parent's, so that gains would not "
+            "compare; wanted other objectives, or no --inherit"
+        )
     if len(set(asked)) < 2 or len(set(asked)) != len(asked):
         raise UserError(f"--objectives {','.join(asked)}: wanted at least two different ones of {', '.join(known)}")
     return asked
@@ -386,7 +402,7 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
 _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "study": (str,), "store": (str,), "space": (str,), "preset": (str,), "objectives": (list, str), "trials": (int,),
     "time": (int, float), "device_hours": (int, float), "workers": (int,), "gpus_per_trial": (int, float),
-    "engine": (str,), "address": (str,), "sampler": (str,), "halving": (bool,), "repeats": (int,),
+    "engine": (str,), "address": (str,), "sampler": (str,), "halving": (bool,), "repeats": (int,), "inherit": (bool,),
     "trial_timeout": (int, float), "checkpoints": (str,), "kernels": (str,), "compile": (bool,), "seed": (int,),
     "resume": (bool,), "warm_start": (str,),
 }  # fmt: skip

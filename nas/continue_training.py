@@ -25,7 +25,8 @@ from kernels._dispatch import use_backend
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import StudyError, UserError
 from nas.export import free_folder, write_checked
-from nas.records import Job, Report, State, StudyRow
+from nas.inherit import described
+from nas.records import Job, Notice, Report, State, StudyRow
 from nas.store import Store
 from nas.study import make_job
 from nas.tasks import TASKS, steps_of
@@ -38,6 +39,7 @@ from nas.train import (
     provenance,
     score,
     seeded_build,
+    start_from_parent,
     train_step,
     worker_device,
 )
@@ -104,7 +106,7 @@ def train(
     checkpoint = folder.with_name(f"{folder.name}.checkpoint")
     if checkpoint.exists() and not resume:
         raise UserError(f"{checkpoint} is of a training that was interrupted: --resume goes on, or delete it")
-    job = make_job(study, replace(trial, recipe=replace(trial.recipe, tokens=tokens or trial.recipe.tokens)))
+    job = make_job(store, study, replace(trial, recipe=replace(trial.recipe, tokens=tokens or trial.recipe.tokens)))
     job = replace(job, checkpoint=str(checkpoint))
     keep_freed_memory()
     deterministic()
@@ -113,7 +115,8 @@ def train(
         if not here.leads:
             return None
         # As a row would hold it, had the search trained so long.
-        done = replace(trial, recipe=job.recipe, values=values, provenance=provenance(here.device))
+        where = provenance(here.device) | (described(job.inherits) if job.inherits else {})
+        done = replace(trial, recipe=job.recipe, values=values, provenance=where)
         space = load_space(study.space.name, study.space.settings)
         write_checked(folder, study, done, space, model.cpu(), ("py",))
     checkpoint.unlink(missing_ok=True)
@@ -139,6 +142,10 @@ def _trained(job: Job, here: Group) -> tuple[nn.Module, dict[str, float]]:
         raise UserError(f"{error}: train with what it was begun with, or delete it") from error
     first, spent = (before.step, before.train_seconds) if before else (0, 0.0)
     console = Console(stderr=True, quiet=not here.leads)
+    if before is None and job.inherits is not None:
+        for event in start_from_parent(model, space, arch, job):
+            if isinstance(event, Notice):
+                console.print(f"trial {job.trial} {event.message}")
     console.print(
         f"trial {job.trial}: {recipe.tokens:,} {task.unit}s in {steps} steps on {here.size} x {here.device.type}"
         + (f", resumed at step {first}" if first else "")

@@ -30,6 +30,7 @@ from nas.config import COUNTED, SEARCHED
 from nas.errors import UserError
 from nas.export import FOOTER
 from nas.exported import CARD, digest, listed, load, read_config, space_of
+from nas.inherit import INHERITED
 from nas.records import Recipe
 from nas.source import write_source
 from nas.store import Store
@@ -498,6 +499,11 @@ def decompose(
     config = read_config(folder)
     if "blocks" in config:
         raise UserError(f"{folder} is taken apart already: give the export that it was made of")
+    if INHERITED in config["provenance"]:
+        raise UserError(
+            f"{folder} started from another model's weights ({config['provenance'][INHERITED]}), and what learning "
+            "changed is told from drawn ones: wanted a model of a search without --inherit"
+        )
     target = Path(out).resolve()
     if target.exists():
         raise UserError(f"--out {out}: exists; name another folder")

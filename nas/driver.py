@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Protocol
 
 from nas import worker
-from nas.artifacts import keep_weights
+from nas.artifacts import keep_weights, wanted
 from nas.checkpoints import discard, kept, open_folder
 from nas.executors import Event, Executor, Lost
 from nas.records import (
@@ -271,7 +271,7 @@ def _handle(work: Work, executor: Executor, event: Event, leased: dict[int, Tria
             view.ended(event.trial, None)
             return
         discard(work.checkpoints, event.trial)
-        if event.weights and any(trial.number == event.trial for trial in store.front(row)):
+        if event.weights and wanted(store, row, event.trial):
             try:
                 keep_weights(store, row, event.trial, event.weights)
             except OSError as error:  # the trial's numbers are safe, and it re-trains to the same weights

@@ -136,7 +136,8 @@ def timed_out(job: Job, seconds: float) -> Result:
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
-TRAINING = ("worker", "repeats", "train", "tasks", "data", "images", "measure", "checkpoints", "records")  # of nas
+# Of nas.
+TRAINING = ("worker", "repeats", "train", "inherit", "tasks", "data", "images", "measure", "checkpoints", "records")
 START_ATTEMPTS = 3  # of each worker
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
 CONTROL = "control"  # the concurrency group of what must not wait for a job

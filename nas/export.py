@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from nas import formats, pareto, version
-from nas.artifacts import find_weights, keep_weights
+from nas.artifacts import find_weights, keep_weights, wanted
 from nas.config import MEASURED
 from nas.driver import retrain
 from nas.errors import StudyError, UserError
@@ -194,7 +194,7 @@ def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
     console = Console(stderr=True)
     console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
     with Lines(1, 0, TASKS[study.settings["task"]].unit, console) as view:
-        result = retrain(replace(make_job(study, trial), repeats=1), view)
+        result = retrain(replace(make_job(store, study, trial), repeats=1), view)
     if result.failure:
         raise StudyError(f"trial {trial.number} cannot be trained again: {result.failure.message}")
     for name, value in of_first_seed(trial).values.items():
@@ -204,7 +204,7 @@ def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
                 f"trial {trial.number} trained again has {name} {result.values[name]!r}, not {value!r}: "
                 f"it was trained elsewhere ({trial.provenance}); export it there"
             )
-    if any(other.number == trial.number for other in store.front(study)):
+    if wanted(store, study, trial.number):
         keep_weights(store, study, trial.number, result.weights)
     return result.weights
 

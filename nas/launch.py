@@ -56,7 +56,8 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         click.echo(
             f"study {config.study!r}: {'resumed at ' + str(finished) + ' of ' if finished else ''}{search.plan.trials} "
             f"trials of {search.plan.recipe.tokens:,} {unit}s, {workers} workers, "
-            f"{'halving, ' if search.halving else ''}results in {store.shown}",
+            f"{'halving, ' if search.halving else ''}{'inheriting, ' if config.inherit else ''}"
+            f"results in {store.shown}",
             err=True,
         )
         with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:

@@ -175,8 +175,8 @@ class Proposer(Generic[T]):
         if not outcome.unfinished:
             self._storage.trained(handle, outcome.costs)
 
-    def add(self, params: Mapping[str, Any], attrs: Mapping[str, Any], outcome: Outcome | None) -> None:
-        """A finished trial that was not asked here: one of the store's, or a baseline."""
+    def add(self, params: Mapping[str, Any], attrs: Mapping[str, Any], outcome: Outcome | None) -> int:
+        """A finished trial that was not asked here: one of the store's, or a baseline. Its handle."""
         recorder = _Recorder(params)
         self._suggest(recorder)
         self._study.add_trial(
@@ -189,10 +189,12 @@ class Proposer(Generic[T]):
                 constraints=None if outcome is None else outcome.constraints,
             )
         )
+        handle = self._storage.newest
         if outcome is None:
-            self._storage.forget(self._storage.newest)
+            self._storage.forget(handle)
         elif not outcome.unfinished:
-            self._storage.trained(self._storage.newest, outcome.costs)
+            self._storage.trained(handle, outcome.costs)
+        return handle
 
 
 def best_params(url: str, study: str) -> list[tuple[int, dict[str, Any]]]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from nas import halving, pareto
+from nas import halving, pareto, samplers
 from nas.config import Plan
+from nas.inherit import INHERITED, PARENT, change, obstacle
 from nas.optuna_io import FAILED, Outcome, Proposer
 from nas.records import FINISHED, POLICIES, Policy, Recipe, Report, State, Trial
 from nas.samplers import population_size
@@ -26,6 +27,7 @@ from search_spaces.base import SpaceError, Uniform, arch_to_json, digest
 DULL = 20  # of a sampler's draws in a row are known or refused: then anything new will do
 MAX_DRAWS = 5000  # and when so many even draws find nothing new, the space is as good as exhausted
 JOURNAL = "journal"  # beside the sampler's own attributes of a trial
+OURS = (JOURNAL, PARENT, INHERITED)
 
 
 def config_hash(arch_hash: str, recipe: Recipe) -> str:
@@ -48,8 +50,10 @@ class Proposals:
         given: Iterable[tuple[Any, Recipe, str]] = (),
         session: str = "",
         yardstick: Yardstick | None = None,
+        inherit: bool = False,
     ) -> None:
         self.cache_hits = self.refused = 0
+        self._inherit = inherit
         self._plan, self._seed, self._session, self._yardstick = plan, seed, session, yardstick
         task = TASKS[plan.space.task]
         self._loss, self._flops = task.loss, f"flops_per_{task.unit}"
@@ -61,6 +65,9 @@ class Proposals:
         self._known: dict[str, Outcome | None] = {}  # config hash -> what came of it; None while unknown
         self._asked: dict[str, int] = {}  # config hash -> the sampler's handle, until a worker takes the proposal
         self._handles: dict[int, int] = {}  # trial number -> the sampler's handle
+        self._configs: dict[int, str] = {}  # the sampler's handle -> config hash
+        self._numbers: dict[str, int] = {}  # config hash -> number of the trial that ended with it
+        self._weighty: dict[str, Mapping[str, Any]] = {}  # config hash -> architecture, where weights are kept
         self._rungs: dict[int, dict[int, tuple[float, ...]]] = {}  # rung -> trial number -> its point there
         self._costs: dict[int, dict[str, float]] = {}  # trial number -> what its architecture is known to cost
         self._worst = tuple(reference)  # of every objective, what a model scores that learned nothing
@@ -89,13 +96,16 @@ class Proposals:
         if outcome is not None and outcome.unfinished < FAILED:
             self._worst = tuple(map(max, self._worst, outcome.costs))
         self._known[config] = outcome
+        self._numbers[config] = trial.number
+        if self._inherit and trial.state == State.COMPLETE:  # one that was stopped has no weights
+            self._weighty[config] = trial.arch
         self._told.append([trial.number, 1])
         handle = self._handles.pop(trial.number, None)
         if handle is not None:
             self._proposer.tell(handle, outcome)
         elif trial.params:  # another driver's, an earlier run's, or a baseline inside the searched space
-            attrs = {name: value for name, value in trial.sampler_attrs.items() if name != JOURNAL}
-            self._proposer.add(trial.params, attrs, outcome)
+            attrs = {name: value for name, value in trial.sampler_attrs.items() if name not in OURS}
+            self._configs[self._proposer.add(trial.params, attrs, outcome)] = config
 
     def _outcome(self, trial: Trial, curve: Sequence[Report]) -> Outcome | None:
         """What the sampler is told of a trial that ended; None where its end says nothing of the architecture."""
@@ -175,6 +185,7 @@ class Proposals:
             self._proposer.tell(handle, None)
             return None
         proposal = self._make(*drawn, "sampler", answers)
+        self._configs[handle] = proposal.config_hash
         if proposal.config_hash in self._known:
             # A known outcome is told at once: evolution goes on from it, and nothing is trained twice.
             self.cache_hits += 1
@@ -187,7 +198,20 @@ class Proposals:
         if plan.memory is not None:
             journal["memory"] = plan.memory
         self._told = []
-        return replace(proposal, sampler_attrs={**attrs, JOURNAL: journal})
+        sampled = attrs.pop(samplers.PARENT, None)
+        # Where `params` took the place of the sampler's answer, they are nobody's child.
+        descent = self._descent(sampled, drawn[0]) if params is None and sampled is not None else {}
+        return replace(proposal, sampler_attrs={**attrs, **descent, JOURNAL: journal})
+
+    def _descent(self, handle: int, arch: Any) -> dict[str, Any]:
+        """What the row of a child says of its parent: its number, and what is new where its weights are inherited."""
+        config = self._configs[handle]
+        found: dict[str, Any] = {PARENT: self._numbers[config]}
+        if config in self._weighty:
+            parent = self._weighty[config]
+            if obstacle(self._plan.space, self._plan.space.from_json(parent), arch) is None:
+                found[INHERITED] = change(parent, arch_to_json(arch))
+        return found
 
     def _anything(self, number: int) -> dict[str, Any] | None:
         """Parameters of a configuration that is new and within the limits, drawn evenly; None when none is found."""

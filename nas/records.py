@@ -79,6 +79,17 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Inheritance:
+    """The parent whose trained weights a trial starts from: kept ones, or else the job that trains them again."""
+
+    trial: int
+    arch: Mapping[str, Any]
+    change: str  # what the child has that its parent had not, like "d_model 64 -> 96"
+    weights: bytes | None = field(repr=False)  # a safetensors file
+    job: "Job | None"
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One trial as a worker sees it: everything needed to train it, nothing about the study."""
 
@@ -98,6 +109,7 @@ class Job:
     micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
     yardstick: Mapping[str, Any] | None = None  # nas.scaling.Yardstick of the baseline, where `ceg` is an objective
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from
+    inherits: Inheritance | None = None  # None: initial weights are drawn
     evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Notice, Report and one Result
 
 

@@ -83,6 +83,7 @@ def _hub_class(name: str) -> type[BaseSampler]:
 
 
 CHILDREN = 50  # that evolution makes until one is new
+PARENT = "evolution:parent"  # among an Optuna trial's system attributes: the number of the one it is a child of
 
 
 class EvolutionSampler(BaseSampler):
@@ -90,7 +91,7 @@ class EvolutionSampler(BaseSampler):
 
     The parent is the best of a random few among the youngest `population` trials, by constrained non-dominated rank,
     and the child differs from it in one choice: a number moves to a value nearby (deeper, wider), anything else to
-    another value. Old trials leave the population however good they are.
+    another value. Old trials leave the population however good they are. A child notes its parent (`PARENT`).
     """
 
     def __init__(self, population: int, seed: int, tournament: int = 4) -> None:
@@ -120,40 +121,42 @@ class EvolutionSampler(BaseSampler):
             parent = young[min(chosen, key=lambda index: order[index])]
             child = {name: parent.params[name] for name in names}
             name = open_names[int(self._rng.integers(len(open_names)))]
-            child[name] = self._neighbour(search_space[name], child[name])
+            child[name] = neighbour(search_space[name], child[name], self._rng)
             if tuple(child.values()) not in seen:
+                study._storage.set_trial_system_attr(trial._trial_id, PARENT, parent.number)
                 return child
         return {}  # everything near is known: anywhere then
-
-    def _neighbour(self, domain: BaseDistribution, value: Any) -> Any:
-        """A value nearby where values have an order, any other where they have none."""
-        if isinstance(domain, CategoricalDistribution):
-            values = list(domain.choices)
-        elif domain.step is None:  # type: ignore[attr-defined] # a continuous one: a tenth of its range either way
-            low, high = domain.low, domain.high  # type: ignore[attr-defined]
-            if domain.log:  # type: ignore[attr-defined]
-                moved = np.exp(np.log(value) + 0.1 * np.log(high / low) * self._rng.standard_normal())
-            else:
-                moved = value + 0.1 * (high - low) * self._rng.standard_normal()
-            return float(np.clip(moved, low, high))
-        else:
-            step = domain.step  # type: ignore[attr-defined]
-            count = round((domain.high - domain.low) / step) + 1  # type: ignore[attr-defined]
-            values = [domain.low + index * step for index in range(count)]  # type: ignore[attr-defined]
-        if all(isinstance(other, (int, float)) for other in values):
-            values.sort()
-            place = values.index(value)
-            reach = max(1, len(values) // 4)  # of a long list, single steps would cross little in a whole search
-            near = [index for index in range(place - reach, place + reach + 1) if 0 <= index < len(values)]
-            near.remove(place)
-            return values[int(self._rng.choice(near))]
-        others = [other for other in values if other != value]
-        return others[int(self._rng.integers(len(others)))]
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+
+def neighbour(domain: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
+    """A value nearby where values have an order, any other where they have none."""
+    if isinstance(domain, CategoricalDistribution):
+        values = list(domain.choices)
+    elif domain.step is None:  # type: ignore[attr-defined] # a continuous one: a tenth of its range either way
+        low, high = domain.low, domain.high  # type: ignore[attr-defined]
+        if domain.log:  # type: ignore[attr-defined]
+            moved = np.exp(np.log(value) + 0.1 * np.log(high / low) * rng.standard_normal())
+        else:
+            moved = value + 0.1 * (high - low) * rng.standard_normal()
+        return float(np.clip(moved, low, high))
+    else:
+        step = domain.step  # type: ignore[attr-defined]
+        count = round((domain.high - domain.low) / step) + 1  # type: ignore[attr-defined]
+        values = [domain.low + index * step for index in range(count)]  # type: ignore[attr-defined]
+    if all(isinstance(other, (int, float)) for other in values):
+        values.sort()
+        place = values.index(value)
+        reach = max(1, len(values) // 4)  # of a long list, single steps would cross little in a whole search
+        near = [index for index in range(place - reach, place + reach + 1) if 0 <= index < len(values)]
+        near.remove(place)
+        return values[int(rng.choice(near))]
+    others = [other for other in values if other != value]
+    return others[int(rng.integers(len(others)))]
 
 
 def _constrained_ranks(trials: Sequence[FrozenTrial]) -> list[tuple[float, int]]:

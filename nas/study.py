@@ -15,12 +15,14 @@ from uuid import uuid4
 import torch
 
 from nas import pareto
+from nas.artifacts import find_weights
 from nas.checkpoints import checkpoint_path
 from nas.config import MEASURED, Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
 from nas.halving import stops_early
+from nas.inherit import INHERITED, PARENT
 from nas.proposals import Proposals
-from nas.records import RUNGS, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
+from nas.records import RUNGS, Inheritance, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
 from nas.scaling import Yardstick
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
@@ -122,7 +124,8 @@ class Search:
         return trial
 
     def job(self, trial: Trial) -> Job:
-        return replace(make_job(self.row, trial), checkpoint=checkpoint_path(self.checkpoints, trial.number))
+        path = checkpoint_path(self.checkpoints, trial.number)
+        return replace(make_job(self.store, self.row, trial), checkpoint=path)
 
 
 def make_proposals(row: StudyRow, plan: Plan, session: str) -> Proposals:
@@ -137,6 +140,7 @@ def make_proposals(row: StudyRow, plan: Plan, session: str) -> Proposals:
         reference=[row.reference[name] for name in row.objectives],
         given=given,
         session=session,
+        inherit=row.settings.get("inherit", False),
         yardstick=Yardstick.of(row.settings["yardstick"]) if "yardstick" in row.settings else None,
     )
 
@@ -148,8 +152,9 @@ def by_trial(reports: Iterable[Report]) -> dict[int, list[Report]]:
     return curves
 
 
-def make_job(row: StudyRow, trial: Trial) -> Job:
-    """Everything a worker needs to train the trial, from its row and its study's alone."""
+def make_job(store: Store, row: StudyRow, trial: Trial) -> Job:
+    """Everything a worker needs to train the trial, from its row and its study's alone; and its parent's, where it
+    starts from that one's weights."""
     return Job(
         study=row.name,
         trial=trial.number,
@@ -166,8 +171,20 @@ def make_job(row: StudyRow, trial: Trial) -> Job:
         repeats=row.settings.get("repeats", 1),
         micro_batches=trial.provenance.get("micro_batches", 1),
         yardstick=row.settings.get("yardstick"),
+        inherits=_inheritance(store, row, trial),
         evaluate=row.settings["evaluate"],
     )
+
+
+def _inheritance(store: Store, row: StudyRow, trial: Trial) -> Inheritance | None:
+    """What the trial starts from, where its row says that it inherits."""
+    change = trial.sampler_attrs.get(INHERITED)
+    if change is None:
+        return None
+    parent = store.trial(row, trial.sampler_attrs[PARENT])
+    weights = find_weights(store, row, parent.number)
+    job = replace(make_job(store, row, parent), repeats=1) if weights is None else None
+    return Inheritance(parent.number, parent.arch, change, weights, job)
 
 
 def artifacts_folder(store: Store, study: str) -> str:

@@ -79,7 +79,8 @@ class FixedList:
         return trial
 
     def job(self, trial: Trial) -> Job:
-        return replace(make_job(self.row, trial), checkpoint=checkpoint_path(self.checkpoints, trial.number))
+        path = checkpoint_path(self.checkpoints, trial.number)
+        return replace(make_job(self.store, self.row, trial), checkpoint=path)
 
     def refresh(self) -> None:
         """Nothing: what is trained does not depend on results."""

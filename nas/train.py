@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kernels import _dispatch
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import DataError
+from nas.inherit import described, inherit
 from nas.measure import latency_ms, peak_bytes, stream_diagnostics
 from nas.records import RUNGS, Job, Notice, Progress, Recipe, Report, Result
 from nas.tasks import TASKS, Batch, steps_of
@@ -210,6 +211,8 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     if before is not None:
         first, train_seconds, evaluate_seconds = before.step, before.train_seconds, before.evaluate_seconds
         yield replace(before.report, trial=job.trial)
+    elif job.inherits is not None:
+        yield from start_from_parent(model, space, arch, job)
     shown = clock = time.perf_counter()
     scored = None
     model.train()
@@ -268,10 +271,33 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         parameters=cost.parameters_total,
         train_seconds=train_seconds,
         evaluate_seconds=evaluate_seconds,
-        provenance=provenance(device) | ({"micro_batches": job.micro_batches} if job.micro_batches > 1 else {}),
+        provenance=provenance(device)
+        | ({"micro_batches": job.micro_batches} if job.micro_batches > 1 else {})
+        | (described(job.inherits) if job.inherits else {}),
         diagnostics=diagnostics | spread,
         weights=weights,
     )
+
+
+def start_from_parent(model: nn.Module, space: Any, arch: Any, job: Job) -> Iterator[Progress | Notice]:
+    """Puts the parent's weights into the model of a child; where they are not kept, the parent is trained again first.
+
+    Raises whatever its training raises.
+    """
+    assert job.inherits is not None
+    weights = job.inherits.weights
+    if weights is None:
+        assert job.inherits.job is not None
+        yield Notice(job.trial, f"trains its parent, trial {job.inherits.trial}, first: its weights are not kept")
+        for event in evaluate(job.inherits.job):
+            if isinstance(event, Progress):
+                yield Progress(job.trial, 0.0, event.loss)
+            elif isinstance(event, Notice):
+                yield replace(event, trial=job.trial)
+            elif isinstance(event, Result):
+                weights = event.weights
+    assert weights is not None
+    inherit(model, space, arch, job.inherits, weights)
 
 
 def gain_over_baseline(job: Job, loss: float, flops: float) -> dict[str, float]:

@@ -68,6 +68,8 @@ class ArchSearch(Searcher):
                 "ceg is measured against a baseline's ladder, which nas search trains: wanted other objectives"
             )
         reference = reference_point(prepared, plan.space.cost(plan.space.largest()))
+        if config.inherit:
+            raise UserError("--inherit needs the engine to train: here the trainable is yours; wanted inherit=False")
         self._proposals = Proposals(
             plan,
             config.sampler,

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from search_spaces import gallery
 from search_spaces.base import Choices, Cost, Key, SpaceError, Suggest, arch_to_json, digest, nearest, nearest_default
 
 Flat = Mapping[str, Any]
+A = TypeVar("A")
 Values = Callable[[str], tuple]  # key -> the values the search allows it
 Options = Mapping[Any, Flat]  # what the sampler may answer -> the keys that stands for
 
@@ -50,6 +51,18 @@ class Solve:
 
 
 @dataclass(frozen=True, slots=True)
+class Growth(Generic[A]):
+    """How trained networks of a family become larger ones that compute the same function.
+
+    `obstacle(parent, child)` says why one cannot; where it is None, `grown(parent, weights, child, drawn)` makes the
+    child's state_dict of the parent's and of the one that was drawn for the child.
+    """
+
+    obstacle: Callable[[A, A], str | None]
+    grown: Callable[[A, Mapping[str, Tensor], A, Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One kind of network in a space.
 
@@ -58,7 +71,7 @@ class Family:
     `interacting` names parameters of the sampler not every combination of which may be legal: they are tried
     together before a search starts. `solves` holds the keys that `match.*` may choose, first choice first; cost has
     to grow with them. `deepen` gives the keys of the same shape at another depth, in families that grow in depth with
-    their width.
+    their width. `growth` lets children of a search start from their parents' weights (`nas search --inherit`).
     """
 
     name: str
@@ -71,6 +84,7 @@ class Family:
     interacting: tuple[tuple[str, ...], ...] = ()
     solves: Mapping[str, Solve] = field(default_factory=dict)
     deepen: Callable[[Flat, int], Flat] | None = None
+    growth: Growth[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -373,6 +387,22 @@ class GridSpace:
 
     def build(self, arch: Any) -> nn.Module:
         return self._family(arch).build(arch)
+
+    def obstacle(self, parent: Any, child: Any) -> str | None:
+        """Why the child cannot start from the parent's trained weights as the same function; None where it can."""
+        old, new = self._family(parent), self._family(child)
+        if old is not new:
+            return f"family {old.name} -> {new.name} is another function"
+        if parent == child:
+            return None
+        return new.growth.obstacle(parent, child) if new.growth else f"nothing is known of growing a {new.name}"
+
+    def grown(
+        self, parent: Any, weights: Mapping[str, Tensor], child: Any, drawn: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """The child's state_dict, of its parent's and the one drawn for itself; `obstacle` of the two is None."""
+        growth = self._family(child).growth
+        return weights if parent == child or growth is None else growth.grown(parent, weights, child, drawn)
 
     def _family(self, arch: Any) -> Family:
         return self._named(getattr(arch, "family", self.families[0].name))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from search_spaces import layers, lstm, transformer
 from search_spaces.base import Cost
 from search_spaces.grid import Family, Flat, GridSpace
+from search_spaces.growth import GROWTH
 from search_spaces.layers import LayerCost, TokenModel
 from search_spaces.transformer import STACK_KEYS, TEXT_KEYS, by_name, make_key
 
@@ -107,6 +108,7 @@ TRANSFORMER = Family(
     interacting=transformer.INTERACTING,
     solves=transformer.solves(Arch),
     deepen=transformer.deepened,
+    growth=GROWTH,
 )
 
 

@@ -18,6 +18,7 @@ from search_spaces import layers, transformer
 from search_spaces.base import Cost, arch_from, arch_to_json
 from search_spaces.gates import CosineGate, SteadyGate, gate_cost, gated_layers
 from search_spaces.grid import Family, Flat, GridSpace, Solve
+from search_spaces.growth import GROWTH
 from search_spaces.layers import FREE, LayerCost
 from search_spaces.transformer import CONSISTENCY, GATE_CHOICES, STACK_KEYS, Gates, by_name, make_key
 
@@ -427,6 +428,7 @@ VIT = Family(
     interacting=transformer.INTERACTING,
     solves=transformer.solves(ViTArch),
     deepen=transformer.deepened,
+    growth=GROWTH,
 )
 
 

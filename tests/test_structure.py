@@ -18,7 +18,7 @@ OWNERS = {
     "moocore": ("nas/pareto.py",),
     "safetensors": (
         *("nas/export.py", "nas/exported.py", "nas/formats.py", "nas/decompose.py"),
-        *("nas/checkpoints.py", "nas/train.py"),
+        *("nas/checkpoints.py", "nas/train.py", "nas/inherit.py"),
     ),
     "scipy": ("nas/scaling.py", "nas/blocks.py"),
     "rich": ("nas/progress.py", "nas/summary.py", "nas/export.py", "nas/continue_training.py"),
@@ -38,6 +38,7 @@ REMOTE = (
     "nas/measure.py",
     "nas/checkpoints.py",
     "nas/repeats.py",
+    "nas/inherit.py",
 )
 DRIVER_ONLY = ("nas.store", "nas.study", "nas.samplers", "nas.optuna_io", "nas.driver", "nas.executors")
 FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]

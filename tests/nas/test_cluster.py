@@ -12,7 +12,7 @@ from nas.driver import retrain, run
 from nas.errors import UserError
 from nas.executors import Executor, make_executor, set_environment
 from nas.progress import Silent
-from nas.records import Job, Recipe, Report, Result, SpaceSpec, State, Trial
+from nas.records import Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
 from nas.store import Store
 from nas.study import make_job, open_search, prepare
 
@@ -112,17 +112,17 @@ def test_a_node_that_dies_while_training_costs_a_rung_and_no_trial(cluster: Any,
             outcome = run(search, pool, view)
         finally:
             pool.close()
-        row, trials = search.row, store.trials(search.row)
-    assert outcome.finished == 4
-    assert {trial.state for trial in trials} == {State.COMPLETE}
-    assert view.replaced, view.said
-    moved = next(trial for trial in trials if trial.token > 1)
-    assert moved.attempts == 1  # never counted against it
-    assert_undisturbed(row, moved)
+        trials = store.trials(search.row)
+        assert outcome.finished == 4
+        assert {trial.state for trial in trials} == {State.COMPLETE}
+        assert view.replaced, view.said
+        moved = next(trial for trial in trials if trial.token > 1)
+        assert moved.attempts == 1  # never counted against it
+        assert_undisturbed(store, search.row, moved)
 
 
-def assert_undisturbed(row: Any, trial: Trial) -> None:
-    result = retrain(make_job(row, trial), Silent())
+def assert_undisturbed(store: Store, row: StudyRow, trial: Trial) -> None:
+    result = retrain(make_job(store, row, trial), Silent())
     assert dict(result.values) == dict(trial.values)
 
 

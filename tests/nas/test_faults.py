@@ -218,7 +218,7 @@ def test_with_a_sampler_and_halving_on_the_number_is_exact_and_every_row_trains_
         found = [pareto.costs(row.objectives, trial.values) for trial in store.front(row)]
         assert found == [points[i] for i in pareto.front(points)]
         for trial in complete:
-            assert dict(retrain(make_job(row, trial), Silent()).values) == dict(trial.values)
+            assert dict(retrain(make_job(store, row, trial), Silent()).values) == dict(trial.values)
     assert sum(search.faults.values()) >= 5
 
 

@@ -61,7 +61,7 @@ def assert_sound(store: Path, asked: int, study: str = "s") -> list[Trial]:
 def assert_retrains(store: Path, trial: Trial) -> None:
     """Training the row again, outside the study, gives its values bit for bit."""
     with Store(str(store)) as opened:
-        result = retrain(make_job(opened.study("s"), trial), Silent())
+        result = retrain(make_job(opened, opened.study("s"), trial), Silent())
     assert result.failure is None
     assert dict(result.values) == dict(trial.values)
 

@@ -41,7 +41,7 @@ def test_every_configuration_gets_its_trial_in_order_and_equal_ones_share_it(
             trials = sweep(store, executor, config(text), runs)
             row = store.study("list")
             assert len(store.trials(row)) == 5
-            again = retrain(make_job(row, trials[4]), Silent())
+            again = retrain(make_job(store, row, trials[4]), Silent())
     finally:
         executor.close()
     assert [(t.recipe.learning_rate, t.recipe.seed) for t in trials[:4]] == [(1e-3, 0), (1e-3, 1), (3e-3, 0), (3e-3, 1)]
