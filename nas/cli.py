@@ -716,7 +716,9 @@ def bench() -> None:
 
 
 @bench.command(name="search")
-@click.option("--part", type=click.Choice(["overhead", "growth", "quality"]), default="overhead", show_default=True)
+@click.option(
+    "--part", type=click.Choice(["overhead", "growth", "quality", "inheritance"]), default="overhead", show_default=True
+)
 @click.option("--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth]")
 @click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Of --part quality.")
 @click.option("--figure", metavar="FILE", help="Of --part quality: hypervolume against compute, as HTML, PNG or SVG.")
@@ -730,7 +732,8 @@ def bench_search(
     """What a trial costs beyond its training, and how good a front the same compute finds.
 
     overhead: our engines and Ray Tune with its own OptunaSearch, in one run. growth: the first trials of a long study
-    and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock.
+    and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock. inheritance: what
+    children gain that start from their parents' weights, in a quarter of an hour.
     """
     from nas.progress import print_table
     from nas.summary import bench_table
@@ -748,6 +751,10 @@ def bench_search(
             from dashboards.quality import figure as drawn
 
             write_figure(drawn(curves), figure)
+    elif part == "inheritance":
+        from nas.bench_inheritance import measure
+
+        data = measure()
     else:
         from nas.bench_search import growth, overhead
 

@@ -70,6 +70,13 @@ class _Recorder:
         return float(self._answer(name, FloatDistribution(low, high, log=log, step=step), low))
 
 
+def distributions(suggest: Callable[[Any], Any]) -> dict[str, BaseDistribution]:
+    """Every parameter that `suggest` asks for, by name, in its order."""
+    recorder = _Recorder()
+    suggest(recorder)
+    return recorder.distributions
+
+
 LATEST = 500  # trials that a sampler sees, beside the front: each proposal takes time with every one of them
 
 
@@ -120,9 +127,7 @@ class Proposer(Generic[T]):
 
     def __init__(self, sampler: str, seed: int, population: int, objectives: int, suggest: Callable[[Any], T]) -> None:
         self._suggest = suggest
-        recorder = _Recorder()
-        suggest(recorder)
-        self._distributions: dict[str, BaseDistribution] | None = recorder.distributions
+        self._distributions: dict[str, BaseDistribution] | None = distributions(suggest)
         self._sampler, self._seed, self._population = sampler, seed, population
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = _Latest()
