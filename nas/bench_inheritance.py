@@ -10,7 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from statistics import quantiles
 from typing import Any
 
@@ -73,13 +73,14 @@ def shares(plan: Plan, steps: Sequence[Mutation]) -> dict[str, float]:
 
 
 def chosen_pairs(plan: Plan, steps: Sequence[Mutation], count: int) -> list[Mutation]:
-    """The first `count` different steps of every kind whose child can inherit."""
+    """The first `count` different steps of every kind whose child can inherit: one of each, then the second ones."""
     found: dict[str, dict[tuple[str, str], Mutation]] = {}
     for step in steps:
         of_kind = found.setdefault(step.kind, {})
         if len(of_kind) < count and inheritable(plan, step):
             of_kind.setdefault((name_of(plan, *step.parent), name_of(plan, *step.child)), step)
-    return [step for kind in sorted(found) for step in found[kind].values()]
+    of_kinds = [tuple(found[kind].values()) for kind in sorted(found)]
+    return [step for row in zip_longest(*of_kinds) for step in row if step is not None]
 
 
 def name_of(plan: Plan, arch: Any, recipe: Recipe) -> str:
@@ -157,7 +158,10 @@ def measure(seed: int = 0, pairs: int = PAIRS, plan: Plan | None = None) -> dict
     with Bar(console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=4 * len(chosen))
         trainings = Trainings(plan, seed, lambda: bar.advance(task))
-        trained = [trainings.pair(mutation) for mutation in chosen]
+        trained = []
+        for mutation in chosen:
+            trained.append(trainings.pair(mutation))
+            bar.console.print(describe(trained[-1]))
     small = make_plan(StudyConfig(preset="small"))
     rows = share_rows("the table's space", shares(plan, steps))
     rows += share_rows("--preset small", shares(small, list(islice(mutations(small, seed), DRAWN))))
@@ -170,6 +174,13 @@ def measure(seed: int = 0, pairs: int = PAIRS, plan: Plan | None = None) -> dict
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, hypernas {version()}",
         "rows": rows,
     }
+
+
+def describe(pair: Trained) -> str:
+    return (
+        f"{pair.kind}: {pair.scratch:.6f} from drawn weights, {pair.longer:.6f} on twice the tokens, "
+        f"{pair.inherited:.6f} inherited"
+    )
 
 
 def share_rows(space: str, found: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def test_a_step_changes_one_parameter_and_all_that_can_inherit_are_counted(plan:
 def test_pairs_are_different_and_the_same_for_a_seed(plan: Plan) -> None:
     pairs = [chosen_pairs(plan, list(islice(mutations(plan, seed), 200)), 3) for seed in (0, 0, 1)]
     assert pairs[0] == pairs[1] != pairs[2]
-    assert [pair.kind for pair in pairs[0]] == 3 * ["depth"] + 3 * ["optim.lr"]
+    assert [pair.kind for pair in pairs[0]] == 3 * ["depth", "optim.lr"]
     assert len(set(pairs[0])) == 6
 
 
