@@ -32,7 +32,7 @@ from nas.tasks import TASKS
 from nas.train import evaluate
 from search_spaces.base import FixedTrial, SpaceError, Uniform, arch_to_json
 
-PAIRS = 6  # of each kind of change
+PAIRS = 10  # of each kind of change
 DRAWN = 2000  # mutations, for the shares that can inherit
 
 
@@ -161,7 +161,7 @@ def measure(seed: int = 0, pairs: int = PAIRS, plan: Plan | None = None) -> dict
         trained = []
         for mutation in chosen:
             trained.append(trainings.pair(mutation))
-            bar.console.print(describe(trained[-1]))
+            bar.console.print(describe(trained[-1]), soft_wrap=True)
     small = make_plan(StudyConfig(preset="small"))
     rows = share_rows("the table's space", shares(plan, steps))
     rows += share_rows("--preset small", shares(small, list(islice(mutations(small, seed), DRAWN))))
