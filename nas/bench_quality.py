@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from nas import bench_nasbench as nasbench
 from nas.bench_methods import WORKERS, Curve, Method, Ours, RayAsha, Stock, SyneTuneMoasha, replay
-from nas.config import StudyConfig
+from nas.samplers import chosen
 from nas.table import Table, load_table
 
 Make = Callable[[int], Method]  # a method's searches, by seed
@@ -65,7 +65,7 @@ def _installed(package: str) -> bool:
 
 def methods(table: Table) -> dict[str, Make]:
     """By name, how each method is made from a seed. Says which peer is not installed."""
-    default = StudyConfig().sampler
+    default = chosen(None, halving=True)
     found: dict[str, Make] = {
         DEFAULT: partial(Ours, table, default, True),
         BARE: partial(Ours, table, default, True, baselines=False),
@@ -81,13 +81,14 @@ def methods(table: Table) -> dict[str, Make]:
     for sampler in ("evolution", "nsgaii", "tpe", "random"):
         if sampler != default:
             found[f"{sampler}, halving on"] = partial(Ours, table, sampler, True)
-    found[f"{default}, halving off"] = partial(Ours, table, default, False)
+    for sampler in ("evolution", "tpe"):
+        found[f"{sampler}, halving off"] = partial(Ours, table, sampler, False)
     return found
 
 
 def samplers(table: Table) -> dict[str, Make]:
     """By name, how each sampler without halving or baselines is made from a seed: ours, and Optuna's own studies."""
-    default = StudyConfig().sampler
+    default = chosen(None, halving=False)
     others = [name for name in ("evolution", "tpe", "nsgaii", "random") if name != default]
     ours = {f"{name}, as --sampler": partial(Ours, table, name, False, baselines=False) for name in others}
     stock = {f"optuna {name}": partial(Stock, table, name) for name in ("nsgaii", "tpe")}
@@ -152,17 +153,16 @@ def budget_rows(
 def halving_rows(table: Table, seeds: int, tick: Tick) -> list[dict[str, Any]]:
     """What halving costs and saves a search of so many trials: hypervolume as a share of the whole table's, training
     compute in full trainings of the mean configuration, and how many trials are trained to their end."""
-    sampler = StudyConfig().sampler
-    full = f"{sampler}, halving off"
+    halved, full = (f"{chosen(None, halving)}, halving {'on' if halving else 'off'}" for halving in (True, False))
     found: list[dict[str, Any]] = []
     for trials in ASKED:
         asked = replace(table, plan=replace(table.plan, trials=trials))
         volumes: dict[str, list[float]] = {}
         spent: dict[str, list[float]] = {}
         ended: dict[str, list[float]] = {}
-        for name, halving in ((full, False), (f"{sampler}, halving on", True)):
+        for name, halving in ((full, False), (halved, True)):
             for seed in range(seeds):
-                curve = replay(asked, Ours(asked, sampler, halving, seed), trials=trials)
+                curve = replay(asked, Ours(asked, chosen(None, halving), halving, seed), trials=trials)
                 volumes.setdefault(name, []).append(curve.volume[-1] / table.best)
                 spent.setdefault(name, []).append(curve.spent[-1] / table.mean_flops)
                 ended.setdefault(name, []).append(len(curve.ended))

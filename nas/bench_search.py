@@ -7,16 +7,22 @@ a time; Ray is started before the clock. `growth`: whether a long study's last t
 import logging
 import os
 import platform
+import sqlite3
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import closing, redirect_stdout, suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 from nas.config import StudyConfig
 from nas.driver import run
@@ -28,6 +34,7 @@ from nas.store import Store
 from nas.study import open_search, prepare
 
 WORKERS = 2
+LOOK_SECONDS = 0.5
 DEFAULT_PEER_TRIALS = 20  # Ray Tune's default takes over a second a trial: fewer say it as well
 
 
@@ -38,6 +45,13 @@ OURS = (
     ("tune", "nsgaii", "sqlite"),
     ("inline", "nsgaii", "sqlite"),
 )
+ALONE = (
+    ("nsgaii", "sqlite"),
+    ("tpe", "sqlite"),
+    ("nsgaii", "postgresql"),
+    ("nsgaii", "journal"),
+    ("tpe", "journal"),
+)
 
 
 def trivial(job: Job) -> Iterator[Result]:
@@ -45,6 +59,51 @@ def trivial(job: Job) -> Iterator[Result]:
     size = float(job.arch["depth"] * job.arch["d_model"])
     values = {"bits_per_byte": 8.0 / size + job.recipe.learning_rate, "flops_per_token": size}
     yield Result(job.trial, job.token, values=values, parameters=int(size), provenance={"worker": platform.node()})
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """Milliseconds a trial: on the clock, and of all processors together."""
+
+    wall: float
+    cpu: float
+
+
+def _timed(work: Callable[[], None], trials: int) -> Took:
+    before, after = _Used(), _Used()
+    done = threading.Event()
+
+    def look() -> None:  # again and again: what a process used is not to be had when it has ended
+        while not done.wait(LOOK_SECONDS):
+            after.look()
+
+    before.look()
+    watch = threading.Thread(target=look)
+    watch.start()
+    began = time.perf_counter()
+    try:
+        work()
+        wall = time.perf_counter() - began
+    finally:
+        done.set()
+        watch.join()
+    after.look()
+    cpu = sum(seconds - before.seconds.get(process, 0.0) for process, seconds in after.seconds.items())
+    return Took(1000 * wall / trials, 1000 * cpu / trials)
+
+
+class _Used:
+    """The processor seconds of this process and of all below it: Ray's, the database server's."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[tuple[int, float], float] = {}  # by process id, and when it started: ids are used again
+
+    def look(self) -> None:
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # it ended since it was listed: its last look stays
+                times = process.cpu_times()
+                self.seconds[process.pid, process.create_time()] = times.user + times.system
 
 
 def overhead(trials: int) -> dict[str, Any]:
@@ -63,21 +122,22 @@ def overhead(trials: int) -> dict[str, Any]:
                 "ray tune/optuna/default": _tune(min(trials, DEFAULT_PEER_TRIALS)),
                 "ray tune/optuna/reused": _tune(trials, reuse=True),
                 "ray tune/optuna/reused, no loggers": _tune(trials, reuse=True, loggers=False),
-                "ray tune/optuna/reused, sqlite": _tune(trials, reuse=True, sqlite=True),
+                "ray tune/optuna/reused, no loggers, sqlite": _tune(trials, reuse=True, loggers=False, sqlite=True),
             }
     finally:
         ray.shutdown()
-    peers |= {
-        f"optuna alone/{name}": _optuna(name, trials) for name in ("nsgaii, sqlite", "tpe, sqlite", "tpe, journal")
-    }
-    rows = [_row(name, ms) for name, ms in ours.items()]
-    rows += [_row(name, ms, ours["ray/nsgaii/sqlite"]) for name, ms in peers.items()]
+    with throw_away_postgres(durable=True) as server:
+        peers |= {
+            f"optuna alone/{sampler}/{store}": _optuna(sampler, store, trials, server.url) for sampler, store in ALONE
+        }
+    rows = [row for name, took in ours.items() for row in _rows(name, took)]
+    rows += [row for name, took in peers.items() for row in _rows(name, took, ours["ray/nsgaii/sqlite"])]
     versions = f"python {platform.python_version()}, ray {ray.__version__}, optuna {optuna.__version__}"
     return {"device": f"{platform.machine()}, {WORKERS} workers", "versions": versions, "rows": rows}
 
 
-def _our_engines(trials: int) -> dict[str, float]:
-    out: dict[str, float] = {}
+def _our_engines(trials: int) -> dict[str, Took]:
+    out: dict[str, Took] = {}
     with throw_away_postgres(durable=True) as server:
         for engine, sampler, store in OURS:
             executor = make_executor(engine, WORKERS, address=None, gpus_per_trial=0.0, timeout=None)
@@ -123,36 +183,40 @@ def growth(trials: int) -> dict[str, Any]:
     return {"device": platform.machine(), "versions": f"python {platform.python_version()}", "rows": rows}
 
 
-def _row(backend: str, ms: float, ours: float | None = None) -> dict[str, Any]:
-    return {
-        "name": "overhead_per_trial",
-        "backend": backend,
-        "value": ms,
-        "unit": "ms",
-        "baseline": None if ours is None else "ray/nsgaii/sqlite",
-        "ratio": None if ours is None else ms / ours,
-    }
+def _rows(backend: str, took: Took, ours: Took | None = None) -> list[dict[str, Any]]:
+    base = ours or took
+    return [
+        {
+            "name": name,
+            "backend": backend,
+            "value": ms,
+            "unit": "ms",
+            "baseline": ours and "ray/nsgaii/sqlite",
+            "ratio": ours and ms / of,
+        }
+        for name, ms, of in (("overhead_per_trial", took.wall, base.wall), ("cpu_per_trial", took.cpu, base.cpu))
+    ]
 
 
-def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = None, url: str | None = None) -> float:
-    """Milliseconds a trial; on a SQLite file of its own, or the database at `url`."""
+def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = None, url: str | None = None) -> Took:
+    """On a SQLite file of its own, or the database at `url`."""
     with tempfile.TemporaryDirectory() as folder, Store(url or str(Path(folder) / "bench.db"), create=True) as store:
         config = StudyConfig(study="bench", sampler=sampler, trials=trials, preset="quick")
         search = open_search(store, prepare(config), evaluate="nas.bench_search:trivial")
-        start = time.perf_counter()
-        outcome = run(search, executor, view or Silent())
-        seconds = time.perf_counter() - start
-        if outcome.finished != trials:
-            raise RuntimeError(f"only {outcome.finished} of {trials} trials finished")
-    return 1000 * seconds / trials
+
+        def whole() -> None:
+            outcome = run(search, executor, view or Silent())
+            if outcome.finished != trials:
+                raise RuntimeError(f"only {outcome.finished} of {trials} trials finished")
+
+        return _timed(whole, trials)
 
 
-def _optuna(what: str, trials: int) -> float:
+def _optuna(sampler: str, store: str, trials: int, server: str) -> Took:
     """Optuna's own loop, one trial at a time in this process, on its own storages."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    sampler, kind = what.split(", ")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
@@ -162,15 +226,22 @@ def _optuna(what: str, trials: int) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         storage: optuna.storages.BaseStorage
-        if kind == "sqlite":
-            storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/optuna.db")
-        else:
+        if store == "journal":
             storage = optuna.storages.JournalStorage(JournalFileBackend(f"{folder}/journal"))
+        else:
+            storage = optuna.storages.RDBStorage(_ahead(folder) if store == "sqlite" else server)
         samplers = {"nsgaii": optuna.samplers.NSGAIISampler, "tpe": optuna.samplers.TPESampler}
-        study = optuna.create_study(storage=storage, sampler=samplers[sampler](seed=0), directions=["minimize"] * 2)
-        start = time.perf_counter()
-        study.optimize(objective, n_trials=trials)
-        return 1000 * (time.perf_counter() - start) / trials
+        study = optuna.create_study(
+            study_name=sampler, storage=storage, sampler=samplers[sampler](seed=0), directions=["minimize"] * 2
+        )
+        return _timed(partial(study.optimize, objective, n_trials=trials), trials)
+
+
+def _ahead(folder: str) -> str:
+    """The URL of a SQLite file in write-ahead mode, as ours is; a file keeps its mode."""
+    with closing(sqlite3.connect(f"{folder}/optuna.db")) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    return f"sqlite:///{folder}/optuna.db"
 
 
 def _trivial_trainable(config: dict[str, Any]) -> dict[str, float]:
@@ -186,7 +257,7 @@ def _tune_space(trial: Any) -> None:
         trial.suggest_categorical(name, list(range(6)))
 
 
-def _tune(trials: int, *, reuse: bool = False, loggers: bool = True, sqlite: bool = False) -> float:
+def _tune(trials: int, *, reuse: bool = False, loggers: bool = True, sqlite: bool = False) -> Took:
     """Ray Tune with its OptunaSearch on a space of the same size, at its best setting but for what is named."""
     import optuna
     from ray import tune
@@ -196,7 +267,7 @@ def _tune(trials: int, *, reuse: bool = False, loggers: bool = True, sqlite: boo
     warnings.filterwarnings("ignore", category=FutureWarning)
 
     with tempfile.TemporaryDirectory() as folder:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{folder}/optuna.db") if sqlite else None
+        storage = optuna.storages.RDBStorage(_ahead(folder)) if sqlite else None
         search = OptunaSearch(_tune_space, metric=["loss", "flops"], mode=["min", "min"], storage=storage)
         tuner = tune.Tuner(
             tune.with_resources(_trivial_trainable, {"cpu": 1}),
@@ -205,9 +276,12 @@ def _tune(trials: int, *, reuse: bool = False, loggers: bool = True, sqlite: boo
             ),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
-        start = time.perf_counter()
-        results = tuner.fit()
-        seconds = time.perf_counter() - start
-        if len(results) != trials or results.num_errors:
-            raise RuntimeError(f"Ray Tune finished {len(results)} of {trials} trials, {results.num_errors} in error")
-    return 1000 * seconds / trials
+
+        def whole() -> None:
+            results = tuner.fit()
+            if len(results) != trials or results.num_errors:
+                raise RuntimeError(
+                    f"Ray Tune finished {len(results)} of {trials} trials, {results.num_errors} in error"
+                )
+
+        return _timed(whole, trials)

@@ -104,7 +104,7 @@ def _print_json(data: Any) -> None:
 @click.option(
     "--sampler",
     metavar="NAME",
-    help="nsgaii, nsgaiii, tpe, gp, evolution, random, qmc or hub:NAME.  [default: evolution]",
+    help="evolution, tpe, nsgaii, nsgaiii, gp, random, qmc or hub:NAME.  [default: evolution with halving, else tpe]",
 )
 @click.option(
     "--halving",

@@ -131,7 +131,7 @@ class StudyConfig:
     gpus_per_trial: float = 0.0
     engine: str = "ray"
     address: str | None = None
-    sampler: str = "evolution"
+    sampler: str | None = None  # None: what is best with or without halving (nas/samplers.py)
     halving: bool | None = None  # None: as the number of trials makes it worth it (nas/halving.py)
     repeats: int = 1  # seeds that each architecture is trained with
     inherit: bool = False  # children of evolution start from their parents' weights where that keeps the function
@@ -151,20 +151,21 @@ class StudyConfig:
         for flag, value, known in (
             ("--preset", self.preset, tuple(PRESETS)),
             ("--engine", self.engine, ENGINES),
-            ("--sampler", self.sampler, (*SAMPLERS, self.sampler) if self.sampler.startswith(HUB) else SAMPLERS),
             ("--kernels", self.kernels, KERNELS),
         ):
             if value not in known:
                 raise UserError(f"{flag} {value!r} is unknown; wanted one of {', '.join(known)}")
+        if self.sampler not in (None, *SAMPLERS) and not str(self.sampler).startswith(HUB):
+            raise UserError(f"--sampler {self.sampler!r} is unknown; wanted one of {', '.join(SAMPLERS)}, {HUB}NAME")
         for flag, count in (("--trials", self.trials), ("--workers", self.workers)):
             if not 0 <= count < 2**31:
                 raise UserError(f"{flag} {count}: wanted at least 1 and fewer than 2,147,483,648")
         if not 1 <= self.repeats <= MAX_REPEATS:
             raise UserError(f"--repeats {self.repeats}: wanted 1 to {MAX_REPEATS} seeds an architecture")
-        if self.inherit and self.sampler != "evolution":
+        if self.inherit and self.sampler not in (None, "evolution"):
             raise UserError(
                 f"--inherit with --sampler {self.sampler}: only evolution's proposals have a parent; "
-                "wanted --sampler evolution, or no --inherit"
+                "leave one of them out"
             )
         if self.inherit and self.repeats > 1:
             raise UserError(

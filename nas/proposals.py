@@ -18,12 +18,13 @@ from nas.config import Plan
 from nas.inherit import INHERITED, PARENT, change, obstacle
 from nas.optuna_io import FAILED, Outcome, Proposer
 from nas.records import FINISHED, POLICIES, Policy, Recipe, Report, State, Trial
-from nas.samplers import population_size
+from nas.samplers import first_generation, population_size
 from nas.scaling import Yardstick
 from nas.store import Proposal
 from nas.tasks import TASKS
 from search_spaces.base import SpaceError, Uniform, arch_to_json, digest
 
+CHEAP = 4  # of so many even draws the cheapest is trained, while a sampler that learns knows nothing yet
 DULL = 20  # of a sampler's draws in a row are known or refused: then anything new will do
 MAX_DRAWS = 5000  # and when so many even draws find nothing new, the space is as good as exhausted
 JOURNAL = "journal"  # beside the sampler's own attributes of a trial
@@ -53,8 +54,8 @@ class Proposals:
         inherit: bool = False,
     ) -> None:
         self.cache_hits = self.refused = 0
-        self._inherit = inherit
-        self._plan, self._seed, self._session, self._yardstick = plan, seed, session, yardstick
+        self._plan, self._seed, self._yardstick, self._inherit = plan, seed, yardstick, inherit
+        self._journal = {"session": session, "sampler": sampler, "trials": plan.trials}
         task = TASKS[plan.space.task]
         self._loss, self._flops = task.loss, f"flops_per_{task.unit}"
         self._proposer = Proposer(
@@ -73,6 +74,9 @@ class Proposals:
         self._worst = tuple(reference)  # of every objective, what a model scores that learned nothing
         self._told: list[list[int]] = []  # [trial number, whether it is finished] since the last proposal
         self._given = deque(self._make(arch, recipe, origin) for arch, recipe, origin in given)
+        baselines = sum(proposal.origin == "baseline" for proposal in self._given)
+        generation = first_generation(sampler, plan.trials)
+        self._unlearned = generation and baselines + generation
 
     # ---- being told ------------------------------------------------------------------------------------------
 
@@ -144,14 +148,18 @@ class Proposals:
         """A trial's costs at a rung: its loss there, and what its architecture costs at its gates' target rates."""
         known = self._costs.get(report.trial)
         if known is None:
-            cost = self._plan.space.cost(self._plan.space.from_json(arch))
-            rate = float(arch.get("gates.rate") or 1.0)
-            flops = cost.flops_executed([rate] * len(cost.gated_flops))
-            known = self._costs[report.trial] = {"parameters": float(cost.parameters_total), self._flops: flops}
+            known = self._costs[report.trial] = self._cost(self._plan.space.from_json(arch))
         if self._yardstick is not None:
             # Of a loss on its way down: low for all that are compared at a rung, as none has seen its schedule's end.
             known = known | {"ceg": self._yardstick.gain(report.loss, report.training_flops)}
         return tuple(pareto.cost(name, known[name]) if name in known else report.loss for name in self._plan.objectives)
+
+    def _cost(self, arch: Any) -> dict[str, float]:
+        """What is known of an architecture before its training, with its gates at their target rate."""
+        cost = self._plan.space.cost(arch)
+        rate = float(arch_to_json(arch).get("gates.rate") or 1.0)
+        flops = cost.flops_executed([rate] * len(cost.gated_flops))
+        return {"parameters": float(cost.parameters_total), self._flops: flops}
 
     # ---- proposing -------------------------------------------------------------------------------------------
 
@@ -169,6 +177,8 @@ class Proposals:
 
         `number` is the one its trial is expected to get; it seeds the draw.
         """
+        if number < self._unlearned and (params := self._anything(number, CHEAP)) is not None:
+            return self._draw(number, 0, params)
         for attempt in range(DULL):
             proposal = self._draw(number, attempt)
             if proposal is not None:
@@ -193,10 +203,9 @@ class Proposals:
             return None
         self._known[proposal.config_hash] = None
         self._asked[proposal.config_hash] = handle
-        plan = self._plan
-        journal = {"session": self._session, "trials": plan.trials, "asked": number, "told": self._told}
-        if plan.memory is not None:
-            journal["memory"] = plan.memory
+        journal = {**self._journal, "asked": number, "told": self._told}
+        if self._plan.memory is not None:
+            journal["memory"] = self._plan.memory
         self._told = []
         sampled = attrs.pop(samplers.PARENT, None)
         # Where `params` took the place of the sampler's answer, they are nobody's child.
@@ -213,9 +222,11 @@ class Proposals:
                 found[INHERITED] = change(parent, arch_to_json(arch))
         return found
 
-    def _anything(self, number: int) -> dict[str, Any] | None:
-        """Parameters of a configuration that is new and within the limits, drawn evenly; None when none is found."""
+    def _anything(self, number: int, among: int = 1) -> dict[str, Any] | None:
+        """Parameters of the cheapest of `among` configurations that are new and within the limits, drawn evenly; None
+        when none is found."""
         rng = np.random.default_rng([self._seed, number])
+        found: list[tuple[float, dict[str, Any]]] = []
         for _ in range(MAX_DRAWS):
             trial = Uniform(rng)
             try:
@@ -224,8 +235,10 @@ class Proposals:
                 continue
             known = config_hash(self._plan.space.arch_hash(arch), recipe) in self._known
             if not known and self._plan.allows(arch):
-                return trial.answers
-        return None
+                found.append((recipe.tokens * self._cost(arch)[self._flops], trial.answers))
+            if len(found) == among:
+                break
+        return min(found, key=lambda entry: entry[0], default=(0.0, None))[1]
 
     def lost(self, proposal: Proposal) -> None:
         """Another driver had the same idea first."""

@@ -32,7 +32,7 @@ def replayed(store: Store, row: StudyRow) -> Iterator[Replayed]:
     other, which no trial notes.
     """
     settings = row.settings
-    known = {name: settings[name] for name in ("sampler", "seed", "trials", "halving") if name in settings}
+    known = {name: settings[name] for name in ("seed", "trials") if name in settings}
     known |= {"objectives": row.objectives, "space": row.space.name}
     plan = make_plan(StudyConfig(**known, preset=settings["preset"], settings=settings["settings"]))
     plan = with_data(plan, TASKS[plan.space.task].settings(TASKS[plan.space.task].load(settings["data_path"])))
@@ -46,7 +46,7 @@ def replayed(store: Store, row: StudyRow) -> Iterator[Replayed]:
         if proposals is None or journal["session"] != session:
             session = journal["session"]
             then = replace(plan, trials=journal["trials"], memory=journal.get("memory"))
-            proposals = make_proposals(row, then, "")
+            proposals = make_proposals(row, then, journal["sampler"], "")
         for number, ended in journal["told"]:
             told = trials[number] if ended else replace(trials[number], state=State.RUNNING)
             proposals.told(told, curves.get(number, ()))

@@ -50,6 +50,21 @@ def population_size(trials: int) -> int:
     return min(100, max(8, trials // 4))
 
 
+def chosen(asked: str | None, halving: bool) -> str:
+    """The sampler's name: what was asked for or, where nothing was, what found the better fronts on recorded trainings
+    (`nas bench search --part quality`).
+
+    With halving the two are level, and TPE's proposals take longer with every trial.
+    """
+    return asked or ("evolution" if halving else "tpe")
+
+
+def first_generation(name: str, trials: int) -> int:
+    """How many of a search's first trials are drawn without having learned; none where a sampler never learns."""
+    learns = name in ("evolution", "nsgaii", "nsgaiii", "tpe", "gp")
+    return min(16, population_size(trials)) if learns else 0
+
+
 def hub_sampler(name: str, seed: int) -> BaseSampler:
     """A sampler of https://hub.optuna.org by its package's name (`auto_sampler`), fetched when it is first used.
 

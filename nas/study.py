@@ -23,6 +23,7 @@ from nas.halving import stops_early
 from nas.inherit import INHERITED, PARENT
 from nas.proposals import Proposals
 from nas.records import RUNGS, Inheritance, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
+from nas.samplers import chosen
 from nas.scaling import Yardstick
 from nas.store import Proposal, Store
 from nas.tasks import TASKS
@@ -38,7 +39,9 @@ class Search:
         self.checkpoints = checkpoints_folder(row, config.checkpoints)
         self.exhausted = False
         self.halving = stops_early(config.halving, plan.trials)
-        self.proposals = make_proposals(row, plan, session=uuid4().hex[:8])
+        # Only evolution's proposals have a parent.
+        sampler = "evolution" if config.inherit else chosen(config.sampler, self.halving)
+        self.proposals = make_proposals(row, plan, sampler, session=uuid4().hex[:8])
         self._ready: deque[Proposal] = deque()
         self._seq = 0
         self._waiting: set[int] = set()  # trials that were handed back
@@ -128,14 +131,14 @@ class Search:
         return replace(make_job(self.store, self.row, trial), checkpoint=path)
 
 
-def make_proposals(row: StudyRow, plan: Plan, session: str) -> Proposals:
+def make_proposals(row: StudyRow, plan: Plan, sampler: str, session: str) -> Proposals:
     """The mind of a study that was told nothing yet, but for what is trained before its sampler is asked."""
     given = plan.first()
     for arch, recipe in row.settings.get("enqueued", ()):
         given.append((plan.space.from_json(arch), Recipe(**recipe), "enqueued"))
     return Proposals(
         plan,
-        row.settings["sampler"],
+        sampler,
         row.settings["seed"],
         reference=[row.reference[name] for name in row.objectives],
         given=given,

@@ -35,6 +35,7 @@ from nas.driver import checked
 from nas.errors import UserError
 from nas.proposals import Proposals, config_hash
 from nas.records import Failure, FailureKind, Recipe, Report, Result, State, StudyRow, Trial
+from nas.samplers import chosen
 from nas.store import Proposal, Store
 from nas.study import open_study, prepare, reference_point
 from nas.tasks import TASKS
@@ -72,7 +73,7 @@ class ArchSearch(Searcher):
             raise UserError("--inherit needs the engine to train: here the trainable is yours; wanted inherit=False")
         self._proposals = Proposals(
             plan,
-            config.sampler,
+            chosen(config.sampler, halving.stops_early(config.halving, plan.trials)),
             config.seed,
             reference=[reference[name] for name in plan.objectives],
             given=plan.first(),

@@ -33,6 +33,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
@@ -109,7 +110,17 @@ _FRONT_POINTS = (
     .where(FrontHistoryTable.study_id == bindparam("at_study"), FrontHistoryTable.dominated_by.is_(None))
 )
 _INSERT_TRIAL, _INSERT_VALUES = insert(_TRIALS), insert(ValueTable)
-_INSERT_REPORT, _INSERT_HISTORY = insert(ReportTable), insert(FrontHistoryTable)
+_INSERT_REPORT = insert(ReportTable)
+
+
+def _placing(dialect_insert: Any) -> Any:
+    placed = dialect_insert(FrontHistoryTable)
+    pushed = {"dominated_by": placed.excluded.dominated_by}
+    return placed.on_conflict_do_update(index_elements=["trial_id"], set_=pushed)
+
+
+# A trial's place on the front, and whom it pushes off it: these have rows, of which only `dominated_by` changes.
+_PLACE = {"sqlite": _placing(sqlite.insert), "postgresql": _placing(postgresql.insert)}
 
 
 @dataclass(slots=True)
@@ -920,16 +931,17 @@ def _extend_front(
     # An equal point that came first stays; ours stands behind it.
     winner = next((number for (_, number), p in before.items() if p == mine or pareto.dominates(p, mine)), None)
     losers = {key for key, point in before.items() if pareto.dominates(mine, point)}
-    if losers:
-        beaten = update(FrontHistoryTable).where(FrontHistoryTable.trial_id.in_([key[0] for key in losers]))
-        connection.execute(beaten.values(dominated_by=result.trial))
     after = {key: point for key, point in before.items() if key not in losers}
     if winner is None:
         after[trial_id, result.trial] = mine
     reference = tuple(study.reference[name] for name in study.objectives)  # stored as costs
     volume = pareto.hypervolume([*after.values()], reference)
-    row = {"trial_id": trial_id, "study_id": study.id, "hypervolume": volume, "dominated_by": winner}
-    connection.execute(_INSERT_HISTORY, row)
+    dominated = {trial_id: winner} | {row_id: result.trial for row_id, _ in losers}
+    rows = [
+        {"trial_id": row_id, "study_id": study.id, "hypervolume": volume, "dominated_by": by}
+        for row_id, by in dominated.items()
+    ]
+    connection.execute(_PLACE[connection.dialect.name], rows)
     return after
 
 

@@ -68,10 +68,10 @@ def test_halving_spends_a_fraction_on_as_many_trials(table: Table) -> None:
 
     found = {(row["name"], row["backend"]): row for row in halving_rows(table, seeds=2, tick=tick)}
     assert searches == 2 * 2 * len(ASKED)
-    off, on = (found["compute of 48 trials", f"evolution, halving {name}"] for name in ("off", "on"))
+    off, on = (found["compute of 48 trials", name] for name in ("tpe, halving off", "evolution, halving on"))
     assert 30 < off["value"] < 60
     assert on["value"] < 0.6 * off["value"]
-    assert found["ended of 48 trials", "evolution, halving off"]["value"] == 48
+    assert found["ended of 48 trials", "tpe, halving off"]["value"] == 48
     assert found["ended of 48 trials", "evolution, halving on"]["value"] < 24
 
 

@@ -175,7 +175,7 @@ def test_workers_elsewhere_inherit_too(engine: str, tmp_path: Path, text: str) -
 
     pool = RayPool(2) if engine == "ray" else TunePool(2)
     with Store(str(tmp_path / "nas.db"), create=True) as store:
-        trials = searched(store, config(text, engine=engine, trials=14), pool)
+        trials = searched(store, config(text, engine=engine), pool)
         heir = heirs(trials)[0]
         assert heir.provenance[INHERITED].endswith(heir.sampler_attrs[INHERITED])
         assert dict(retrain(make_job(store, store.study("s"), heir), Silent()).values) == dict(heir.values)
@@ -183,7 +183,7 @@ def test_workers_elsewhere_inherit_too(engine: str, tmp_path: Path, text: str) -
 
 def test_without_the_flag_a_child_names_its_parent_and_draws_its_weights(tmp_path: Path, text: str) -> None:
     with Store(str(tmp_path / "nas.db"), create=True) as store:
-        trials = searched(store, config(text, inherit=False, trials=12))
+        trials = searched(store, config(text, inherit=False, sampler="evolution", trials=14))
         children = [trial for trial in trials if PARENT in trial.sampler_attrs]
         assert children and not heirs(trials)
         row = store.study("s")

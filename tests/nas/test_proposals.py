@@ -17,6 +17,7 @@ from nas.errors import UserError
 from nas.executors import Inline
 from nas.halving import ENOUGH, exempt
 from nas.progress import Silent
+from nas.proposals import Proposals
 from nas.records import Job, Report, Result, State, Trial
 from nas.replay import replayed
 from nas.store import Store
@@ -226,3 +227,25 @@ def test_status_shows_how_well_rungs_foretell_the_end(tmp_path: Path, capsys: py
     correlation = json.loads(capsys.readouterr().out)["rank_correlation"]
     assert set(correlation) == {"0", "1", "2"}
     assert all(value == pytest.approx(1) for value in correlation.values())  # these curves never cross
+
+
+@pytest.mark.parametrize(("sampler", "shifted"), [("evolution", True), ("tpe", True), ("random", False)])
+def test_what_learns_begins_with_cheap_nets_and_random_draws_stay_even(sampler: str, shifted: bool) -> None:
+    plan = make_plan(StudyConfig(study="s", preset="small", trials=64))
+    even = Uniform(np.random.default_rng(0))
+    middle = float(np.median([plan.space.cost(plan.suggest(even)[0]).flops_total for _ in range(300)]))
+    below = 0
+    for seed in range(8):
+        proposals = Proposals(plan, sampler, seed, (10.0, 12.0))
+        drawn = [proposals.drawn(number) for number in range(16)]
+        below += sum(plan.space.cost(plan.space.from_json(p.arch)).flops_total < middle for p in drawn if p is not None)
+    share = below / (8 * 16)  # the cheapest of four is below the median in fifteen cases of sixteen
+    assert share > 0.85 if shifted else 0.3 < share < 0.7
+
+
+@pytest.mark.parametrize(("halving", "sampler"), [(None, "tpe"), (True, "evolution")])
+def test_without_a_named_sampler_halving_decides_and_each_trial_notes_it(
+    halving: bool | None, sampler: str, tmp_path: Path
+) -> None:
+    _, trials = searched(tmp_path, halving=halving, trials=12)
+    assert {trial.sampler_attrs["journal"]["sampler"] for trial in trials if trial.origin == "sampler"} == {sampler}
