@@ -733,7 +733,7 @@ def bench_search(
 
     overhead: our engines and Ray Tune with its own OptunaSearch, in one run. growth: the first trials of a long study
     and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock. inheritance: what
-    children gain that start from their parents' weights, in a quarter of an hour.
+    children gain that start from their parents' weights, in ten minutes.
     """
     from nas.progress import print_table
     from nas.summary import bench_table

@@ -46,7 +46,8 @@ def test_the_same_seed_measures_the_same(plan: Plan, monkeypatch: pytest.MonkeyP
 
 def test_gains_are_medians_and_the_correlation_is_of_ranks() -> None:
     losses = [(3.0, 2.9, 2.5), (2.0, 2.0, 1.0), (4.0, 3.5, 2.0), (5.0, 4.0, 3.0)]
-    gain, over, rho = pair_rows("all", "bits_per_byte", [Trained("depth", *three) for three in losses])
+    gain, over, rho, longer = pair_rows("all", "bits_per_byte", [Trained("depth", *three) for three in losses])
     assert (gain["value"], gain["quartiles"]) == (1.5, [0.875, 2.0])
     assert over["value"] == 1.0
     assert rho["value"] == pytest.approx(0.8)  # 1 - 6 (1 + 1) / (4 * 15)
+    assert longer["value"] == 1.0
