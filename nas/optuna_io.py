@@ -70,7 +70,7 @@ class _Recorder:
         return float(self._answer(name, FloatDistribution(low, high, log=log, step=step), low))
 
 
-LATEST = 500  # trials that a sampler sees, beside the front: each proposal takes time with every one of them
+LATEST = 300  # trials that a sampler sees, beside the front: each proposal takes time with every one of them
 
 
 class _Latest(InMemoryStorage):
