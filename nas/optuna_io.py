@@ -77,7 +77,7 @@ def distributions(suggest: Callable[[Any], Any]) -> dict[str, BaseDistribution]:
     return recorder.distributions
 
 
-LATEST = 500  # trials that a sampler sees, beside the front: each proposal takes time with every one of them
+LATEST = 300  # trials that a sampler sees, beside the front: each proposal takes time with every one of them
 
 
 class _Latest(InMemoryStorage):
