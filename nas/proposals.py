@@ -55,6 +55,7 @@ class Proposals:
     ) -> None:
         self.cache_hits = self.refused = 0
         self._plan, self._seed, self._yardstick, self._inherit = plan, seed, yardstick, inherit
+        self.sampler = sampler
         self._journal = {"session": session, "sampler": sampler, "trials": plan.trials}
         task = TASKS[plan.space.task]
         self._loss, self._flops = task.loss, f"flops_per_{task.unit}"
