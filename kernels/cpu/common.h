@@ -41,8 +41,9 @@ typedef std::vector<float, Aligned<float>> floats;
 #define INLINE static inline __attribute__((always_inline))
 // For loops over registers: left rolled, gcc keeps the accumulators in memory.
 #define UNROLL _Pragma("GCC unroll 16")
-// Keeps a vector in its register, where gcc would load it again for every use.
-#if defined(__x86_64__)
+// Keeps a vector in its register, where gcc would load it again for every use. Elsewhere a vector takes several registers,
+// which no constraint names.
+#if defined(__AVX512F__)
 #define KEEP(v) asm("" : "+v"(v))
 #else
 #define KEEP(v)
