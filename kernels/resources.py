@@ -172,12 +172,13 @@ def compile_for(launch: Launch, target: str) -> Resources:
     """Compile without a device and read what the code needs."""
     names = launch.function.arg_names
     # torch's allocator aligns to more than 16 bytes; without saying so no load is 128 bits wide.
-    pointers = [
-        (names.index(name), *inner)
-        for name, kind in launch.signature.items()
-        for inner in ([(i,) for i in range(len(kind))] if isinstance(kind, tuple) else [()])
-        if (kind[inner[0]] if inner else kind).startswith("*")
-    ]
+    pointers: list[tuple[int, ...]] = []
+    for index, name in enumerate(names):
+        kind = launch.signature[name]
+        if isinstance(kind, tuple):
+            pointers += [(index, part) for part in range(len(kind))]
+        elif kind.startswith("*"):
+            pointers.append((index,))
     source = ASTSource(
         fn=launch.function,
         signature=launch.signature,

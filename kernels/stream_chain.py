@@ -89,7 +89,8 @@ TILE = {"BT": 32, "BC": 64, "num_warps": 4}
 
 @triton.jit
 def written(x, y, decay, post):
-    """decay x + post y, rounded where it is said and nowhere else: the same bits in every kernel that writes streams."""
+    """decay x + post y, with the one rounding between them said, so that every kernel that writes streams has the same
+    bits."""
     return tl.fma(decay, x, post * y)
 
 
@@ -165,7 +166,8 @@ class _Saved:
     """One tensor that autograd saved: itself, or where it lies in streams that will be recomputed."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor: Tensor | None = tensor
+        # Detached: what a node saves of its own outputs would hold the node.
+        self.tensor: Tensor | None = tensor.detach()
         self.streams: _Streams | None = None
         self.place = tensor.shape, tensor.stride(), tensor.storage_offset()
 
