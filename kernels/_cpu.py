@@ -41,17 +41,23 @@ LINK_FLAGS = ["-shared", "-fopenmp"]
 BUILD_SECONDS = 60
 
 
-def call(name: str, dtype: torch.dtype, *args: Tensor | int | float | None) -> None:
-    """Run the C function `name`. Tensors go as pointers and must be contiguous, None as a null pointer, whole
-    numbers as int64 and others as double; the thread count is torch's. Raises BackendError without a library."""
+Argument = Tensor | tuple[Tensor, ...] | int | float | None
+
+
+def call(name: str, dtype: torch.dtype, *args: Argument) -> None:
+    """Run the C function `name`. Tensors go as pointers and must be contiguous, tuples of them as arrays of pointers,
+    None as a null pointer, whole numbers as int64 and others as double; the thread count is torch's. Raises
+    BackendError without a library."""
     function = getattr(library(), name)
     code = {torch.float32: 0, torch.bfloat16: 1}[dtype]
     function(ctypes.c_int64(code), ctypes.c_int64(torch.get_num_threads()), *map(_as_c, args))
 
 
-def _as_c(value: Tensor | int | float | None) -> Any:
+def _as_c(value: Argument) -> Any:
     if value is None:
         return ctypes.c_void_p(None)
+    if isinstance(value, tuple):
+        return (ctypes.c_void_p * len(value))(*map(_as_c, value))
     if isinstance(value, Tensor):
         if not value.is_contiguous() or value.device.type != "cpu":
             raise ValueError(f"want a contiguous CPU tensor, got strides {value.stride()} on {value.device}")

@@ -28,6 +28,7 @@ from kernels import (
     rms_norm,
     sinkhorn,
     stream_boundary,
+    stream_chain,
     stream_mix,
     stream_read,
     swiglu,
@@ -51,7 +52,7 @@ class Launch:
     kernel: str
     shape: str
     function: Any
-    signature: dict[str, str]
+    signature: dict[str, str | tuple[str, ...]]
     constants: dict[str, Any]
     options: dict[str, int]  # num_warps, num_stages
 
@@ -89,9 +90,11 @@ class _Recorder:
         self.launches.append(Launch(name, self.shape, self.function, signature, fixed, options))
 
 
-def _type_of(value: Any, constant: bool) -> str:
+def _type_of(value: Any, constant: bool) -> Any:
     if constant or value is None:
         return "constexpr"
+    if isinstance(value, tuple):
+        return tuple(_type_of(part, constant) for part in value)
     if isinstance(value, Tensor):
         return TYPES[value.dtype]
     return "i32" if isinstance(value, int) else "fp32"
@@ -116,6 +119,9 @@ def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     for n in (1, 2, 4, 8):
         boundary = stream_boundary.example_arguments(64, n, 256, dtype, cpu)
         cases.append((stream_boundary, stream_boundary.STREAM_BOUNDARY, f"n={n} C=256", boundary))
+    for n in (2, 4, 8):
+        chain = stream_chain.example_arguments(64, n, 256, 4, dtype, cpu)
+        cases.append((stream_chain, stream_chain.STREAM_CHAIN, f"n={n} C=256 L=4", chain))
     for n in (3, 4, 9):
         mix = stream_mix.example_arguments(64, n, 256, dtype, cpu)
         cases.append((stream_mix, stream_mix.STREAM_MIX, f"n={n} C=256", mix))
@@ -134,7 +140,17 @@ def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
     for H in (64, 128, 256):
         mlp = narrow_mlp.example_arguments(64, 512, H, dtype, cpu)
         cases.append((narrow_mlp, narrow_mlp.NARROW_MLP, f"D=512 H={H}", mlp))
-    modules = (stream_boundary, stream_mix, stream_read, sinkhorn, rms_norm, swiglu, cosine_gate, narrow_mlp)
+    modules = (
+        stream_boundary,
+        stream_chain,
+        stream_mix,
+        stream_read,
+        sinkhorn,
+        rms_norm,
+        swiglu,
+        cosine_gate,
+        narrow_mlp,
+    )
     for module, op, shape, arguments in cases:
         own: list[Launch] = []
         with _all_recording(modules, shape, own), _dispatch.forcing("triton"):
@@ -156,7 +172,13 @@ def compile_for(launch: Launch, target: str) -> Resources:
     """Compile without a device and read what the code needs."""
     names = launch.function.arg_names
     # torch's allocator aligns to more than 16 bytes; without saying so no load is 128 bits wide.
-    pointers = [(names.index(name),) for name, kind in launch.signature.items() if kind.startswith("*")]
+    pointers: list[tuple[int, ...]] = []
+    for index, name in enumerate(names):
+        kind = launch.signature[name]
+        if isinstance(kind, tuple):
+            pointers += [(index, part) for part in range(len(kind))]
+        elif kind.startswith("*"):
+            pointers.append((index,))
     source = ASTSource(
         fn=launch.function,
         signature=launch.signature,

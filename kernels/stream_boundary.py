@@ -30,6 +30,7 @@ from torch import Tensor
 from kernels import _cpu
 from kernels._dispatch import Op, choose
 from kernels._triton import accumulator, blocks, precision, tl, triton
+from kernels.stream_chain import recorder, written
 
 
 def stream_boundary_reference(
@@ -63,7 +64,10 @@ def stream_boundary_reference(
 def stream_boundary(
     X: Tensor, y: Tensor | None, coefficients: Tensor | None, phi: Tensor, bias: Tensor, eps: float = 1e-24
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """X', u and the coefficients for the next write. Raises ValueError naming the shape that does not fit."""
+    """X', u and the coefficients for the next write. Raises ValueError naming the shape that does not fit.
+
+    Inside `stream_chain.recomputing` X is kept for backward at some boundaries only.
+    """
     n, C = X.shape[-2:]
     m = 2 * n + n.bit_length() - 1
     if n & (n - 1):
@@ -76,6 +80,15 @@ def stream_boundary(
         raise ValueError(f"want y {(*X.shape[:-2], C)}, got {tuple(y.shape)}")
     if coefficients is not None and coefficients.shape != (*X.shape[:-2], 2 * n):
         raise ValueError(f"want coefficients {(*X.shape[:-2], 2 * n)}, got {tuple(coefficients.shape)}")
+    following = recorder()
+    if following is None:
+        return _boundary(X, y, coefficients, phi, bias, eps)
+    return following.follow(_boundary, X, y, coefficients, phi, bias, eps)
+
+
+def _boundary(
+    X: Tensor, y: Tensor | None, coefficients: Tensor | None, phi: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     backend = choose(STREAM_BOUNDARY, X.device.type, X.dtype)
     if backend == "reference":
         return stream_boundary_reference(X, y, coefficients, phi, bias, eps)
@@ -216,7 +229,7 @@ def _forward_kernel(
             if WRITE:
                 post = tl.load(COEFFICIENTS + t * (2 * n) + s, mask=inside, other=0.0)
                 decay = tl.load(COEFFICIENTS + t * (2 * n) + n + s, mask=inside, other=0.0)
-                x = (decay[:, None] * x.to(ACC) + post[:, None] * y).to(OUT.dtype.element_ty)
+                x = written(x.to(ACC), y, decay[:, None], post[:, None]).to(OUT.dtype.element_ty)
                 tl.store(OUT + at, x, mask=here)
             wide = x.to(ACC)
             squares += wide * wide

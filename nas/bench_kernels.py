@@ -26,6 +26,7 @@ from kernels import (
     rms_norm,
     sinkhorn,
     stream_boundary,
+    stream_chain,
     stream_mix,
     stream_read,
     swiglu,
@@ -36,13 +37,15 @@ from kernels import linear_cross_entropy as cross_entropy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS = 15
+LAYERS = 4  # of stream_chain
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One op at one shape: what to time, and the bytes that forward and backward must move at least.
 
-    `op` is None for ops made of PyTorch's own operators, which have no back ends to choose from.
+    `op` is None for ops made of PyTorch's own operators, which have no back ends to choose from; `backward_bytes` is 0
+    for an op without a backward of its own.
     """
 
     op: _dispatch.Op | None
@@ -58,17 +61,32 @@ def naive_kromhc(
     X: Tensor, y: Tensor, factors: Tensor, post: Tensor, phi: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """KromHC as published: streams in their own basis, H_res built as a Kronecker product and multiplied."""
-    T, n, _ = X.shape
-    H = X.new_ones(T, 1, 1)
-    for p in factors.unbind(-1):
-        U = torch.stack((torch.stack((p, 1 - p), -1), torch.stack((1 - p, p), -1)), -2)
-        H = torch.einsum("tij,tkl->tikjl", H, U).reshape(T, 2 * H.shape[1], -1)
-    X = H @ X + post.unsqueeze(-1) * y.unsqueeze(-2)
+    n = X.shape[1]
+    X = naive_stream_mix(X, y, naive_kronecker(factors), post)
     flat = X.flatten(1)
     normalised = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + 1e-6)
     gates = (normalised @ phi.mT + bias).sigmoid()
     u = (gates[:, :n].unsqueeze(-1) * X).sum(1)
     return X, u, 2 * gates[:, n : 2 * n], gates[:, 2 * n :]
+
+
+def naive_kronecker(factors: Tensor) -> Tensor:
+    """H_res (T, n, n) from the first entries (T, log2 n) of its 2 x 2 factors."""
+    T = factors.shape[0]
+    H = factors.new_ones(T, 1, 1)
+    for p in factors.unbind(-1):
+        U = torch.stack((torch.stack((p, 1 - p), -1), torch.stack((1 - p, p), -1)), -2)
+        H = torch.einsum("tij,tkl->tikjl", H, U).reshape(T, 2 * H.shape[1], -1)
+    return H
+
+
+def naive_stream_chain(X: Tensor, *writes: Tensor) -> tuple[Tensor, ...]:
+    """y, factors and post of each layer in turn -> the streams after each."""
+    out = []
+    for y, factors, post in zip(writes[::3], writes[1::3], writes[2::3], strict=True):
+        X = naive_stream_mix(X, y, naive_kronecker(factors), post)
+        out.append(X)
+    return tuple(out)
 
 
 def naive_cosine_gate(x: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,6 +138,13 @@ def case_of(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: to
         elements = ((2 * n + 2) * C, (3 * n + 3) * C)
         known, function, baseline = stream_boundary.STREAM_BOUNDARY, stream_boundary.stream_boundary, naive_kromhc
         return _case(known, function, arguments, baseline, naive, T * size, elements)
+    if op == "stream_chain":
+        arguments = stream_chain.example_arguments(T, n, C, LAYERS, dtype, device)
+        mixing, post = torch.rand(T, n.bit_length() - 1), torch.rand(T, n)
+        writes = [t.to(arguments[0]) for y in arguments[1::2] for t in (y, mixing, post)]
+        elements = ((n + LAYERS * (n + 1)) * C, 0)
+        known, naive_arguments = stream_chain.STREAM_CHAIN, (arguments[0], *writes)
+        return _case(known, known.function, arguments, naive_stream_chain, naive_arguments, T * size, elements)
     if op == "stream_mix":
         arguments = stream_mix.example_arguments(T, n, C, dtype, device)
         elements = ((2 * n + 1) * C, (3 * n + 2) * C)
@@ -175,6 +200,7 @@ def _torch_case(op: str, C: int, T: int, dtype: torch.dtype, device: torch.devic
 
 OPS = (
     "stream_boundary",
+    "stream_chain",
     "stream_mix",
     "stream_read",
     "sinkhorn",
@@ -232,7 +258,7 @@ def run(
     try:
         if where.type == "cpu":
             torch.set_num_threads(1)
-        for phase in ("forward", "forward+backward"):
+        for phase in _phases(case):
             rows += _rows(op, case, phase, fast, backend, where)
     finally:
         torch.set_num_threads(threads)
@@ -242,11 +268,18 @@ def run(
 def bytes_moved(op: str, n: int, C: int, tokens: int, dtype: str) -> dict[str, int]:
     """What `run` calls the floor, in bytes, by the names of its rows."""
     case = case_of(op, n, C, tokens, DTYPES[dtype], torch.device("meta"))
-    return {f"{op}/forward": case.forward_bytes, f"{op}/forward+backward": case.forward_bytes + case.backward_bytes}
+    return {f"{op}/{phase}": _bytes(case, phase) for phase in _phases(case)}
+
+
+def _phases(case: Case) -> tuple[str, ...]:
+    return ("forward", "forward+backward") if case.backward_bytes else ("forward",)
+
+
+def _bytes(case: Case, phase: str) -> int:
+    return case.forward_bytes + (case.backward_bytes if phase != "forward" else 0)
 
 
 def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: torch.device) -> list[dict[str, Any]]:
-    total = case.forward_bytes + (case.backward_bytes if phase != "forward" else 0)
     with _dispatch.use_backend("auto" if fast == "torch" else fast):
         candidates = {"naive": prepare(case.naive, case.naive_arguments, phase)}
         if only in (None, "compile") and case.op is not None:  # without an op it would be the same operators again
@@ -254,7 +287,7 @@ def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: 
             candidates["compile"] = prepare(compiled, case.naive_arguments, phase)
         if only in (None, fast):
             candidates[fast] = prepare(case.function, case.arguments, phase)
-        candidates["floor"] = copy_of(total, device)
+        candidates["floor"] = copy_of(_bytes(case, phase), device)
         times = timed(candidates, device)
     return [
         {
@@ -386,12 +419,14 @@ DOCUMENTED = (
     ("stream_boundary", 4, 256, "bfloat16"),
     ("stream_boundary", 8, 128, "float32"),
     ("stream_boundary", 8, 128, "bfloat16"),
+    ("stream_chain", 4, 256, "float32"),
+    ("stream_chain", 4, 256, "bfloat16"),
     ("stream_mix", 4, 256, "float32"),
     ("stream_mix", 4, 256, "bfloat16"),
     ("stream_read", 4, 256, "float32"),
     ("stream_read", 4, 256, "bfloat16"),
     ("sinkhorn", 4, 256, "float32"),
-    *((op, 1, 256, dtype) for op in OPS[4:] for dtype in DTYPES),
+    *((op, 1, 256, dtype) for op in OPS[5:] for dtype in DTYPES),
 )
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -23,7 +24,7 @@ from nas.measure import latency_ms, peak_bytes, stream_diagnostics
 from nas.records import RUNGS, Job, Notice, Progress, Recipe, Report, Result
 from nas.tasks import TASKS, Batch, steps_of
 from search_spaces import load_space
-from search_spaces.connections import connection_parameters
+from search_spaces.connections import connection_parameters, recomputing_streams
 from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
 
 WARMUP = 1 / 20  # share of the steps over which the learning rate rises
@@ -374,7 +375,11 @@ def train_step(
     steps: int,
     micro_batches: int = 1,
 ) -> float:
-    """One update, its gradients summed over the parts of the batch; its mean loss in nats. Raises DivergedError."""
+    """One update, its gradients summed over the parts of the batch; its mean loss in nats. Raises DivergedError.
+
+    A batch goes in parts where memory ran out; then residual streams are not kept for backward where it is cheap to
+    compute them again, which changes no number.
+    """
     progress = step / steps
     start_step(model, recipe.seed, step, progress)
     for optimizer in optimizers:
@@ -382,7 +387,7 @@ def train_step(
     value = 0.0
     for inputs, classes in zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True):
         share = len(inputs) / len(batch[0])
-        with mixed_precision(inputs.device):
+        with mixed_precision(inputs.device), recomputing_streams(model) if micro_batches > 1 else nullcontext():
             logits: Tensor = model(inputs)
         loss = F.cross_entropy(logits.float().flatten(0, -2), classes.flatten())
         total = loss + gate_loss(model, progress) if gates_of(model) else loss

@@ -14,6 +14,7 @@ as an attribute, so that a model can be written out as one file.
 """
 
 import math
+from contextlib import AbstractContextManager
 from itertools import permutations
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from kernels.sinkhorn import sinkhorn
 from kernels.stream_boundary import stream_boundary
+from kernels.stream_chain import recomputing
 from kernels.stream_mix import stream_mix
 from kernels.stream_read import stream_read
 from search_spaces.base import SpaceError
@@ -432,8 +434,11 @@ class WalshKroneckerHyperConnection(DoublyStochasticConnection):
         return math.sqrt(self.n) * X[..., 0, :]
 
     def finish(self, X: Tensor, y: Tensor, coefficients: tuple[Tensor, ...]) -> Tensor:
-        """Of the last write only the first stream is needed: in the Walsh basis it is the sum over all."""
-        return self.reduce(self.write(X[..., :1, :], y, (coefficients[0][..., :: self.n],)))
+        """Of the last write only the first stream is needed: in the Walsh basis it is the sum over all.
+
+        Backward needs it too; as a copy, so that it does not hold the other streams in memory.
+        """
+        return self.reduce(self.write(X[..., :1, :].clone(), y, (coefficients[0][..., :: self.n],)))
 
     def walsh_weights(self) -> tuple[Tensor, Tensor]:
         """Projection (2n + K, nC) and bias (2n + K) for streams in the Walsh basis.
@@ -560,6 +565,13 @@ def stochastic_errors(matrices: Tensor) -> tuple[float, float]:
     iterations end on rows, and what is left in the columns multiplies up over depth."""
     rows, columns = ((matrices.sum(axis) - 1.0).abs().max().item() for axis in (-1, -2))
     return rows, columns
+
+
+def recomputing_streams(model: nn.Module) -> AbstractContextManager[None]:
+    """Forward passes of `model` inside the block keep few of the streams for backward, which computes the others again:
+    less memory, more time, the same gradients to the last bit. Connections other than KromHC with factors of 2, whose
+    streams cost little to compute again, keep theirs."""
+    return recomputing(sum(isinstance(module, WalshKroneckerHyperConnection) for module in model.modules()))
 
 
 def connection_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

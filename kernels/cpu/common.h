@@ -177,6 +177,17 @@ INLINE bool streams_past_cache(const T* p, i64 row, i64 count) {
     return (uintptr_t)p % (WIDTH * sizeof(T)) == 0 && row % WIDTH == 0 && row * count * (i64)sizeof(T) >= 4 << 20;
 }
 
+// One channel of one stream after a boundary: written here alone, so that whatever computes it again gets the same bits.
+INLINE vec written(vec x, vec y, float decay, float post) {
+    vec added = y * post;
+    KEEP(added);  // rounded: of the two products the other one is fused with the sum
+    return x * decay + added;
+}
+
+// What a vector is once stored as T.
+INLINE vec rounded(vec v, const float*) { return v; }
+INLINE vec rounded(vec v, const bf16*) { return widen(narrow(v)); }
+
 // Adds halves, so that it stays in registers.
 INLINE float sum(vec v) {
     typedef float eight __attribute__((vector_size(32)));

@@ -75,7 +75,7 @@ INLINE void write_streams(const Shape& s, i64 t, i64 ahead, const T* X, const T*
         sweep(s.C, [&](i64 c, auto part) {
             __builtin_prefetch(next + c, 0, 2);
             if (!i) __builtin_prefetch(next_f + c, 0, 2);
-            vec v = load(x + c, part) * decay + load(f + c, part) * post;
+            vec v = written(load(x + c, part), load(f + c, part), decay, post);
             store(to + c, v, part);
             each(i, c, v, part);
         });

@@ -19,6 +19,7 @@ from kernels import (
     rms_norm,
     sinkhorn,
     stream_boundary,
+    stream_chain,
     stream_mix,
     stream_read,
     swiglu,
@@ -47,6 +48,10 @@ for op, make in (
     CASES += [(op, make, shape) for shape in [(1, 2), (37, 70), (65, 257)]]
 CASES += [
     (narrow_mlp.NARROW_MLP, narrow_mlp.example_arguments, shape) for shape in [(2, 5, 3), (37, 70, 20), (65, 33, 17)]
+]
+CASES += [
+    (stream_chain.STREAM_CHAIN, stream_chain.example_arguments, shape)
+    for shape in [(1, 1, 1, 1), (37, 4, 70, 3), (5, 8, 130, 6)]
 ]
 CASES += [
     (stream_mix.STREAM_MIX, stream_mix.example_arguments, shape) for shape in [(1, 1, 1), (37, 3, 70), (5, 9, 65)]
@@ -125,6 +130,28 @@ def test_row_kernels_move_the_bytes_of_their_formulas_without_races_or_stray_acc
         getattr(torch.ops.hypernas, f"{name}_backward")(*given, *options)
     assert trace.out_of_bounds == [] and trace.races == []
     assert trace.bytes_moved() <= 1.1 * (T * backward_elements * C * size + small)
+
+
+def test_stream_chain_moves_the_bytes_of_its_formula_without_races_or_stray_accesses():
+    T, n, C, layers, size = 40, 4, 200, 3, 2
+    X, *pairs = stream_chain.example_arguments(T, n, C, layers, torch.bfloat16, CPU)
+    with interpreter.tracing() as trace:
+        torch.ops.hypernas.stream_chain(X, pairs[::2], pairs[1::2], "triton")
+    assert trace.out_of_bounds == [] and trace.races == []
+    moved = T * (n + layers * (n + 1)) * C * size + T * layers * 2 * n * 4
+    assert trace.bytes_moved() == moved
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens, n, C, layers", [(1, 2, 1, 1), (37, 4, 70, 3), (5, 8, 130, 6)])
+def test_recomputed_streams_have_the_bits_that_were_written_forward(tokens, n, C, layers, dtype):
+    X, *pairs = stream_chain.example_arguments(tokens, n, C, layers, dtype, CPU)
+    phi, bias = stream_boundary.example_arguments(tokens, n, C, dtype, CPU)[3:]
+    with _dispatch.use_backend("triton"):
+        recomputed = stream_chain.stream_chain(X, pairs[::2], pairs[1::2])
+        for y, coefficients, streams in zip(pairs[::2], pairs[1::2], recomputed, strict=True):
+            X = stream_boundary.stream_boundary(X, y, coefficients, phi, bias)[0]
+            assert torch.equal(X, streams)
 
 
 def test_stream_mix_moves_the_bytes_of_its_formula_without_races_or_stray_accesses():

@@ -136,8 +136,9 @@ def tracing() -> Iterator[Trace]:
 
     def traced_launch(self, *arguments, **keywords):
         for argument in arguments:
-            if isinstance(argument, torch.Tensor):
-                trace.add(argument)
+            for tensor in argument if isinstance(argument, tuple) else (argument,):
+                if isinstance(tensor, torch.Tensor):
+                    trace.add(tensor)
         return launch(self, *arguments, **keywords)
 
     Builder.create_masked_load, Builder.create_masked_store = traced_load, traced_store

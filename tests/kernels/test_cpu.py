@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import _cpu, _dispatch, cosine_gate, sinkhorn, stream_boundary, stream_mix, stream_read, swiglu
+from kernels import (
+    _cpu,
+    _dispatch,
+    cosine_gate,
+    sinkhorn,
+    stream_boundary,
+    stream_chain,
+    stream_mix,
+    stream_read,
+    swiglu,
+)
 from kernels._dispatch import BackendError
 from kernels.rms_norm import example_arguments as norm_arguments
 from kernels.rms_norm import rms_norm
@@ -69,6 +79,7 @@ def test_nan_comes_out_where_nan_went_in():
 
 EVERY_OP = {
     "stream_boundary": (stream_boundary.stream_boundary, stream_boundary.example_arguments, (1100, 4, 32)),
+    "stream_chain": (stream_chain.STREAM_CHAIN.function, stream_chain.example_arguments, (1100, 4, 32, 3)),
     "stream_mix": (stream_mix.stream_mix, stream_mix.example_arguments, (1100, 3, 32)),
     "stream_read": (stream_read.stream_read, stream_read.example_arguments, (1100, 3, 32)),
     "sinkhorn": (sinkhorn.sinkhorn, sinkhorn.example_arguments, (1100, 4)),
@@ -123,7 +134,8 @@ import torch
 from kernels import _cpu
 _cpu.library = lambda: library
 library = ctypes.CDLL(sys.argv[1])
-from kernels import _dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_mix, stream_read, swiglu
+from kernels import _dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_chain, stream_mix, stream_read
+from kernels import swiglu
 cpu = torch.device("cpu")
 for dtype in (torch.float32, torch.bfloat16):
     for tokens, n, C in ((1, 1, 1), (7, 2, 17), (37, 4, 50), (19, 8, 33), (5, 16, 3)):
@@ -131,6 +143,7 @@ for dtype in (torch.float32, torch.bfloat16):
         cases = [
             (stream_boundary.STREAM_BOUNDARY, (X, y, *rest)),
             (stream_boundary.STREAM_BOUNDARY, (X, None, None, *rest[1:])),
+            (stream_chain.STREAM_CHAIN, stream_chain.example_arguments(tokens, n, C, 3, dtype, cpu)),
             (stream_mix.STREAM_MIX, stream_mix.example_arguments(tokens, n, C, dtype, cpu)),
             (stream_read.STREAM_READ, stream_read.example_arguments(tokens, n, C, dtype, cpu, 2 * n + 1)),
             (rms_norm.RMS_NORM, rms_norm.example_arguments(tokens, C, dtype, cpu)),

@@ -1,11 +1,13 @@
 """Training as a function of its job."""
 
+import contextlib
 import dataclasses
 import math
 
 import pytest
 import torch
 
+from nas import train
 from nas.data import load_corpus
 from nas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
 from nas.train import checked_data, learning_rate, make_optimizers, seeded_build
@@ -148,6 +150,20 @@ def test_training_on_the_kernels_ends_at_the_loss_of_their_definitions(kernels: 
     assert fast.values["bits_per_byte"] == pytest.approx(exact.values["bits_per_byte"], rel=1e-3)
     assert {note.partition(":")[0] for note in fast.provenance["kernels"].values()} == {"cpu"}
     assert {note.partition(":")[0] for note in exact.provenance["kernels"].values()} == {"reference"}
+
+
+def test_a_batch_in_parts_recomputes_the_streams_in_less_memory_to_the_same_bits(text: str, monkeypatch) -> None:
+    streams = {"depth": 6, "streams.n": 8, "streams.mixing": "kromhc", "streams.factors": "2x2x2"}
+    recipe = Recipe(3e-3, tokens=1024, batch_tokens=512)
+    made = job(text, arch=streams, micro_batches=2, measured=("peak_bytes",), recipe=recipe)
+    recomputed = trained(made)[1]
+    assert "stream_chain" in recomputed.provenance["kernels"]
+    monkeypatch.setattr(train, "recomputing_streams", lambda model: contextlib.nullcontext())
+    kept = trained(made)[1]
+    assert recomputed.weights == kept.weights
+    tokens, boundaries, size = 256, 12, 4
+    of_streams = tokens * boundaries * 8 * 32 * size
+    assert recomputed.values["peak_bytes"] < kept.values["peak_bytes"] - 0.5 * of_streams
 
 
 def test_kernels_that_cannot_run_here_fail_the_trial_and_say_so(text: str) -> None:

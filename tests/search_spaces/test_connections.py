@@ -1,6 +1,7 @@
 """The connections against their papers' numbers, against dense definitions, and against each other."""
 
 import math
+from contextlib import nullcontext
 from itertools import permutations
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from kernels._dispatch import chosen, forget_chosen, use_backend
 from kernels.sinkhorn import sinkhorn
 from search_spaces.base import SpaceError
 from search_spaces.connections import (
@@ -27,8 +29,13 @@ from search_spaces.connections import (
     connection_parameters,
     factorisations,
     make_connection,
+    recomputing_streams,
     stochastic_errors,
 )
+from search_spaces.gates import start_step
+from search_spaces.lm import LanguageModels
+
+SPACE = LanguageModels()
 
 
 def orders(n):
@@ -397,6 +404,48 @@ def test_factors_of_two_never_make_an_n_by_n_matrix_per_token():
     assert type(connection) is WalshKroneckerHyperConnection
     _, coefficients = connection.read(states(connection, torch.float32))
     assert [tuple(tensor.shape) for tensor in coefficients] == [(1, 7, 16)]  # H_post and the spectrum
+
+
+def gradients(model, tokens, recomputed):
+    """Of a mean logit, summed over two halves of a batch."""
+    model.zero_grad()
+    start_step(model, 0, 0, 0.5)
+    for part in tokens.chunk(2):
+        with recomputing_streams(model) if recomputed else nullcontext():
+            loss = model(part).square().mean()
+        loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("placement", ["none", "both"])
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_recomputed_streams_give_the_same_gradients_bit_for_bit(n, placement, backend):
+    keys = {"depth": 4, "d_model": 16, "head_dim": 8, "context": 8, "gates.placement": placement}
+    streams = {"streams.n": n, "streams.mixing": "kromhc", "streams.factors": "x".join("2" * (n.bit_length() - 1))}
+    torch.manual_seed(0)
+    model = SPACE.build(SPACE.from_json(keys | streams)).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    tokens = torch.randint(256, (4, 8))
+    forget_chosen()
+    with use_backend(backend):
+        kept, recomputed = (gradients(model, tokens, on) for on in (False, True))
+    assert chosen()["stream_chain"].backend == backend
+    assert recomputed.keys() == kept.keys() and len(kept) > 40
+    assert all(torch.equal(recomputed[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    "n, mixing, factors", [(1, "none", None), (4, "mhc", None), (3, "mhc_lite", None), (8, "kromhc", "2x4")]
+)
+def test_other_connections_keep_their_streams(n, mixing, factors):
+    streams = {"streams.n": n, "streams.mixing": mixing} | ({"streams.factors": factors} if factors else {})
+    model = SPACE.build(SPACE.from_json({"depth": 2, "d_model": 16, "head_dim": 8, "context": 8} | streams))
+    forget_chosen()
+    gradients(model, torch.randint(256, (4, 8)), True)
+    assert "stream_chain" not in chosen()
 
 
 def test_names_for_one_function_share_a_class_and_a_canonical_form():
