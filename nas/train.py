@@ -137,6 +137,7 @@ def deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A CUDA operator without a deterministic form warns; on a CPU there is none in use, and a new one is an error.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32: convolutions, and an LSTM's products, in a score
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, and nothing here reads unwritten memory
 
 
