@@ -320,7 +320,9 @@ def on_graphs(space: Any, model: nn.Module, inputs: Tensor, job: Job) -> tuple[n
         try:
             return cuda_graph.capture(model, inputs, mixed_precision), "yes"
         except RuntimeError as error:
-            reason = f"{type(error).__name__}: {error}"
+            cause = error.__context__ or error  # the end of a capture fails too, of what failed within it
+            first_line = str(cause).partition("\n")[0]
+            reason = f"{type(cause).__name__}: {first_line}"
     return model, f"no: {reason}"
 
 
