@@ -147,6 +147,12 @@ def cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
+@cache
+def has_amx() -> bool:
+    """Whether this process may use matrix units for bfloat16, Intel's AMX: the CPU has them, and Linux allows it."""
+    return "amx_bf16" in cpu_flags().split() and torch.cpu._init_amx()
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory for this process instead of giving it back page by page, and torch use huge pages.
 

@@ -2,12 +2,14 @@
 
 Every row is tokens a second of the product's own training step (forward, backward, clipping, AdamW) on one thread, and
 its ratio to the row of the same name called its baseline; a ratio is the median over rounds in which all rows take
-turns, by `thread_time`, as in `nas bench kernels`.
+turns, by `thread_time`, as in `nas bench kernels`. In float32; and once more with products in bfloat16, everybody's,
+on a CPU that trains so.
 """
 
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from kernels import _cpu, _dispatch
 from nas.bench_kernels import device_name, median_ratio, timed, versions
 from nas.errors import UserError
 from nas.records import Recipe
-from nas.train import deterministic, make_optimizers, train_step
+from nas.train import deterministic, make_optimizers, product_dtype, train_step
 from search_spaces.connections import KroneckerHyperConnection
 from search_spaces.gates import CosineGate, gates_of
 from search_spaces.layers import ResidualStack
@@ -27,6 +29,7 @@ from search_spaces.lm import LanguageModels
 BATCH_TOKENS = 2048
 SKIP_TOKENS = 32_768
 PROFILED = 5  # steps
+ATTENTION = (16, 4, 256, 32)  # batch, heads, tokens, channels a head
 SIZE: dict[str, Any] = {"depth": 4, "d_model": 128, "context": 128}
 STREAMS = {"streams.n": 4, "streams.mixing": "kromhc", "streams.factors": "2x2"}
 HOURGLASS = {"ffn.shape": "hourglass", "ffn.ratio": 0.5, "ffn.sub_mlps": 4}
@@ -127,11 +130,14 @@ def run() -> dict[str, Any]:
     deterministic()
     _cpu.keep_freed_memory()
     rows = _first_step()
-    kromhc = _kromhc_steps()
-    rows += _training("kromhc n=4, hourglass, gates", kromhc, "naive")
-    rows += _profile("kromhc n=4, hourglass, gates", kromhc["cpu"])
-    rows += _training("mhc n=4, hourglass", _mhc_steps(), "hyper-connections")
-    rows += _training("LayerNorm, GELU, n=1", _plain_steps(), "nanoGPT style")
+    for products in dict.fromkeys((torch.float32, product_dtype(CPU))):
+        suffix = "" if products is torch.float32 else ", bfloat16"
+        kromhc = _kromhc_steps(products)
+        rows += _training(f"kromhc n=4, hourglass, gates{suffix}", kromhc, "naive")
+        rows += _profile(f"kromhc n=4, hourglass, gates{suffix}", kromhc["cpu"])
+        rows += _training(f"mhc n=4, hourglass{suffix}", _mhc_steps(products), "hyper-connections")
+        rows += _training(f"LayerNorm, GELU, n=1{suffix}", _plain_steps(products), "nanoGPT style")
+        rows += _attention(products)
     for placement in ("ffn", "attention"):
         rows += _skipping(placement)
     return {"device": device_name(CPU), "versions": versions(), "rows": rows}
@@ -140,37 +146,37 @@ def run() -> dict[str, Any]:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-def _kromhc_steps() -> dict[str, Callable[[], None]]:
+def _kromhc_steps(products: torch.dtype) -> dict[str, Callable[[], None]]:
     published = _model(SIZE | STREAMS | HOURGLASS | GATES)
     for index, sublayer in enumerate(published.stack.sublayers):
         sublayer.connection = PublishedKromHC((2, 2), SIZE["d_model"], index)
     return {
-        "naive": _step(published, "reference"),
-        "reference": _step(_model(SIZE | STREAMS | HOURGLASS | GATES), "reference"),
-        "cpu": _step(_model(SIZE | STREAMS | HOURGLASS | GATES), "cpu"),
-        "cpu, n=1": _step(_model(SIZE | HOURGLASS | GATES), "cpu"),
+        "naive": _step(published, "reference", products),
+        "reference": _step(_model(SIZE | STREAMS | HOURGLASS | GATES), "reference", products),
+        "cpu": _step(_model(SIZE | STREAMS | HOURGLASS | GATES), "cpu", products),
+        "cpu, n=1": _step(_model(SIZE | HOURGLASS | GATES), "cpu", products),
     }
 
 
-def _mhc_steps() -> dict[str, Callable[[], None]]:
+def _mhc_steps(products: torch.dtype) -> dict[str, Callable[[], None]]:
     mhc = {"streams.n": 4, "streams.mixing": "mhc"}
     peer = _model(SIZE | HOURGLASS)
     peer.stack = PeerStack(peer.stack, 4, SIZE["d_model"])
     return {
-        "hyper-connections": _step(peer, "reference"),
-        "reference": _step(_model(SIZE | HOURGLASS | mhc), "reference"),
-        "cpu": _step(_model(SIZE | HOURGLASS | mhc), "cpu"),
-        "cpu, kromhc": _step(_model(SIZE | HOURGLASS | STREAMS), "cpu"),
+        "hyper-connections": _step(peer, "reference", products),
+        "reference": _step(_model(SIZE | HOURGLASS | mhc), "reference", products),
+        "cpu": _step(_model(SIZE | HOURGLASS | mhc), "cpu", products),
+        "cpu, kromhc": _step(_model(SIZE | HOURGLASS | STREAMS), "cpu", products),
     }
 
 
-def _plain_steps() -> dict[str, Callable[[], None]]:
+def _plain_steps(products: torch.dtype) -> dict[str, Callable[[], None]]:
     torch.manual_seed(0)
     plain = PlainTransformer(SIZE["depth"], SIZE["d_model"], SIZE["context"], SIZE["d_model"] // PLAIN["head_dim"])
     return {
-        "nanoGPT style": _step(plain, "reference"),
-        "reference": _step(_model(SIZE | PLAIN), "reference"),
-        "cpu": _step(_model(SIZE | PLAIN), "cpu"),
+        "nanoGPT style": _step(plain, "reference", products),
+        "reference": _step(_model(SIZE | PLAIN), "reference", products),
+        "cpu": _step(_model(SIZE | PLAIN), "cpu", products),
     }
 
 
@@ -180,7 +186,7 @@ def _model(settings: dict[str, Any]) -> Any:
     return space.build(space.from_json(settings))
 
 
-def _step(model: nn.Module, backend: str) -> Callable[[], None]:
+def _step(model: nn.Module, backend: str, products: torch.dtype = torch.float32) -> Callable[[], None]:
     """One update on random bytes: what a training step costs does not depend on them."""
     recipe = Recipe(learning_rate=1e-3, batch_tokens=BATCH_TOKENS)
     optimizers = make_optimizers(model, recipe)
@@ -190,7 +196,7 @@ def _step(model: nn.Module, backend: str) -> Callable[[], None]:
 
     def step() -> None:
         with _dispatch.use_backend(backend):
-            train_step(model, optimizers, (tokens, classes), recipe, 50, 100)
+            train_step(model, optimizers, (tokens, classes), recipe, 50, 100, products=products)
 
     return step
 
@@ -231,6 +237,43 @@ def _profile(name: str, step: Callable[[], None]) -> list[dict[str, Any]]:
             "ratio": None,
         }
         for group, time in shares.items()
+    ]
+
+
+def _attention(products: torch.dtype) -> list[dict[str, Any]]:
+    """Causal attention, forward and backward, as one operator (as models compute it) and as two products."""
+    generator = torch.Generator().manual_seed(0)
+    *heads, cotangent = (torch.randn(ATTENTION, generator=generator).to(products) for _ in range(4))
+    later = torch.ones(ATTENTION[-2], ATTENTION[-2], dtype=torch.bool).triu(1)
+
+    def two_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scores = query @ key.mT * query.shape[-1] ** -0.5
+        return scores.masked_fill(later, -torch.inf).softmax(-1) @ value
+
+    forms: dict[str, Callable[..., Tensor]] = {
+        "one operator": partial(F.scaled_dot_product_attention, is_causal=True),
+        "two products": two_products,
+    }
+
+    def step(form: Callable[..., Tensor]) -> Callable[[], None]:
+        leaves = [tensor.clone().requires_grad_() for tensor in heads]
+
+        def once() -> None:
+            torch.autograd.grad(form(*leaves), leaves, cotangent)
+
+        return once
+
+    times = timed({name: step(form) for name, form in forms.items()}, CPU)
+    return [
+        {
+            "name": f"attention {'x'.join(map(str, ATTENTION))} {str(products).removeprefix('torch.')}",
+            "backend": name,
+            "value": round(statistics.median(times[name]), 2),
+            "unit": "ms",
+            "baseline": "one operator",
+            "ratio": round(median_ratio(times["one operator"], times[name]), 2),
+        }
+        for name in forms
     ]
 
 

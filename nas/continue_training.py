@@ -36,6 +36,7 @@ from nas.train import (
     checked_data,
     deterministic,
     make_optimizers,
+    on_graphs,
     provenance,
     score,
     seeded_build,
@@ -151,6 +152,9 @@ def _trained(job: Job, here: Group) -> tuple[nn.Module, dict[str, float]]:
         + (f", resumed at step {first}" if first else "")
     )
     together: nn.Module = model if here.size == 1 else DistributedDataParallel(model, static_graph=True)
+    if here.size == 1 and here.device.type == "cuda":  # as the trial did
+        sample, _ = task.batch(data, arch, job.data_seed, first, samples)
+        together, _ = on_graphs(space, model, here.share(sample), job)
     clock = said = time.monotonic()
     saved_every = max(1, steps // CHECKPOINTS)
     model.train()

@@ -94,14 +94,14 @@ def _triton() -> str:
 
 
 def _compiler() -> str:
-    import torch
+    from kernels._cpu import has_amx
 
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise RuntimeError(
             "no C++ compiler: the CPU kernels cannot be built -> install g++, or use --kernels reference"
         )
-    units = "AMX" if torch.cpu._is_amx_tile_supported() else "no AMX"
+    units = "AMX" if has_amx() else "no AMX"
     return f"{compiler}, {units}"
 
 

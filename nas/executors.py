@@ -132,12 +132,14 @@ def timed_out(job: Job, seconds: float) -> Result:
     return Result(job.trial, job.token, train_seconds=seconds, failure=failure)
 
 
-# A worker trains on one thread. cuBLAS is deterministic only with a workspace of fixed size.
-WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a worker trains on one thread
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 # Of nas.
-TRAINING = ("worker", "repeats", "train", "inherit", "tasks", "data", "images", "measure", "checkpoints", "records")
+TRAINING = (
+    "worker", "repeats", "train", "cuda_graph", "inherit", "tasks", "data", "images", "measure", "checkpoints",
+    "records",
+)  # fmt: skip
 START_ATTEMPTS = 3  # of each worker
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
 CONTROL = "control"  # the concurrency group of what must not wait for a job

@@ -1,6 +1,7 @@
 """Trains and measures one architecture. A pure function of its Job: the same row on the same machine type gives the
 same number, bit for bit (one thread, deterministic algorithms, data and noise drawn from (seed, step))."""
 
+import gc
 import math
 import os
 import platform
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from kernels import _dispatch
+from kernels import _cpu, _dispatch
+from nas import cuda_graph
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import DataError
 from nas.inherit import described, inherit
@@ -89,7 +91,10 @@ class Score:
 
 @torch.no_grad()
 def score(model: nn.Module, batches: Iterable[Batch], nats: float) -> Score:
-    """Mean cross-entropy, in units of `nats` nats, and accuracy over all predictions."""
+    """Mean cross-entropy, in units of `nats` nats, and accuracy over all predictions.
+
+    In float32 on every device, whatever the precision of training: what is scored is what an export computes.
+    """
     model.eval()
     total, right, count = 0.0, 0, 0
     device = next(model.parameters()).device
@@ -129,8 +134,11 @@ def _space(name: str, settings: tuple[tuple[str, str], ...]) -> Any:
 def deterministic() -> None:
     """One thread and deterministic algorithms, for this whole process."""
     torch.set_num_threads(1)
+    # cuBLAS is deterministic only with a workspace of fixed size, and asks for it when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A CUDA operator without a deterministic form warns; on a CPU there is none in use, and a new one is an error.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32: convolutions, and an LSTM's products, in a score
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, and nothing here reads unwritten memory
 
 
@@ -139,12 +147,22 @@ def worker_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """Matrix products in bfloat16 on a GPU, weights and residual streams in float32; all in float32 on a CPU.
+def product_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU and on a CPU with matrix units, float32 on any other CPU.
 
-    On a CPU without matrix units bfloat16 gains a third and costs reproducibility between machine types.
+    There bfloat16 gains a third at best and costs reproducibility between machine types.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.bfloat16 if device.type == "cuda" or _cpu.has_amx() else torch.float32
+
+
+def mixed_precision(device: torch.device, products: torch.dtype | None = None) -> torch.autocast:
+    """Matrix products in `products`, by default the device's `product_dtype`; weights and streams in float32.
+
+    A weight's copy is kept for no second product, as CUDA graphs want it; a weight takes part in one.
+    """
+    products = products or product_dtype(device)
+    enabled = products is not torch.float32
+    return torch.autocast(device.type, products if enabled else torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def compile_parts(model: nn.Module) -> None:
@@ -153,6 +171,13 @@ def compile_parts(model: nn.Module) -> None:
     branches = [module.branch for module in model.modules() if hasattr(module, "branch")]
     for part in branches or [model]:
         part.compile(dynamic=False)  # type: ignore[union-attr]
+
+
+def precision(device: torch.device) -> str:
+    """What a training on the device computes in, in words: rows of two precisions differ in their last digits."""
+    if product_dtype(device) is torch.float32:
+        return "float32"
+    return f"bfloat16 products: {'cuda' if device.type == 'cuda' else 'amx'}"
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -166,6 +191,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": f"{platform.machine()} {capability}",
+        "precision": precision(device),
         "threads": torch.get_num_threads(),
         "kernels": {op: f"{choice.backend}: {choice.reason}" for op, choice in _dispatch.chosen().items()},
         "worker": f"{platform.node()}:{os.getpid()}",
@@ -217,10 +243,14 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     shown = clock = time.perf_counter()
     scored = None
     model.train()
+    trained, graph = model, {}
+    if device.type == "cuda":
+        sample, _ = task.batch(data, arch, job.data_seed, first, spent.samples)
+        trained, graph["cuda_graph"] = on_graphs(space, model, sample.to(device), job)
     for step in range(first, steps):
         inputs, classes = task.batch(data, arch, job.data_seed, step, spent.samples)
         batch = (inputs.to(device), classes.to(device))
-        loss = train_step(model, optimizers, batch, recipe, step, steps, job.micro_batches)
+        loss = train_step(trained, optimizers, batch, recipe, step, steps, job.micro_batches)
         now = time.perf_counter()
         if now - shown > PROGRESS_SECONDS:
             shown = now
@@ -251,6 +281,9 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
             clock = time.perf_counter()
     if scored is None or not math.isfinite(scored.loss):
         raise DivergedError("the validation loss is not finite")
+    if trained is not model:
+        trained = model
+        gc.collect()  # what follows is measured without the memory of graphs
     rates = execution_rates(model)
     validation_inputs, _ = next(iter(task.validation(data, arch, recipe, scored_at_once)))
     weights = save({name: tensor.cpu() for name, tensor in model.state_dict().items()})
@@ -273,11 +306,25 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         train_seconds=train_seconds,
         evaluate_seconds=evaluate_seconds,
         provenance=provenance(device)
+        | graph
         | ({"micro_batches": job.micro_batches} if job.micro_batches > 1 else {})
         | (described(job.inherits) if job.inherits else {}),
         diagnostics=diagnostics | spread,
         weights=weights,
     )
+
+
+def on_graphs(space: Any, model: nn.Module, inputs: Tensor, job: Job) -> tuple[nn.Module, str]:
+    """What to train on a GPU, the model on CUDA graphs where that can be, and what the trial's row says of it."""
+    reason = cuda_graph.obstacle(space, model, compiled=job.compile, micro_batches=job.micro_batches)
+    if reason is None:
+        try:
+            return cuda_graph.capture(model, inputs, mixed_precision), "yes"
+        except RuntimeError as error:
+            cause = error.__context__ or error  # the end of a capture fails too, of what failed within it
+            first_line = str(cause).partition("\n")[0]
+            reason = f"{type(cause).__name__}: {first_line}"
+    return model, f"no: {reason}"
 
 
 def start_from_parent(model: nn.Module, space: Any, arch: Any, job: Job) -> Iterator[Progress | Notice]:
@@ -374,11 +421,13 @@ def train_step(
     step: int,
     steps: int,
     micro_batches: int = 1,
+    products: torch.dtype | None = None,
 ) -> float:
     """One update, its gradients summed over the parts of the batch; its mean loss in nats. Raises DivergedError.
 
     A batch goes in parts where memory ran out; then residual streams are not kept for backward where it is cheap to
     compute them again, which changes no number.
+    `products` is the dtype of matrix products, by default the device's `product_dtype`.
     """
     progress = step / steps
     start_step(model, recipe.seed, step, progress)
@@ -387,7 +436,8 @@ def train_step(
     value = 0.0
     for inputs, classes in zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True):
         share = len(inputs) / len(batch[0])
-        with mixed_precision(inputs.device), recomputing_streams(model) if micro_batches > 1 else nullcontext():
+        recompute = recomputing_streams(model) if micro_batches > 1 else nullcontext()
+        with mixed_precision(inputs.device, products), recompute:
             logits: Tensor = model(inputs)
         loss = F.cross_entropy(logits.float().flatten(0, -2), classes.flatten())
         total = loss + gate_loss(model, progress) if gates_of(model) else loss

@@ -1,5 +1,6 @@
 """Runs one job to its end and turns whatever goes wrong into a typed failure. Knows nothing of the study or store."""
 
+import gc
 import importlib
 import json
 import time
@@ -36,6 +37,7 @@ def run(job: Job) -> Generator[Event]:
         yield Result(job.trial, job.token, train_seconds=time.perf_counter() - start, failure=failure)
     finally:
         if torch.cuda.is_initialized():
+            gc.collect()  # CUDA graphs are held by cycles
             torch.cuda.empty_cache()  # others on this GPU may need it before our next job does
 
 

@@ -57,7 +57,8 @@ class CosineGate(nn.Module):
 
     def predict(self, h: Tensor) -> Tensor:
         """CIR^ in (0, 2), (..., C) -> (...). The controller watches h and does not bend it: no gradient into h."""
-        return 2.0 * self.controller(h.detach()).squeeze(-1).sigmoid()
+        # In the streams' precision also where products are bfloat16: noise and thresholds are finer than its 8 bits.
+        return 2.0 * self.controller(h.detach()).squeeze(-1).to(h.dtype).sigmoid()
 
     def logit(self, cir: Tensor) -> Tensor:
         """softplus(s) cir + b: F runs where this is positive."""

@@ -41,6 +41,12 @@ def test_another_cpu_compiler_or_source_is_another_library(tmp_path, monkeypatch
     assert _cpu.build(tmp_path, ("-g",)) != _cpu.build(tmp_path)
 
 
+@pytest.mark.skipif(torch.cpu._init_amx(), reason="this machine has matrix units")
+def test_matrix_units_that_linux_does_not_give_are_not_used(monkeypatch):
+    monkeypatch.setattr(_cpu, "cpu_flags", lambda: "flags: amx_tile amx_bf16")
+    assert not _cpu.has_amx.__wrapped__()
+
+
 def test_a_compiler_that_fails_names_its_error_and_leaves_nothing_behind(tmp_path):
     with pytest.raises(BackendError, match=r"cannot compile the CPU kernels: .*no-such-flag"):
         _cpu.build(tmp_path, ("-no-such-flag",))

@@ -57,6 +57,17 @@ class Blocks(nn.Module):
         return x
 
 
+@pytest.mark.parametrize("kind", [CosineGate, SteadyGate])
+def test_decisions_and_noise_are_as_fine_as_the_streams_where_products_are_bfloat16(kind):
+    gate, h = kind(C, 0.5, 100.0), tokens(3, 40).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gate.controller(h).dtype == torch.bfloat16
+        logit = gate.logit(gate.predict(h))
+        gate(h, h.bfloat16())
+    assert logit.dtype == gate.noise(logit).dtype == torch.float32
+    assert all(term.dtype == torch.float32 for term in gate.terms)
+
+
 @pytest.mark.parametrize("d_model", [8, 64])
 def test_cost_equals_the_modules_parameters_and_counted_matmuls(d_model):
     with torch.device("meta"):
