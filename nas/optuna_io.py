@@ -37,14 +37,16 @@ class Outcome:
     """What the sampler is told of a trial: costs, all finite, and the share of its training that it did not do.
 
     What is unfinished counts as infeasible: worse than whatever ran to its end, and the worse the earlier it ended.
+    In a search with a limit on latency, `slow` is how far over it the trial was, as a share of the limit.
     """
 
     costs: tuple[float, ...]
     unfinished: float = 0.0
+    slow: float | None = None
 
     @property
     def constraints(self) -> dict[str, float]:
-        return {"unfinished": self.unfinished}
+        return {"unfinished": self.unfinished} | ({} if self.slow is None else {"latency_ms": self.slow})
 
 
 class _Recorder:

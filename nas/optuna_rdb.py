@@ -18,9 +18,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas import pareto
+from nas.config import LATENCY
 from nas.errors import StoreError, StudyError
 from nas.optuna_io import _Recorder
-from nas.records import Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
+from nas.proposals import slow
+from nas.records import FINISHED, Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
 from nas.store import Store
 from search_spaces.base import digest
 
@@ -61,14 +63,20 @@ def export_study(store: Store, study: StudyRow, url: str, suggest: Suggest, say:
     for report in store.reports(study):
         curves.setdefault(report.trial, []).append(report)
     trials = store.trials(study)
+    limit = study.settings.get("settings", {}).get(LATENCY)
     for count, trial in enumerate(trials, start=1):
-        theirs.add_trial(_frozen(study, trial, curves.get(trial.number, []), suggest))
+        attrs = dict(trial.sampler_attrs)
+        if limit is not None and trial.state in FINISHED:
+            attrs[f"{CONSTRAINTS}:latency_ms"] = slow(trial, float(limit))
+        theirs.add_trial(_frozen(study, trial, curves.get(trial.number, []), suggest, attrs))
         if count % PROGRESS_EVERY == 0:
             say(f"{count} of {len(trials)} trials")
     return len(trials)
 
 
-def _frozen(study: StudyRow, trial: Trial, curve: Sequence[Report], suggest: Suggest) -> FrozenTrial:
+def _frozen(
+    study: StudyRow, trial: Trial, curve: Sequence[Report], suggest: Suggest, attrs: Mapping[str, Any]
+) -> FrozenTrial:
     recorder = _Recorder(trial.params)
     if trial.params:
         suggest(recorder)
@@ -85,7 +93,7 @@ def _frozen(study: StudyRow, trial: Trial, curve: Sequence[Report], suggest: Sug
             **{name: value for name, value in trial.values.items() if name not in study.objectives},
             OURS: _plain(trial) | {"curve": [asdict(report) for report in curve]},
         },
-        system_attrs=_both_forms(trial.sampler_attrs),
+        system_attrs=_both_forms(attrs),
         intermediate_values={report.rung: report.loss for report in curve},
     )
     if trial.state != State.WAITING:

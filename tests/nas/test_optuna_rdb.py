@@ -18,7 +18,7 @@ from nas.records import Failure, FailureKind, Report, Result, State
 from nas.store import Proposal, Store
 from nas.study import Search, open_search, prepare
 
-CONFIG = StudyConfig(study="s", trials=12, preset="quick")
+CONFIG = StudyConfig(study="s", trials=12, preset="quick", settings={"max.latency_ms": "10"})
 
 
 def searched(store: Store) -> Search:
@@ -35,7 +35,8 @@ def searched(store: Store) -> Search:
         leased = store.lease_new(row, driver, proposal, 20)
         assert leased and leased.number == number
     store.report(row, Report(12, 0, 5, 640, 1e9, 2.5, 0.1), 1)
-    store.finish(row, Result(12, 1, failure=Failure(FailureKind.DIVERGED, "nan", "trace")))
+    failure = Failure(FailureKind.OVER_LIMIT, "latency 15 ms, over max.latency_ms=10", "trace")
+    store.finish(row, Result(12, 1, diagnostics={"latency_ms": 15.0}, failure=failure))
     store.release(row, 13, 1, fault=False)
     store.stop_driver(driver)
     return search
@@ -81,8 +82,9 @@ def test_stock_optuna_reads_the_export(tmp_path: Path) -> None:
             assert theirs.values == [ours.values[name] for name in ("bits_per_byte", "flops_per_token")]
     assert {tuple(trial.values) for trial in study.best_trials} == front
     constrained = study.trials[12]
-    assert constrained.constraints["memory"] == 1.5  # Optuna 5 reads the key
-    assert constrained.system_attrs["constraints"] == [1.5]  # optuna-dashboard reads the list
+    assert constrained.constraints == {"memory": 1.5, "latency_ms": 0.5}  # Optuna 5 reads the keys
+    assert constrained.system_attrs["constraints"] == [1.5, 0.5]  # optuna-dashboard reads the list
+    assert all(trial.constraints == {"latency_ms": 0.0} for trial in study.trials[:12])  # these were not measured
     assert study.trials[12].intermediate_values == {0: 2.5}
 
 

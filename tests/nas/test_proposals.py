@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from nas.cli import main
 from nas.config import SAMPLERS, StudyConfig, make_plan
@@ -18,10 +19,10 @@ from nas.executors import Inline
 from nas.halving import ENOUGH, exempt
 from nas.progress import Silent
 from nas.proposals import Proposals
-from nas.records import Job, Report, Result, State, Trial
+from nas.records import Failure, FailureKind, Job, Report, Result, State, Trial
 from nas.replay import replayed
 from nas.store import Store
-from nas.study import open_search, prepare
+from nas.study import Search, open_search, prepare
 from nas.warm_start import warm_start
 from search_spaces.base import Uniform
 
@@ -143,6 +144,51 @@ def test_what_no_worker_can_hold_is_never_proposed_and_a_replay_knows_how_much_t
 def test_limits_that_nothing_meets_are_bad_input(key: str) -> None:
     with pytest.raises(UserError, match=f"{key}=10.*the least was"):
         make_plan(StudyConfig(preset="quick", settings={key: "10"}))
+
+
+def timed(job: Job) -> Iterator[Report | Result]:
+    """`curved`, but what takes longer than the search allows fails before its first rung."""
+    *curve, result = curved(job)
+    taken = job.arch["depth"] * job.arch["d_model"] / 100
+    assert job.max_latency_ms == 3 and isinstance(result, Result)
+    if taken > job.max_latency_ms:
+        failure = Failure(FailureKind.OVER_LIMIT, f"latency {taken:g} ms, over max.latency_ms=3")
+        yield replace(result, values={}, diagnostics={"latency_ms": taken}, failure=failure)
+        return
+    yield from curve
+    yield replace(result, values={**result.values, "latency_ms": taken})
+
+
+def heard(search: Search) -> dict[str, tuple]:
+    """What the study's sampler was told: costs and constraints, by parameters."""
+    told = search.proposals._proposer._study.get_trials()
+    return {repr(t.params): (t.values, t.constraints) for t in told if t.state == TrialState.COMPLETE}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_sampler_hears_how_far_over_its_limit_a_latency_is_also_after_a_refill(
+    sampler: str, tmp_path: Path
+) -> None:
+    count = 12 if sampler == "gp" else 24  # its proposals take a second each
+    config = StudyConfig(
+        study="s", preset="quick", sampler=sampler, trials=count, halving=True, resume=True,
+        settings={"max.latency_ms": "3"},
+    )  # fmt: skip
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        search = open_search(store, prepare(config), evaluate=f"{HERE}:timed")
+        run(search, Inline(), Silent())
+        trials = store.trials(search.row)
+        again = open_search(store, prepare(config))
+        entries = list(replayed(store, search.row))
+    over = [trial for trial in trials if trial.failure]
+    assert 0 < len(over) < count and {str(trial.failure.kind) for trial in over if trial.failure} == {"over_limit"}
+    assert heard(again) == heard(search)
+    assert len(entries) == count - 3 and all(entry.drawn == entry.stored for entry in entries)
+    told = [heard(search)[repr(dict(trial.params))][1] for trial in trials if trial.origin == "sampler"]
+    for trial, constraints in zip(trials[3:], told, strict=True):
+        taken = trial.arch["depth"] * trial.arch["d_model"] / 100
+        assert constraints["latency_ms"] == (0.0 if trial.state == State.STOPPED else taken / 3 - 1)
+        assert (constraints["latency_ms"] > 0) == (constraints["unfinished"] == 2.0) == (trial.failure is not None)
 
 
 # ---- bad numbers -----------------------------------------------------------------------------------------------
