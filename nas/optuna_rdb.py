@@ -126,19 +126,29 @@ def import_study(store: Store, url: str, name: str | None) -> tuple[StudyRow, in
     `name` may be left out where the database holds one. A trial that was RUNNING waits for a worker again. Raises
     StudyError when there is no such study or the store has one of that name, StoreError for a bad database.
     """
-    storage = _storage(url, there=True)
-    names = optuna.get_all_study_names(storage)
-    if name is None and len(names) != 1:
-        raise StudyError(f"{_shown(url)} holds {', '.join(names) or 'no studies'}: name one")
-    if name is not None and name not in names:
-        raise StudyError(f"no study {name!r} in {_shown(url)}; it has: {', '.join(names) or 'none'}")
-    theirs = optuna.load_study(storage=storage, study_name=name or names[0])
+    theirs = _study(url, name)
     kept = theirs.user_attrs.get(OURS)
     read = _restored if kept else _foreign
     described, trials = read(theirs)
     row = store.create_study(**described)
     store.fill(row, trials)
     return row, len(trials)
+
+
+def best_params(url: str, name: str) -> list[tuple[int, dict[str, Any]]]:
+    """Number and parameters of the best trials of a study in Optuna's database at `url`. Raises as `import_study`."""
+    return [(trial.number, dict(trial.params)) for trial in _study(url, name).best_trials]
+
+
+def _study(url: str, name: str | None) -> optuna.Study:
+    """The study of that name, or the only one there is. Raises StudyError and StoreError."""
+    storage = _storage(url, there=True)
+    names = optuna.get_all_study_names(storage)
+    if name is None and len(names) != 1:
+        raise StudyError(f"{_shown(url)} holds {', '.join(names) or 'no studies'}: name one")
+    if name is not None and name not in names:
+        raise StudyError(f"no study {name!r} in {_shown(url)}; it has: {', '.join(names) or 'none'}")
+    return optuna.load_study(storage=storage, study_name=name or names[0])
 
 
 def _restored(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
@@ -223,7 +233,10 @@ def _numbered(frozen: FrozenTrial) -> Iterable[tuple[int, tuple[int, float]]]:
 
 
 def _storage(url: str, *, there: bool = False) -> RDBStorage:
-    """Optuna's storage at a URL or in a file. Raises StoreError; with `there`, also when the file is missing."""
+    """Optuna's storage at a URL or in a file. With `there` it is read, and nothing is created in it or beside it.
+
+    Raises StoreError.
+    """
     full = url if "://" in url else f"sqlite:///{url}"
     if there and full.startswith("sqlite:///") and not Path(full.removeprefix("sqlite:///")).exists():
         raise StoreError(f"{url}: there is no such file")
@@ -232,7 +245,7 @@ def _storage(url: str, *, there: bool = False) -> RDBStorage:
             full = "postgresql+psycopg://" + full.removeprefix(prefix)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return RDBStorage(full)
+        return RDBStorage(full, skip_table_creation=there)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise StoreError(f"{_shown(url)}: Optuna cannot open it: {reason}") from error

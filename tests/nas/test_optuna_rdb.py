@@ -6,13 +6,14 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import create_engine, inspect
 
 from nas.cli import main
 from nas.config import StudyConfig, make_plan
 from nas.driver import run
 from nas.errors import StoreError, StudyError
 from nas.executors import Inline
-from nas.optuna_rdb import export_study, import_study
+from nas.optuna_rdb import best_params, export_study, import_study
 from nas.progress import Silent
 from nas.records import Failure, FailureKind, Report, Result, State
 from nas.store import Proposal, Store
@@ -82,9 +83,10 @@ def test_stock_optuna_reads_the_export(tmp_path: Path) -> None:
             assert theirs.values == [ours.values[name] for name in ("bits_per_byte", "flops_per_token")]
     assert {tuple(trial.values) for trial in study.best_trials} == front
     constrained = study.trials[12]
-    assert constrained.constraints == {"memory": 1.5, "latency_ms": 0.5}  # Optuna 5 reads the keys
+    assert constrained.constraints["memory"] == 1.5  # Optuna 5 reads the keys
+    assert constrained.constraints["latency_ms"] == 0.5
     assert constrained.system_attrs["constraints"] == [1.5, 0.5]  # optuna-dashboard reads the list
-    assert all(trial.constraints == {"latency_ms": 0.0} for trial in study.trials[:12])  # these were not measured
+    assert all(trial.constraints["latency_ms"] == 0 for trial in study.trials[:12])  # these were not measured
     assert study.trials[12].intermediate_values == {0: 2.5}
 
 
@@ -123,5 +125,9 @@ def test_bad_databases_and_names_are_one_message(tmp_path: Path, capsys: pytest.
         optuna.create_study(study_name="a", storage=f"sqlite:///{tmp_path / 'o.db'}")
         with pytest.raises(StudyError, match="it has: a"):
             import_study(store, str(tmp_path / "o.db"), "b")
+        before = inspect(create_engine(f"sqlite:///{tmp_path / 'b.db'}")).get_table_names()
+        with pytest.raises(StoreError, match="Optuna cannot open"):
+            best_params(str(tmp_path / "b.db"), "s")  # our own store is not Optuna's, and does not become it
+        assert inspect(create_engine(f"sqlite:///{tmp_path / 'b.db'}")).get_table_names() == before
     assert main(["study", "import", "--store", str(tmp_path / "b.db"), "--from", str(tmp_path / "none.db")]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -249,6 +249,9 @@ def test_the_best_of_an_optuna_database_is_trained_first(tmp_path: Path) -> None
     assert plan.params(*found) == old.best_trials[0].params
     with pytest.raises(UserError, match="it has: old"):
         warm_start(f"optuna:{url}#new", "nas.db", plan)
+    with pytest.raises(UserError, match="no such file"):
+        warm_start(f"optuna:sqlite:///{tmp_path / 'none.db'}#old", "nas.db", plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.db"]
 
 
 @pytest.mark.parametrize(
