@@ -20,6 +20,7 @@ from nas.errors import UserError
 from nas.executors import Executor, Inline, RayPool
 from nas.progress import Silent
 from nas.records import State, StudyRow, Trial
+from nas.replay import replayed
 from nas.store import Store
 from nas.study import make_job, open_search, prepare
 from nas.summary import status_of
@@ -138,6 +139,15 @@ def test_another_sampler_seed_draws_other_architectures_and_the_same_seed_the_sa
             row, _ = searched(store, text, Inline(), trials=6, seed=seed, settings={"train.tokens": "512"})
             drawn.append([trial.arch_hash for trial in store.trials(row)])
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_asynchronous_search_replays_to_its_proposals(tmp_path: Path, text: str, pool: Executor) -> None:
+    settings = {"train.tokens": "1024", "train.batch_tokens": "128"}
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        row, _ = searched(store, text, pool, trials=20, sampler="evolution", halving=True, settings=settings)
+        entries = list(replayed(store, row))
+    assert len(entries) == 17  # three are the baselines
+    assert [entry.drawn for entry in entries] == [entry.stored for entry in entries]
 
 
 def test_latency_and_memory_are_measured_where_they_are_objectives(tmp_path: Path, text: str) -> None:
