@@ -243,6 +243,8 @@ def test_a_front_is_trained_first_from_a_study_and_from_a_file(tmp_path: Path, c
     for source in ("s", f"{tmp_path / 'nas.db'}#s", str(tmp_path / "front.json")):
         found = warm_start(source, str(tmp_path / "nas.db"), plan)
         assert [(plan.space.arch_hash(arch), recipe.learning_rate) for arch, recipe in found] == front
+    with pytest.raises(UserError, match="searches space lm, this one vision"):
+        warm_start("s", str(tmp_path / "nas.db"), make_plan(StudyConfig(space="vision", preset="quick")))
     search = open_search(store, prepare(StudyConfig(study="t", preset="quick", trials=9)), f"{HERE}:curved", found)
     run(search, Inline(), Silent())
     given = [trial for trial in store.trials(search.row) if trial.origin == "enqueued"]
@@ -262,6 +264,8 @@ def test_the_best_of_an_optuna_database_is_trained_first(tmp_path: Path) -> None
         old.tell(trial, [loss, loss])
     (found,) = warm_start(f"optuna:{url}#old", "nas.db", plan)
     assert plan.params(*found) == old.best_trials[0].params
+    with pytest.raises(UserError, match=r"trial 0 .* is not in this search"):
+        warm_start(f"optuna:{url}#old", "nas.db", make_plan(StudyConfig(space="vision", preset="quick")))
     with pytest.raises(UserError, match="it has: old"):
         warm_start(f"optuna:{url}#new", "nas.db", plan)
     with pytest.raises(UserError, match="no such file"):

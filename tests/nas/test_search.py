@@ -163,8 +163,21 @@ def test_latency_and_memory_are_measured_where_they_are_objectives(tmp_path: Pat
     assert all(row.reference[name] > 0 for name in ("latency_ms", "peak_bytes"))
 
 
-SLOW = f"{Path(__file__).parent / 'faulty_space.py'}:Slow"
 PLAIN = {"gates.placement": "none", "streams.n": "1", "d_model": "16", "optim.lr": "0.003"}
+
+
+@pytest.mark.parametrize(("tokens", "rungs"), [("256", [3]), ("512", [2, 3])])
+def test_a_training_of_fewer_steps_than_rungs_has_fewer_rungs(
+    tokens: str, rungs: list[int], tmp_path: Path, text: str
+) -> None:
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        row, _ = searched(store, text, Inline(), trials=3, halving=True, settings=PLAIN | {"train.tokens": tokens})
+        seen = [[report.rung for report in store.reports(row, [trial.number])] for trial in store.trials(row)]
+    assert seen[0] == rungs  # the first at a rung goes on
+    assert all(reached and reached == rungs[: len(reached)] for reached in seen)
+
+
+SLOW = f"{Path(__file__).parent / 'faulty_space.py'}:Slow"
 
 
 def test_a_net_over_the_latency_limit_is_not_trained_and_the_others_train_as_without_a_limit(
