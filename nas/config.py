@@ -98,12 +98,15 @@ COUNTED = {"text": ("train.tokens", "train.batch_tokens"), "images": ("train.ima
 
 
 # What no architecture may exceed, however it is drawn. FLOPs count with every gate open: the most a token can take.
+# Latency alone is not known before a worker has measured it.
+LATENCY = "max.latency_ms"
 LIMITS: dict[str, Key] = {
     key.name: key
     for key in (
         _training_key("max.flops", inf, (inf,), "FLOPs a token or an image, at most", low=1),
         _training_key("max.parameters", inf, (inf,), "parameters, at most", low=1),
         _training_key("max.memory", inf, (inf,), "bytes of activations a training step keeps, at most", low=1),
+        _training_key(LATENCY, inf, (inf,), "milliseconds a forward pass of one sample takes, at most", low=1e-9),
     )
 }
 
@@ -197,7 +200,8 @@ class Plan:
     domains: Mapping[str, Domain]  # of SEARCHED
     recipe: Recipe  # every default
     data_path: str | None
-    limits: Mapping[str, float] = field(default_factory=dict)  # of LIMITS, those that were set
+    limits: Mapping[str, float] = field(default_factory=dict)  # of LIMITS, those that were set, but for LATENCY
+    latency: float | None = None  # LATENCY in milliseconds; what is over it, a worker finds out
     memory: float | None = None  # bytes that a worker has for a trial, where that is known
 
     def allows(self, arch: Any) -> bool:
@@ -304,6 +308,7 @@ def make_plan(config: StudyConfig) -> Plan:
     preset = PRESETS[config.preset]
     space_settings, training = split_settings(config.settings, bare)
     limits = {name: LIMITS[name].check(training.pop(name)) for name in LIMITS if name in training}
+    latency = limits.pop(LATENCY, None)
     if "base" not in space_settings:  # a named architecture brings its own
         space_settings = {**bare.presets.get(config.preset, {}), **space_settings}
     space = bare.restrict(space_settings) if space_settings else bare
@@ -328,6 +333,7 @@ def make_plan(config: StudyConfig) -> Plan:
         recipe=recipe,
         data_path=str(Path(fixed["data.path"]).resolve()) if fixed["data.path"] else None,
         limits=limits,
+        latency=latency,
     )
     _check_limits(plan)
     return plan

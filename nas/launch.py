@@ -19,7 +19,7 @@ from nas.progress import front_table, make_view, print_table
 from nas.scale import Ladder, ablation, analyse, climb, contenders, keep, measure_baseline
 from nas.store import Store
 from nas.study import Search, open_search, prepare
-from nas.summary import verdict
+from nas.summary import status_of, verdict
 from nas.tasks import TASKS
 from nas.warm_start import warm_start
 from search_spaces import load_space
@@ -98,8 +98,13 @@ def launch_scale(
 
 def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
     """Prints the front, what beats the baseline, and how to go on; the exit code."""
-    print_table(front_table(store.front(search.row), f"front of {search.row.name}"))
+    front = store.front(search.row)
+    print_table(front_table(front, f"front of {search.row.name}"))
     click.echo(verdict(store, search.row))
+    failures = status_of(store, search.row)["failures"]
+    if failures and not front:
+        causes = ", ".join(f"{count} {kind}" for kind, count in failures.items())
+        click.echo(f"no trial came to its end; failed: {causes}", err=True)
     if search.proposals.cache_hits:
         click.echo(f"{search.proposals.cache_hits} proposals were known already and not trained again")
     if search.proposals.refused:

@@ -22,7 +22,6 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas import pareto
-from nas.errors import UserError
 from nas.samplers import make_sampler
 from search_spaces.base import SpaceError
 
@@ -37,14 +36,16 @@ class Outcome:
     """What the sampler is told of a trial: costs, all finite, and the share of its training that it did not do.
 
     What is unfinished counts as infeasible: worse than whatever ran to its end, and the worse the earlier it ended.
+    In a search with a limit on latency, `slow` is how far over it the trial was, as a share of the limit.
     """
 
     costs: tuple[float, ...]
     unfinished: float = 0.0
+    slow: float | None = None
 
     @property
     def constraints(self) -> dict[str, float]:
-        return {"unfinished": self.unfinished}
+        return {"unfinished": self.unfinished} | ({} if self.slow is None else {"latency_ms": self.slow})
 
 
 class _Recorder:
@@ -200,17 +201,3 @@ class Proposer(Generic[T]):
         elif not outcome.unfinished:
             self._storage.trained(handle, outcome.costs)
         return handle
-
-
-def best_params(url: str, study: str) -> list[tuple[int, dict[str, Any]]]:
-    """Number and parameters of the best trials of a study in one of Optuna's own databases. Raises UserError."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        loaded = optuna.load_study(study_name=study, storage=url)
-        return [(trial.number, dict(trial.params)) for trial in loaded.best_trials]
-    except KeyError as error:
-        names = ", ".join(optuna.get_all_study_names(url)) or "none"
-        raise UserError(f"{url} holds no Optuna study {study!r}; it has: {names}") from error
-    except Exception as error:  # Optuna hands on whatever its database raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{url} cannot be read as an Optuna database: {reason}") from error

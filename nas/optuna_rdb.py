@@ -18,9 +18,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas import pareto
+from nas.config import LATENCY
 from nas.errors import StoreError, StudyError
 from nas.optuna_io import _Recorder
-from nas.records import Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
+from nas.proposals import slow
+from nas.records import FINISHED, Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
 from nas.store import Store
 from search_spaces.base import digest
 
@@ -61,14 +63,20 @@ def export_study(store: Store, study: StudyRow, url: str, suggest: Suggest, say:
     for report in store.reports(study):
         curves.setdefault(report.trial, []).append(report)
     trials = store.trials(study)
+    limit = study.settings.get("settings", {}).get(LATENCY)
     for count, trial in enumerate(trials, start=1):
-        theirs.add_trial(_frozen(study, trial, curves.get(trial.number, []), suggest))
+        attrs = dict(trial.sampler_attrs)
+        if limit is not None and trial.state in FINISHED:
+            attrs[f"{CONSTRAINTS}:latency_ms"] = slow(trial, float(limit))
+        theirs.add_trial(_frozen(study, trial, curves.get(trial.number, []), suggest, attrs))
         if count % PROGRESS_EVERY == 0:
             say(f"{count} of {len(trials)} trials")
     return len(trials)
 
 
-def _frozen(study: StudyRow, trial: Trial, curve: Sequence[Report], suggest: Suggest) -> FrozenTrial:
+def _frozen(
+    study: StudyRow, trial: Trial, curve: Sequence[Report], suggest: Suggest, attrs: Mapping[str, Any]
+) -> FrozenTrial:
     recorder = _Recorder(trial.params)
     if trial.params:
         suggest(recorder)
@@ -85,7 +93,7 @@ def _frozen(study: StudyRow, trial: Trial, curve: Sequence[Report], suggest: Sug
             **{name: value for name, value in trial.values.items() if name not in study.objectives},
             OURS: _plain(trial) | {"curve": [asdict(report) for report in curve]},
         },
-        system_attrs=_both_forms(trial.sampler_attrs),
+        system_attrs=_both_forms(attrs),
         intermediate_values={report.rung: report.loss for report in curve},
     )
     if trial.state != State.WAITING:
@@ -118,19 +126,29 @@ def import_study(store: Store, url: str, name: str | None) -> tuple[StudyRow, in
     `name` may be left out where the database holds one. A trial that was RUNNING waits for a worker again. Raises
     StudyError when there is no such study or the store has one of that name, StoreError for a bad database.
     """
-    storage = _storage(url, there=True)
-    names = optuna.get_all_study_names(storage)
-    if name is None and len(names) != 1:
-        raise StudyError(f"{_shown(url)} holds {', '.join(names) or 'no studies'}: name one")
-    if name is not None and name not in names:
-        raise StudyError(f"no study {name!r} in {_shown(url)}; it has: {', '.join(names) or 'none'}")
-    theirs = optuna.load_study(storage=storage, study_name=name or names[0])
+    theirs = _study(url, name)
     kept = theirs.user_attrs.get(OURS)
     read = _restored if kept else _foreign
     described, trials = read(theirs)
     row = store.create_study(**described)
     store.fill(row, trials)
     return row, len(trials)
+
+
+def best_params(url: str, name: str) -> list[tuple[int, dict[str, Any]]]:
+    """Number and parameters of the best trials of a study in Optuna's database at `url`. Raises as `import_study`."""
+    return [(trial.number, dict(trial.params)) for trial in _study(url, name).best_trials]
+
+
+def _study(url: str, name: str | None) -> optuna.Study:
+    """The study of that name, or the only one there is. Raises StudyError and StoreError."""
+    storage = _storage(url, there=True)
+    names = optuna.get_all_study_names(storage)
+    if name is None and len(names) != 1:
+        raise StudyError(f"{_shown(url)} holds {', '.join(names) or 'no studies'}: name one")
+    if name is not None and name not in names:
+        raise StudyError(f"no study {name!r} in {_shown(url)}; it has: {', '.join(names) or 'none'}")
+    return optuna.load_study(storage=storage, study_name=name or names[0])
 
 
 def _restored(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
@@ -215,7 +233,10 @@ def _numbered(frozen: FrozenTrial) -> Iterable[tuple[int, tuple[int, float]]]:
 
 
 def _storage(url: str, *, there: bool = False) -> RDBStorage:
-    """Optuna's storage at a URL or in a file. Raises StoreError; with `there`, also when the file is missing."""
+    """Optuna's storage at a URL or in a file. With `there` it is read, and nothing is created in it or beside it.
+
+    Raises StoreError.
+    """
     full = url if "://" in url else f"sqlite:///{url}"
     if there and full.startswith("sqlite:///") and not Path(full.removeprefix("sqlite:///")).exists():
         raise StoreError(f"{url}: there is no such file")
@@ -224,7 +245,7 @@ def _storage(url: str, *, there: bool = False) -> RDBStorage:
             full = "postgresql+psycopg://" + full.removeprefix(prefix)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return RDBStorage(full)
+        return RDBStorage(full, skip_table_creation=there)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise StoreError(f"{_shown(url)}: Optuna cannot open it: {reason}") from error

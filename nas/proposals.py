@@ -36,6 +36,18 @@ def config_hash(arch_hash: str, recipe: Recipe) -> str:
     return digest({"arch": arch_hash, **asdict(recipe)})
 
 
+def slow(trial: Trial, limit: float | None) -> float | None:
+    """How far a trial's latency is over the limit, as a share of it: at most 0 within it. None without a limit.
+
+    0 where nobody measured it: a trial that halving stopped, or that failed of something else. (Optuna's GP wants the
+    same constraints of every trial.)
+    """
+    if limit is None:
+        return None
+    measured = trial.values.get("latency_ms", trial.diagnostics.get("latency_ms"))  # of a failed one there, no value
+    return 0.0 if measured is None else measured / limit - 1
+
+
 class Proposals:
     """Proposes configurations that nobody trained, from what it is told of the others.
 
@@ -118,8 +130,8 @@ class Proposals:
         if trial.failure is not None and POLICIES[trial.failure.kind] not in (Policy.TEACH, Policy.SHRINK):
             return None
         if outcome is None or not all(map(isfinite, outcome.costs)):
-            return Outcome(self._worst, unfinished=FAILED)
-        return outcome
+            outcome = Outcome(self._worst, unfinished=FAILED)
+        return replace(outcome, slow=slow(trial, self._plan.latency))
 
     def _measured(self, trial: Trial, curve: Sequence[Report]) -> Outcome | None:
         """What was measured of a trial that ended; None when it failed."""

@@ -34,6 +34,7 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"
     WORKER_LOST = "worker_lost"
     PREEMPTED = "preempted"
+    OVER_LIMIT = "over_limit"
     ERROR = "error"
 
 
@@ -53,6 +54,7 @@ POLICIES = {
     FailureKind.TIMEOUT: Policy.TEACH,
     FailureKind.WORKER_LOST: Policy.RETRY,  # and quarantined after MAX_LOST
     FailureKind.PREEMPTED: Policy.RETRY,  # as often as it takes
+    FailureKind.OVER_LIMIT: Policy.TEACH,
     FailureKind.ERROR: Policy.QUARANTINE,
 }
 
@@ -105,6 +107,7 @@ class Job:
     kernels: str = "auto"
     compile: bool = False
     measured: tuple[str, ...] = ()  # objectives that take measuring: latency_ms, peak_bytes
+    max_latency_ms: float | None = None  # over it, the trial fails
     repeats: int = 1  # seeds to train with, from the recipe's on; the values are their means
     micro_batches: int = 1  # parts a batch is trained in, so that it fits into memory
     yardstick: Mapping[str, Any] | None = None  # nas.scaling.Yardstick of the baseline, where `ceg` is an objective

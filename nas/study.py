@@ -91,7 +91,8 @@ class Search:
     def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
         """Takes in a result of ours."""
         state = State.FAILED if result.failure else State.COMPLETE
-        self._told(replace(trial, state=state, values=result.values, failure=result.failure), (), seq)
+        ended = replace(trial, state=state, values=result.values, diagnostics=result.diagnostics)
+        self._told(replace(ended, failure=result.failure), (), seq)
 
     def prefetch(self, count: int) -> None:
         """Makes proposals until `count` are ready, so that no worker waits for the sampler."""
@@ -128,7 +129,8 @@ class Search:
 
     def job(self, trial: Trial) -> Job:
         path = checkpoint_path(self.checkpoints, trial.number)
-        return replace(make_job(self.store, self.row, trial), checkpoint=path)
+        # A limit is the search's own: whoever trains the row again wants its numbers, not to weigh them once more.
+        return replace(make_job(self.store, self.row, trial), checkpoint=path, max_latency_ms=self.plan.latency)
 
 
 def make_proposals(row: StudyRow, plan: Plan, sampler: str, session: str) -> Proposals:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from nas import pareto
-from nas.config import COUNTED, picked, training_keys
+from nas.config import COUNTED, LIMITS, picked, training_keys
 from nas.halving import exempt, rank_correlation
 from nas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial
 from nas.repeats import seeds, spread
@@ -241,11 +241,11 @@ def cost_table(data: Mapping[str, Any]) -> Table:
 
 
 def keys_table(space: Space) -> Table:
-    """Every key that `--set` takes: the space's, then the training's."""
+    """Every key that `--set` takes: the space's, then the training's, then the limits."""
     table = Table(box=None, padding=(0, 1))
     for column in ("key", "baseline", "searched", "meaning"):
         table.add_column(column)
-    for key in [*space.keys.values(), *training_keys(space.task).values()]:
+    for key in [*space.keys.values(), *training_keys(space.task).values(), *LIMITS.values()]:
         domain = key.search
         if isinstance(domain, Choices):
             searched = ", ".join(_short(value) for value in domain.values) if len(domain.values) > 1 else ""

@@ -23,7 +23,7 @@ from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_che
 from nas.errors import DataError
 from nas.inherit import described, inherit
 from nas.measure import latency_ms, peak_bytes, stream_diagnostics
-from nas.records import RUNGS, Job, Notice, Progress, Recipe, Report, Result
+from nas.records import RUNGS, Failure, FailureKind, Job, Notice, Progress, Recipe, Report, Result
 from nas.tasks import TASKS, Batch, steps_of
 from search_spaces import load_space
 from search_spaces.connections import connection_parameters, recomputing_streams
@@ -229,6 +229,18 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     optimizers = make_optimizers(model, recipe)
 
     train_seconds = evaluate_seconds = 0.0
+    measured: dict[str, float] = {}
+    spread: dict[str, Any] = {}
+    limit = job.max_latency_ms
+    if limit is not None and not gates_of(model):
+        # Training changes nothing of the time that a net without gates takes: one over the limit costs none.
+        clock = time.perf_counter()
+        inputs, _ = task.batch(data, arch, job.data_seed, 0, 1)
+        measured["latency_ms"], spread["latency_ms_quartiles"] = latency_ms(model, inputs.to(device))
+        evaluate_seconds = time.perf_counter() - clock
+        if measured["latency_ms"] > limit:
+            yield over_limit(job, measured | spread, device, train_seconds, evaluate_seconds)
+            return
     first = 0
     try:
         before = load_checkpoint(job, model, optimizers)
@@ -288,7 +300,14 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
     validation_inputs, _ = next(iter(task.validation(data, arch, recipe, scored_at_once)))
     weights = save({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     diagnostics = ({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs.to(device))
-    measured, spread = measure(job.measured, model, optimizers, batch, recipe, steps, job.micro_batches)
+    names = set(job.measured) if limit is None else {*job.measured, "latency_ms"}
+    values, quartiles = measure(names - measured.keys(), model, optimizers, batch, recipe, steps, job.micro_batches)
+    measured |= values
+    diagnostics |= spread | quartiles
+    if limit is not None and measured["latency_ms"] > limit:
+        found = {"latency_ms": measured["latency_ms"], **diagnostics}
+        yield over_limit(job, found, device, train_seconds, evaluate_seconds)
+        return
     training_flops = float((1 + BACKWARD) * cost.flops_total * steps * spent.units)
     yield Result(
         trial=job.trial,
@@ -309,7 +328,7 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         | graph
         | ({"micro_batches": job.micro_batches} if job.micro_batches > 1 else {})
         | (described(job.inherits) if job.inherits else {}),
-        diagnostics=diagnostics | spread,
+        diagnostics=diagnostics,
         weights=weights,
     )
 
@@ -325,6 +344,22 @@ def on_graphs(space: Any, model: nn.Module, inputs: Tensor, job: Job) -> tuple[n
             first_line = str(cause).partition("\n")[0]
             reason = f"{type(cause).__name__}: {first_line}"
     return model, f"no: {reason}"
+
+
+def over_limit(
+    job: Job, found: dict[str, Any], device: torch.device, train_seconds: float, evaluate_seconds: float
+) -> Result:
+    """The end of a trial that is slower than its search allows; what was `found` stands in its diagnostics."""
+    message = f"latency {found['latency_ms']:.4g} ms, over max.latency_ms={job.max_latency_ms:g}"
+    return Result(
+        job.trial,
+        job.token,
+        train_seconds=train_seconds,
+        evaluate_seconds=evaluate_seconds,
+        provenance=provenance(device),
+        diagnostics=found,
+        failure=Failure(FailureKind.OVER_LIMIT, message),
+    )
 
 
 def start_from_parent(model: nn.Module, space: Any, arch: Any, job: Job) -> Iterator[Progress | Notice]:

@@ -30,7 +30,7 @@ from ray.tune.search import Searcher
 from torch import nn
 
 from nas import halving
-from nas.config import StudyConfig
+from nas.config import LATENCY, StudyConfig
 from nas.driver import checked
 from nas.errors import UserError
 from nas.proposals import Proposals, config_hash
@@ -71,6 +71,8 @@ class ArchSearch(Searcher):
         reference = reference_point(prepared, plan.space.cost(plan.space.largest()))
         if config.inherit:
             raise UserError("--inherit needs the engine to train: here the trainable is yours; wanted inherit=False")
+        if plan.latency is not None:
+            raise UserError(f"{LATENCY} is measured by the engine: here the trainable is yours; wanted no such limit")
         self._proposals = Proposals(
             plan,
             chosen(config.sampler, halving.stops_early(config.halving, plan.trials)),

@@ -11,7 +11,7 @@ from typing import Any
 
 from nas.config import SEARCHED, Plan
 from nas.errors import UserError
-from nas.optuna_io import best_params
+from nas.optuna_rdb import best_params
 from nas.records import Recipe
 from nas.store import Store
 from nas.summary import front_rows

@@ -1,4 +1,4 @@
-"""A space whose architectures fail in every way a trial can: used through `--space FILE.py:Space`."""
+"""Spaces whose architectures fail in every way a trial can: used through `--space FILE.py:Space`."""
 
 import os
 import time
@@ -25,4 +25,14 @@ class Space(LanguageModels):
             os._exit(1)
         if arch.depth == 6:
             time.sleep(600)
+        return model
+
+
+class Slow(LanguageModels):
+    """`lm`, but nets of two layers take 50 ms longer for a forward pass."""
+
+    def build(self, arch: Arch) -> nn.Module:
+        model = super().build(arch)
+        if arch.depth == 2:
+            model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
         return model

@@ -125,7 +125,7 @@ def test_describe_leaves_out_what_the_architecture_does_not_use(capsys: pytest.C
     plain = json.loads(printed(capsys, "describe", "--json"))["arch"]
     assert plain.keys().isdisjoint({"ffn.sub_mlps", "streams.factors", "gates.rate", "gates.layers"})
     keys = printed(capsys, "describe", "--keys")
-    assert all(name in keys for name in ("ffn.sub_mlps", "optim.lr", "data.path"))
+    assert all(name in keys for name in ("ffn.sub_mlps", "optim.lr", "data.path", "max.flops", "max.latency_ms"))
 
 
 def test_every_named_architecture_can_be_described(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +182,10 @@ BAD = {
     "kernels": ([*SEARCH, "--kernels", "fast"], "reference"),
     "objective": ([*SEARCH, "--objectives", "bits_per_byte,beauty"], "beauty"),
     "one objective": ([*SEARCH, "--objectives", "flops"], "two"),
+    "latency of nothing": ([*SEARCH, "--set", "max.latency_ms=0"], "max.latency_ms=0.0: wanted a number at least"),
+    "latency below nothing": ([*SEARCH, "--set", "max.latency_ms=-3"], "wanted a number at least"),
+    "latency no number": ([*SEARCH, "--set", "max.latency_ms=nan"], "wanted a number at least"),
+    "latency no word": ([*SEARCH, "--set", "max.latency_ms=fast"], "max.latency_ms=fast: wanted a number"),
     "data missing": ([*SEARCH, "--set", "data.path=/no/such/text"], "/no/such/text"),
     "timeout": ([*SEARCH, "--trial-timeout", "-1"], "above 0"),
     "store folder": (["search", "--study", "new", "--store", "/no/such/folder/nas.db", *FAST], "/no/such/folder"),

@@ -87,7 +87,14 @@ def test_memory_that_never_suffices_fails_the_trial(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "taught"), [(FailureKind.DIVERGED, True), (FailureKind.TIMEOUT, True), (FailureKind.ERROR, False)]
+    ("kind", "taught"),
+    [
+        (FailureKind.DIVERGED, True),
+        (FailureKind.TIMEOUT, True),
+        (FailureKind.OVER_LIMIT, True),
+        (FailureKind.ERROR, False),
+        (FailureKind.WORKER_LOST, False),
+    ],
 )
 def test_the_sampler_hears_of_failures_that_are_the_architectures_own(
     kind: FailureKind, taught: bool, store: Store

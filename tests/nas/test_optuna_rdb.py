@@ -6,19 +6,20 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import create_engine, inspect
 
 from nas.cli import main
 from nas.config import StudyConfig, make_plan
 from nas.driver import run
 from nas.errors import StoreError, StudyError
 from nas.executors import Inline
-from nas.optuna_rdb import export_study, import_study
+from nas.optuna_rdb import best_params, export_study, import_study
 from nas.progress import Silent
 from nas.records import Failure, FailureKind, Report, Result, State
 from nas.store import Proposal, Store
 from nas.study import Search, open_search, prepare
 
-CONFIG = StudyConfig(study="s", trials=12, preset="quick")
+CONFIG = StudyConfig(study="s", trials=12, preset="quick", settings={"max.latency_ms": "10"})
 
 
 def searched(store: Store) -> Search:
@@ -35,7 +36,8 @@ def searched(store: Store) -> Search:
         leased = store.lease_new(row, driver, proposal, 20)
         assert leased and leased.number == number
     store.report(row, Report(12, 0, 5, 640, 1e9, 2.5, 0.1), 1)
-    store.finish(row, Result(12, 1, failure=Failure(FailureKind.DIVERGED, "nan", "trace")))
+    failure = Failure(FailureKind.OVER_LIMIT, "latency 15 ms, over max.latency_ms=10", "trace")
+    store.finish(row, Result(12, 1, diagnostics={"latency_ms": 15.0}, failure=failure))
     store.release(row, 13, 1, fault=False)
     store.stop_driver(driver)
     return search
@@ -81,8 +83,10 @@ def test_stock_optuna_reads_the_export(tmp_path: Path) -> None:
             assert theirs.values == [ours.values[name] for name in ("bits_per_byte", "flops_per_token")]
     assert {tuple(trial.values) for trial in study.best_trials} == front
     constrained = study.trials[12]
-    assert constrained.constraints["memory"] == 1.5  # Optuna 5 reads the key
-    assert constrained.system_attrs["constraints"] == [1.5]  # optuna-dashboard reads the list
+    assert constrained.constraints["memory"] == 1.5  # Optuna 5 reads the keys
+    assert constrained.constraints["latency_ms"] == 0.5
+    assert constrained.system_attrs["constraints"] == [1.5, 0.5]  # optuna-dashboard reads the list
+    assert all(trial.constraints["latency_ms"] == 0 for trial in study.trials[:12])  # these were not measured
     assert study.trials[12].intermediate_values == {0: 2.5}
 
 
@@ -121,5 +125,9 @@ def test_bad_databases_and_names_are_one_message(tmp_path: Path, capsys: pytest.
         optuna.create_study(study_name="a", storage=f"sqlite:///{tmp_path / 'o.db'}")
         with pytest.raises(StudyError, match="it has: a"):
             import_study(store, str(tmp_path / "o.db"), "b")
+        before = inspect(create_engine(f"sqlite:///{tmp_path / 'b.db'}")).get_table_names()
+        with pytest.raises(StoreError, match="Optuna cannot open"):
+            best_params(str(tmp_path / "b.db"), "s")  # our own store is not Optuna's, and does not become it
+        assert inspect(create_engine(f"sqlite:///{tmp_path / 'b.db'}")).get_table_names() == before
     assert main(["study", "import", "--store", str(tmp_path / "b.db"), "--from", str(tmp_path / "none.db")]) == 2
     assert "no such file" in capsys.readouterr().err

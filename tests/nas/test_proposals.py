@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from nas.cli import main
 from nas.config import SAMPLERS, StudyConfig, make_plan
@@ -18,10 +19,11 @@ from nas.executors import Inline
 from nas.halving import ENOUGH, exempt
 from nas.progress import Silent
 from nas.proposals import Proposals
-from nas.records import Job, Report, Result, State, Trial
+from nas.records import Failure, FailureKind, Job, Report, Result, State, Trial
 from nas.replay import replayed
 from nas.store import Store
-from nas.study import open_search, prepare
+from nas.study import Search, open_search, prepare
+from nas.table import configurations
 from nas.warm_start import warm_start
 from search_spaces.base import Uniform
 
@@ -70,24 +72,51 @@ def test_a_search_of_few_trials_finishes_all_and_extended_to_many_it_stops_some(
     assert sum(trial.state == State.STOPPED for trial in trials) > ENOUGH / 3
 
 
+def bad_now_and_then(job: Job) -> Iterator[Report | Result]:
+    """`curved`, but one result in five is no number."""
+    *curve, result = curved(job)
+    assert isinstance(result, Result)
+    yield from curve
+    bad = {0: math.nan, 5: math.inf}.get(job.trial % 10)
+    yield result if bad is None else replace(result, values={**result.values, "bits_per_byte": bad})
+
+
+def heard(search: Search) -> dict[str, tuple]:
+    """What the study's sampler was told: costs and constraints, by parameters."""
+    told = search.proposals._proposer._study.get_trials()
+    return {repr(t.params): (t.values, t.constraints) for t in told if t.state == TrialState.COMPLETE}
+
+
+@pytest.mark.parametrize("halving", [True, False])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_stopped_trials_keep_their_rungs_teach_and_never_stand_on_the_front(sampler: str, tmp_path: Path) -> None:
-    store, trials = searched(tmp_path, sampler=sampler, halving=True, trials=30)
+def test_every_sampler_repeats_nothing_learns_of_every_end_and_can_be_replayed(
+    sampler: str, halving: bool, tmp_path: Path
+) -> None:
+    count = 13 if sampler == "gp" else 30  # its proposals take long
+    store, trials = searched(tmp_path, bad_now_and_then, sampler=sampler, halving=halving, trials=count)
     row = store.study("s")
-    assert [trial.number for trial in trials] == list(range(30))
-    assert len({(trial.arch_hash, trial.recipe) for trial in trials}) == 30
+    assert [trial.number for trial in trials] == list(range(count))
+    assert len({(trial.arch_hash, trial.recipe) for trial in trials}) == count
     stopped = [trial for trial in trials if trial.state == State.STOPPED]
-    assert len(stopped) >= 10
+    assert len(stopped) >= count / 4 if halving else not stopped
     assert not any(exempt(trial.number) for trial in stopped)
-    for trial in stopped:
-        assert 1 <= len(store.reports(row, [trial.number])) <= 3
-        assert trial.values == {}
+    failed = [trial for trial in trials if trial.failure]
+    assert failed == [t for t in trials if t.number % 5 == 0 and t not in stopped] != []
+    assert {str(trial.failure.kind) for trial in failed if trial.failure} == {"diverged"}
     assert all(trial.state == State.COMPLETE for trial in store.front(row))
-
-
-def test_without_halving_every_trial_runs_to_its_end(tmp_path: Path) -> None:
-    _, trials = searched(tmp_path, halving=False, trials=12)
-    assert {trial.state for trial in trials} == {State.COMPLETE}
+    config = StudyConfig(study="s", preset="quick", sampler=sampler, halving=halving, trials=count, resume=True)
+    told = heard(open_search(store, prepare(config)))
+    for trial in trials[3:]:  # after the baselines
+        costs, constraints = told[repr(dict(trial.params))]
+        assert all(map(math.isfinite, costs))
+        curve = store.reports(row, [trial.number])
+        if trial in stopped:
+            assert 1 <= len(curve) <= 3 and trial.values == {} and costs[0] == curve[-1].loss
+            assert constraints == {"unfinished": 1 - curve[-1].tokens / trial.recipe.tokens}
+        else:
+            assert constraints == {"unfinished": 2.0 if trial in failed else 0.0}
+    entries = list(replayed(store, row))
+    assert len(entries) == count - 3 and all(entry.drawn == entry.stored for entry in entries)
 
 
 @pytest.mark.parametrize("sampler", ["evolution", "tpe"])
@@ -100,9 +129,14 @@ def test_a_finished_search_replays_to_the_same_proposals(sampler: str, tmp_path:
     assert [entry.drawn for entry in entries] == [entry.stored for entry in entries]
 
 
-def test_the_first_hundred_proposals_on_a_small_space_are_a_hundred_architectures(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "halving"), [("evolution", True), ("tpe", False), ("nsgaii", True), ("random", False)]
+)
+def test_the_first_hundred_proposals_on_192_points_are_a_hundred_architectures(
+    sampler: str, halving: bool, tmp_path: Path
+) -> None:
     settings = {
-        "depth": "2..4",
+        "depth": "2..5",
         "d_model": "32,64",
         "attention.ratio": "0.5,1",
         "streams.n": "1,2",
@@ -110,7 +144,8 @@ def test_the_first_hundred_proposals_on_a_small_space_are_a_hundred_architecture
     }
     settings |= {"ffn.ratio": "2,4,0.5", "ffn.sub_mlps": "4", "gates.layers": "all", "gates.placement": "none,ffn"}
     settings |= {"gates.rate": "0.5"}
-    _, trials = searched(tmp_path, halving=True, trials=100, settings=settings)
+    assert len(configurations(make_plan(StudyConfig(preset="quick", settings=settings)))) == 192
+    _, trials = searched(tmp_path, sampler=sampler, halving=halving, trials=100, settings=settings)
     assert len({trial.arch_hash for trial in trials}) == 100
 
 
@@ -145,24 +180,50 @@ def test_limits_that_nothing_meets_are_bad_input(key: str) -> None:
         make_plan(StudyConfig(preset="quick", settings={key: "10"}))
 
 
+def timed(job: Job) -> Iterator[Report | Result]:
+    """`curved`, but what takes longer than the search allows fails before its first rung."""
+    *curve, result = curved(job)
+    taken = job.arch["depth"] * job.arch["d_model"] / 100
+    assert job.max_latency_ms == 3 and isinstance(result, Result)
+    if taken > job.max_latency_ms:
+        failure = Failure(FailureKind.OVER_LIMIT, f"latency {taken:g} ms, over max.latency_ms=3")
+        yield replace(result, values={}, diagnostics={"latency_ms": taken}, failure=failure)
+        return
+    yield from curve
+    yield replace(result, values={**result.values, "latency_ms": taken})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_sampler_hears_how_far_over_its_limit_a_latency_is_also_after_a_refill(
+    sampler: str, tmp_path: Path
+) -> None:
+    count = 12 if sampler == "gp" else 24  # its proposals take a second each
+    config = StudyConfig(
+        study="s", preset="quick", sampler=sampler, trials=count, halving=True, resume=True,
+        settings={"max.latency_ms": "3"},
+    )  # fmt: skip
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        search = open_search(store, prepare(config), evaluate=f"{HERE}:timed")
+        run(search, Inline(), Silent())
+        trials = store.trials(search.row)
+        again = open_search(store, prepare(config))
+        entries = list(replayed(store, search.row))
+    over = [trial for trial in trials if trial.failure]
+    assert 0 < len(over) < count and {str(trial.failure.kind) for trial in over if trial.failure} == {"over_limit"}
+    assert heard(again) == heard(search)
+    assert len(entries) == count - 3 and all(entry.drawn == entry.stored for entry in entries)
+    told = [heard(search)[repr(dict(trial.params))][1] for trial in trials if trial.origin == "sampler"]
+    for trial, constraints in zip(trials[3:], told, strict=True):
+        taken = trial.arch["depth"] * trial.arch["d_model"] / 100
+        assert constraints["latency_ms"] == (0.0 if trial.state == State.STOPPED else taken / 3 - 1)
+        assert (constraints["latency_ms"] > 0) == (constraints["unfinished"] == 2.0) == (trial.failure is not None)
+
+
 # ---- bad numbers -----------------------------------------------------------------------------------------------
-
-
-def nan_now_and_then(job: Job) -> Iterator[Result]:
-    loss = math.nan if job.trial % 3 == 0 else 1.0 / job.trial
-    yield Result(job.trial, job.token, values={"bits_per_byte": loss, "flops_per_token": 1e4 + job.trial})
 
 
 def forgetful(job: Job) -> Iterator[Result]:
     yield Result(job.trial, job.token, values={"bits_per_byte": 1.0})
-
-
-@pytest.mark.parametrize("sampler", ["nsgaii", "tpe", "evolution"])
-def test_a_value_that_is_no_number_fails_the_trial_and_the_search_goes_on(sampler: str, tmp_path: Path) -> None:
-    _, trials = searched(tmp_path, nan_now_and_then, sampler=sampler, trials=24)
-    failed = [trial for trial in trials if trial.failure]
-    assert [trial.number for trial in failed] == list(range(0, 24, 3))
-    assert {str(trial.failure.kind) for trial in failed if trial.failure} == {"diverged"}
 
 
 def test_an_objective_that_nobody_measured_fails_the_trial_with_its_name(tmp_path: Path) -> None:
@@ -182,6 +243,8 @@ def test_a_front_is_trained_first_from_a_study_and_from_a_file(tmp_path: Path, c
     for source in ("s", f"{tmp_path / 'nas.db'}#s", str(tmp_path / "front.json")):
         found = warm_start(source, str(tmp_path / "nas.db"), plan)
         assert [(plan.space.arch_hash(arch), recipe.learning_rate) for arch, recipe in found] == front
+    with pytest.raises(UserError, match="searches space lm, this one vision"):
+        warm_start("s", str(tmp_path / "nas.db"), make_plan(StudyConfig(space="vision", preset="quick")))
     search = open_search(store, prepare(StudyConfig(study="t", preset="quick", trials=9)), f"{HERE}:curved", found)
     run(search, Inline(), Silent())
     given = [trial for trial in store.trials(search.row) if trial.origin == "enqueued"]
@@ -201,8 +264,13 @@ def test_the_best_of_an_optuna_database_is_trained_first(tmp_path: Path) -> None
         old.tell(trial, [loss, loss])
     (found,) = warm_start(f"optuna:{url}#old", "nas.db", plan)
     assert plan.params(*found) == old.best_trials[0].params
+    with pytest.raises(UserError, match=r"trial 0 .* is not in this search"):
+        warm_start(f"optuna:{url}#old", "nas.db", make_plan(StudyConfig(space="vision", preset="quick")))
     with pytest.raises(UserError, match="it has: old"):
         warm_start(f"optuna:{url}#new", "nas.db", plan)
+    with pytest.raises(UserError, match="no such file"):
+        warm_start(f"optuna:sqlite:///{tmp_path / 'none.db'}#old", "nas.db", plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.db"]
 
 
 @pytest.mark.parametrize(

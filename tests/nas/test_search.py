@@ -20,8 +20,10 @@ from nas.errors import UserError
 from nas.executors import Executor, Inline, RayPool
 from nas.progress import Silent
 from nas.records import State, StudyRow, Trial
+from nas.replay import replayed
 from nas.store import Store
 from nas.study import make_job, open_search, prepare
+from nas.summary import status_of
 
 # A search of seconds: one narrow layer or two, on a few thousand bytes.
 TINY = {
@@ -139,6 +141,15 @@ def test_another_sampler_seed_draws_other_architectures_and_the_same_seed_the_sa
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_an_asynchronous_search_replays_to_its_proposals(tmp_path: Path, text: str, pool: Executor) -> None:
+    settings = {"train.tokens": "1024", "train.batch_tokens": "128"}
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        row, _ = searched(store, text, pool, trials=20, sampler="evolution", halving=True, settings=settings)
+        entries = list(replayed(store, row))
+    assert len(entries) == 17  # three are the baselines
+    assert [entry.drawn for entry in entries] == [entry.stored for entry in entries]
+
+
 def test_latency_and_memory_are_measured_where_they_are_objectives(tmp_path: Path, text: str) -> None:
     objectives = ("bits_per_byte", "latency_ms", "peak_bytes")
     with Store(str(tmp_path / "nas.db"), create=True) as store:
@@ -150,6 +161,66 @@ def test_latency_and_memory_are_measured_where_they_are_objectives(tmp_path: Pat
         assert trial.values["peak_bytes"] > 16 * trial.parameters  # type: ignore[operator]  # weights, gradients, two moments
         assert "latency_ms_quartiles" in trial.diagnostics
     assert all(row.reference[name] > 0 for name in ("latency_ms", "peak_bytes"))
+
+
+PLAIN = {"gates.placement": "none", "streams.n": "1", "d_model": "16", "optim.lr": "0.003"}
+
+
+@pytest.mark.parametrize(("tokens", "rungs"), [("256", [3]), ("512", [2, 3])])
+def test_a_training_of_fewer_steps_than_rungs_has_fewer_rungs(
+    tokens: str, rungs: list[int], tmp_path: Path, text: str
+) -> None:
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        row, _ = searched(store, text, Inline(), trials=3, halving=True, settings=PLAIN | {"train.tokens": tokens})
+        seen = [[report.rung for report in store.reports(row, [trial.number])] for trial in store.trials(row)]
+    assert seen[0] == rungs  # the first at a rung goes on
+    assert all(reached and reached == rungs[: len(reached)] for reached in seen)
+
+
+SLOW = f"{Path(__file__).parent / 'faulty_space.py'}:Slow"
+
+
+def test_a_net_over_the_latency_limit_is_not_trained_and_the_others_train_as_without_a_limit(
+    tmp_path: Path, text: str
+) -> None:
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        settings = PLAIN | {"max.latency_ms": "40"}
+        row, _ = searched(store, text, Inline(), trials=5, space=SLOW, settings=settings)
+        trials = store.trials(row)
+        reported = {report.trial for report in store.reports(row)}
+        failures = status_of(store, row)["failures"]
+    over = [trial for trial in trials if trial.arch["depth"] == 2]
+    assert 0 < len(over) < 5 and failures == {"over_limit": len(over)}
+    for trial in over:
+        assert trial.state == State.FAILED and trial.failure and trial.number not in reported
+        assert trial.failure.message == f"latency {trial.diagnostics['latency_ms']:.4g} ms, over max.latency_ms=40"
+    for trial in trials:
+        if trial.arch["depth"] == 1:
+            assert trial.state == State.COMPLETE and 0 < trial.values["latency_ms"] < 40
+            with Store(str(tmp_path / "nas.db")) as store:
+                result = retrain(make_job(store, row, trial), Silent())
+            assert {**result.values, "latency_ms": trial.values["latency_ms"]} == trial.values
+
+
+def test_a_gated_net_is_held_against_the_latency_limit_after_its_training(tmp_path: Path, text: str) -> None:
+    gated = PLAIN | {"gates.placement": "ffn", "gates.layers": "all", "gates.rate": "0.5", "depth": "1"}
+    for limit, state in (("1e-9", State.FAILED), ("1e9", State.COMPLETE)):
+        with Store(str(tmp_path / f"{limit}.db"), create=True) as store:
+            row, _ = searched(store, text, Inline(), trials=2, settings=gated | {"max.latency_ms": limit})
+            *_, trial = store.trials(row)  # the first is the baseline, without gates
+            assert trial.arch["gates.placement"] == "ffn" and trial.state == state
+            assert [report.rung for report in store.reports(row, [trial.number])] == [0, 1, 2, 3]
+            assert trial.train_seconds > 0  # type: ignore[operator]
+
+
+def test_a_search_whose_latency_limit_nothing_meets_ends_and_says_why(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = {"max.latency_ms": "1e-9"}
+    assert search(tmp_path / "nas.db", text, "--engine", "inline", "--trials", "4", **(PLAIN | limit)) == 0
+    out, err = capsys.readouterr()
+    assert "finished 4 of 4 trials" in out
+    assert "no trial came to its end; failed: 4 over_limit" in err
 
 
 # ---- killed and interrupted ------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def tune() -> Iterator[Any]:
 
 
 def config(folder: Path, **changes: Any) -> StudyConfig:
-    return StudyConfig(study="mine", store=str(folder / "nas.db"), settings=SETTINGS, trials=8, **changes)
+    return StudyConfig(study="mine", store=str(folder / "nas.db"), **{"settings": SETTINGS, "trials": 8} | changes)
 
 
 def train(config: dict[str, Any]) -> None:
@@ -143,6 +143,11 @@ def test_wrong_arguments_are_named():
 def test_gains_are_left_to_nas_search(tmp_path: Path):
     with pytest.raises(UserError, match="ceg"):
         ArchSearch(config(tmp_path, objectives=("ceg", "flops_per_token")))
+
+
+def test_a_limit_on_latency_is_left_to_nas_search(tmp_path: Path):
+    with pytest.raises(UserError, match=r"max\.latency_ms is measured by the engine"):
+        ArchSearch(config(tmp_path, settings={"max.latency_ms": "10"}))
 
 
 def test_a_report_without_an_objective_names_it():
