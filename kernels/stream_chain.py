@@ -141,7 +141,6 @@ class _Chain:
         # Detached: a branch's graph would hold the boundaries before it, and through them this chain.
         self.X, self.ys, self.coefficients = X.detach(), list[Tensor](), list[Tensor]()
         self.streams: list[weakref.ref[_Streams]] = []
-        self.length = 0
         self.backend = choose(STREAM_CHAIN, X.device.type, X.dtype)
 
     def append(self, y: Tensor, coefficients: Tensor) -> _Streams:
@@ -231,8 +230,9 @@ _recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
 
 
 def recorder() -> _Recorder | None:
-    """Who follows the streams of this thread's forward pass, if anybody does and it may go backward."""
-    return _recorder.get() if torch.is_grad_enabled() else None
+    """Who follows the streams of this thread's forward pass, if anybody does and it may go backward. What torch.compile
+    traces decides for itself what to keep."""
+    return _recorder.get() if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
 
 
 @contextmanager

@@ -166,3 +166,11 @@ def test_streams_that_are_read_elsewhere_too_stay_what_they_are():
         loss = read()
     got = torch.autograd.grad(loss, [X, *weights])
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_compile_sees_through_a_boundary_that_could_be_followed():
+    leaves = [t.requires_grad_() for t in boundary_arguments(5, 4, 8, torch.float32, CPU)]
+    compiled = torch.compile(stream_boundary, fullgraph=True, backend="aot_eager")
+    with recomputing(10):
+        outputs = compiled(*leaves)
+    torch.testing.assert_close(outputs, stream_boundary(*leaves))
