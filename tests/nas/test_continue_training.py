@@ -21,6 +21,7 @@ from nas.executors import Inline
 from nas.progress import Silent
 from nas.store import Store
 from nas.study import open_search, prepare
+from nas.train import product_dtype
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,10 +89,12 @@ def test_two_processes_train_what_one_does(store: str, trained: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["processes"] == 2
     one, two = (load_file(folder / "model.safetensors") for folder in (trained, out))
+    # Each rounds its part of a gradient, where products are bfloat16: 2e-3 measured, in weights and in the loss.
+    near = 1e-3 if product_dtype(torch.device("cpu")) is torch.float32 else 1e-2
     for name, weights in one.items():
-        torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(two[name], weights, rtol=near, atol=near)
     values = [json.loads((folder / "config.json").read_text())["values"]["bits_per_byte"] for folder in (trained, out)]
-    assert values[0] == pytest.approx(values[1], abs=1e-3)
+    assert values[0] == pytest.approx(values[1], abs=near)
 
 
 def test_a_killed_training_goes_on_where_it_was_to_the_same_bits(store: str, trained: Path, tmp_path: Path):
