@@ -1,4 +1,4 @@
-// What every CPU kernel shares: vectors of 16 floats, loads and stores of float and bfloat16, sweeps with a tail,
+// What every CPU kernel shares: vectors of a register's width, loads and stores of float and bfloat16, sweeps with a tail,
 // and a loop over tokens whose results do not depend on the number of threads.
 #pragma once
 
@@ -8,17 +8,20 @@
 #include <cstring>
 #include <new>
 #include <vector>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
 typedef int64_t i64;
+#if defined(__AVX512F__)
 constexpr i64 WIDTH = 16;
+#else
+constexpr i64 WIDTH = 8;  // one register of AVX2; the compiler takes two of NEON or SSE
+#endif
 
-// The compiler splits these where registers are narrower, so the same source serves AVX2 and NEON.
-typedef float vec __attribute__((vector_size(64)));
-typedef uint32_t bits32 __attribute__((vector_size(64)));
-typedef uint16_t bits16 __attribute__((vector_size(32)));
+typedef float vec __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t bits32 __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t bits16 __attribute__((vector_size(2 * WIDTH)));
 
 struct bf16 {
     uint16_t bits;
@@ -41,9 +44,8 @@ typedef std::vector<float, Aligned<float>> floats;
 #define INLINE static inline __attribute__((always_inline))
 // For loops over registers: left rolled, gcc keeps the accumulators in memory.
 #define UNROLL _Pragma("GCC unroll 16")
-// Keeps a vector in its register, where gcc would load it again for every use. Elsewhere a vector takes several registers,
-// which no constraint names.
-#if defined(__AVX512F__)
+// Keeps a vector in its register, where gcc would load it again for every use.
+#if defined(__AVX__)
 #define KEEP(v) asm("" : "+v"(v))
 #else
 #define KEEP(v)
@@ -90,7 +92,7 @@ INLINE vec load(const bf16* p, Part part) {
 
 // Round to nearest, ties to even; a NaN stays one.
 INLINE bits16 narrow(vec v) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
     __m512 wide;
     memcpy(&wide, &v, sizeof wide);
     __m256bh half = _mm512_cvtneps_pbh(wide);
@@ -133,6 +135,8 @@ INLINE void store(bf16* p, vec v, Part part) {
 INLINE void store_past(float* p, vec v, Whole = {}) {
 #if defined(__AVX512F__)
     _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX__)
+    _mm256_stream_ps(p, (__m256)v);
 #else
     store(p, v);
 #endif
@@ -144,6 +148,11 @@ INLINE void store_past(bf16* p, vec v, Whole = {}) {
     __m256i half;
     memcpy(&half, &raw, sizeof half);
     _mm256_stream_si256((__m256i*)p, half);
+#elif defined(__AVX__)
+    bits16 raw = narrow(v);
+    __m128i half;
+    memcpy(&half, &raw, sizeof half);
+    _mm_stream_si128((__m128i*)p, half);
 #else
     store(p, v);
 #endif
@@ -172,9 +181,9 @@ INLINE bool streams_past_cache(const T* p, i64 row, i64 count) {
 INLINE float sum(vec v) {
     typedef float eight __attribute__((vector_size(32)));
     typedef float four __attribute__((vector_size(16)));
-    eight halves[2];
+    eight halves[WIDTH / 8];
     memcpy(halves, &v, sizeof halves);
-    eight half = halves[0] + halves[1];
+    eight half = WIDTH == 16 ? halves[0] + halves[WIDTH / 8 - 1] : halves[0];
     four quarters[2];
     memcpy(quarters, &half, sizeof quarters);
     four q = quarters[0] + quarters[1];

@@ -8,9 +8,15 @@
 
 #include <type_traits>
 
-// TILE tokens by ROWS rows of phi, or by a CHUNK of a row, are accumulated at once: with their operands they fill the 32
-// vector registers.
-constexpr i64 TILE = 6, ROWS = 4, SPAN = 4, CHUNK = SPAN * WIDTH;
+// What is accumulated at once: TILE tokens by ROWS rows of phi, TILE tokens by a CHUNK of a row, OUTER rows of phi by a
+// CHUNK. With their operands these fill the 32 vector registers of AVX-512, or the 16 of AVX2.
+#if defined(__AVX512F__)
+constexpr i64 TILE = 6, OUTER = 4;
+#else
+constexpr i64 TILE = 2, OUTER = 2;
+#endif
+constexpr i64 ROWS = 4, SPAN = 4, CHUNK = SPAN * WIDTH;
+constexpr i64 FORWARD_BLOCK = 6, BACKWARD_BLOCK = 18;  // tokens in the cache together, whole tiles of them
 
 struct Projection {
     i64 m, D, width, stride;  // width = D to a whole chunk, stride from row to row
@@ -43,11 +49,11 @@ struct Projection {
     }
 };
 
-// span(first row of phi, how many as a compile-time constant), ROWS at a time
-template <class Span>
+// span(first row of phi, how many as a compile-time constant), MOST at a time
+template <int MOST, class Span>
 INLINE void row_groups(i64 m, Span&& span) {
     i64 j = 0;
-    for (; j + ROWS <= m; j += ROWS) span(j, std::integral_constant<int, ROWS>{});
+    for (; j + MOST <= m; j += MOST) span(j, std::integral_constant<int, MOST>{});
     switch (m - j) {
         case 3: span(j, std::integral_constant<int, 3>{}); break;
         case 2: span(j, std::integral_constant<int, 2>{}); break;
@@ -82,7 +88,7 @@ INLINE void project_tile(const Projection& p, const float* rows, i64 j, float* d
 // dots[t][j] = <row t, phi row j> for `count` rows, rounded up to whole tiles
 inline void project(const Projection& p, i64 count, const float* rows, float* dots) {
     for (i64 t = 0; t < count; t += TILE)
-        row_groups(p.m, [&](i64 j, auto M) {
+        row_groups<ROWS>(p.m, [&](i64 j, auto M) {
             project_tile<decltype(M)::value>(p, rows + t * p.stride, j, dots + t * p.m);
         });
 }
@@ -149,7 +155,7 @@ INLINE void project_back(const Projection& p, float* rows, const float* weights,
 inline void through_projection(const Projection& p, i64 count, float* rows, const float* weights, const float* shrink,
                                float* dphi) {
     for (i64 d = 0; d < p.width; d += CHUNK) {
-        row_groups(p.m, [&](i64 j, auto M) {
+        row_groups<OUTER>(p.m, [&](i64 j, auto M) {
             outer_tile<decltype(M)::value>(p, count, rows + d, weights + j, dphi + d * p.m + j * CHUNK);
         });
         for (i64 t = 0; t < count; t += TILE)

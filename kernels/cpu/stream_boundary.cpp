@@ -6,8 +6,6 @@
 
 namespace {
 
-constexpr i64 FORWARD_BLOCK = TILE, BACKWARD_BLOCK = 3 * TILE;  // tokens
-
 struct Shape {
     i64 tokens, n, C, factors, m, D;  // m = 2 n + factors logits, D = n C
     float scale;                      // of the orthonormal Walsh transform

@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr i64 FORWARD_BLOCK = TILE, BACKWARD_BLOCK = 3 * TILE;  // tokens
-
 template <class T>
 void forward(const Projection& p, i64 first, i64 last, i64 n, i64 C, const T* X, const float* bias, float eps, T* u,
              float* logits, float* z, float* r) {

@@ -1,5 +1,6 @@
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -169,3 +170,11 @@ def test_the_library_needs_nothing_of_torch():
     ).stdout
     assert "NEEDED" in needed and "torch" not in needed
     assert isinstance(_cpu.library(), ctypes.CDLL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have other instruction sets")
+@pytest.mark.parametrize("instructions", ["x86-64", "x86-64-v3", "x86-64-v4"])
+def test_the_sources_compile_for_every_generation_of_x86(instructions, tmp_path):
+    """Whatever this machine has: a register that only AVX-512 names would stop the build on all others."""
+    assert _cpu.build(tmp_path, (f"-march={instructions}",)).exists()
