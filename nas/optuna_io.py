@@ -22,7 +22,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas import pareto
-from nas.errors import UserError
+from nas.errors import UserError, shown
 from nas.samplers import make_sampler
 from search_spaces.base import SpaceError
 
@@ -244,15 +244,24 @@ class Proposer(Generic[T]):
         return handle
 
 
+def with_driver(url: str) -> str:
+    """The URL with the driver of PostgreSQL that is installed, where it names none."""
+    for prefix in ("postgresql://", "postgres://"):
+        if url.startswith(prefix):
+            return "postgresql+psycopg://" + url.removeprefix(prefix)
+    return url
+
+
 def best_params(url: str, study: str) -> list[tuple[int, dict[str, Any]]]:
     """Number and parameters of the best trials of a study in one of Optuna's own databases. Raises UserError."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    address = with_driver(url)
     try:
-        loaded = optuna.load_study(study_name=study, storage=url)
+        loaded = optuna.load_study(study_name=study, storage=address)
         return [(trial.number, dict(trial.params)) for trial in loaded.best_trials]
     except KeyError as error:
-        names = ", ".join(optuna.get_all_study_names(url)) or "none"
-        raise UserError(f"{url} holds no Optuna study {study!r}; it has: {names}") from error
+        names = ", ".join(optuna.get_all_study_names(address)) or "none"
+        raise UserError(f"{shown(url)} holds no Optuna study {study!r}; it has: {names}") from error
     except Exception as error:  # Optuna hands on whatever its database raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{url} cannot be read as an Optuna database: {reason}") from error
+        raise UserError(f"{shown(url)} cannot be read as an Optuna database: {reason}") from error

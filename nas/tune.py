@@ -23,7 +23,17 @@ from ray.tune.search import Searcher
 
 from kernels._cpu import keep_freed_memory
 from nas import worker
-from nas.executors import STOP_SECONDS, Event, check_home, cpu_memory, join_cluster, lost, ray_node, timed_out
+from nas.executors import (
+    STOP_SECONDS,
+    Event,
+    check_home,
+    cpu_memory,
+    gpu_memory,
+    join_cluster,
+    lost,
+    ray_node,
+    timed_out,
+)
 from nas.records import Job, Result
 
 # Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
@@ -98,7 +108,7 @@ class TunePool:
     ) -> None:
         os.environ.update(TUNE_ENVIRONMENT)
         self._ray = join_cluster(workers, address, gpus_per_trial)
-        self.memory = None if gpus_per_trial else cpu_memory(self._ray)
+        self.memory = gpu_memory(self._ray, gpus_per_trial) if gpus_per_trial else cpu_memory(self._ray)
         self._home = ray_node()
         self.workers = workers
         self._timeout = timeout
@@ -249,7 +259,7 @@ class _Jobs(tune.Trainable):
         self._events = worker.run(job)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._events.close()
+        self.let_go()
         self._begin(new_config["job"])
         return True
 
@@ -258,10 +268,17 @@ class _Jobs(tune.Trainable):
             self._placed = True
             return {"heard": _Placed(self._job, ray_node()), "done": False}
         event = next(self._events)
-        return {"heard": (self._job, event), "done": isinstance(event, Result)}
+        ended = isinstance(event, Result)
+        if ended:
+            self.let_go()
+        return {"heard": (self._job, event), "done": ended}
+
+    def let_go(self) -> None:
+        """Closed, a job lets go of its model, however long this actor waits for its next."""
+        self._events.close()
 
     def cleanup(self) -> None:
-        self._events.close()
+        self.let_go()
 
 
 class _Live:
@@ -303,7 +320,11 @@ class _Stops(_Live, FIFOScheduler):
         trial.get_json_state = lambda: ("{}", "{}")  # type: ignore[method-assign]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        return TrialScheduler.STOP if _name(trial.config["job"]) in self._stopping else TrialScheduler.CONTINUE
+        if _name(trial.config["job"]) not in self._stopping:
+            return str(TrialScheduler.CONTINUE)
+        actor: Any = trial.temporary_state.ray_actor
+        actor.let_go.remote()
+        return str(TrialScheduler.STOP)
 
 
 class _Events(_Live, tune.Callback):

@@ -245,9 +245,10 @@ class Store:
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = _parse_url(url)
-        self.shown = self.url.render_as_string(hide_password=True)
+        bare = self.url.difference_update_query(["password"])  # libpq takes one there too
+        self.shown = bare.render_as_string(hide_password=True)
         # What a user can type again: libpq takes the password from PGPASSWORD or ~/.pgpass.
-        self.to_type = self.url.set(password=None).render_as_string()
+        self.to_type = bare.set(password=None).render_as_string()
         path = self.url.database if self.url.get_backend_name() == "sqlite" else None
         if path and path != ":memory:":
             folder = Path(path).resolve().parent

@@ -13,7 +13,9 @@ from sqlalchemy import text as sql
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from nas import pareto
-from nas.errors import StoreError, StudyError
+from nas.errors import StoreError, StudyError, UserError
+from nas.optuna_io import best_params
+from nas.optuna_rdb import import_study
 from nas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, State, StudyRow
 from nas.store import Proposal, Store, queries
 from nas.store.models import SCHEMA
@@ -265,10 +267,16 @@ def test_a_database_of_another_program_is_refused_and_untouched(tmp_path: Path) 
         Store(str(path), create=True)
 
 
-def test_passwords_are_never_shown() -> None:
-    with pytest.raises(StoreError) as error:
-        Store("postgresql://user:secret@127.0.0.1:1/none")
-    assert "secret" not in str(error.value)
+@pytest.mark.parametrize("where", ["user:secret@127.0.0.1:1/none", "user@127.0.0.1:1/none?password=secret"])
+def test_passwords_are_never_shown(where: str) -> None:
+    url = f"postgresql://{where}"
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1") as opened:
+        Store(url)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1") as started:
+        best_params(url, "s")
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1") as imported:
+        import_study(None, url, None)  # type: ignore[arg-type]
+    assert "secret" not in f"{opened.value} {started.value} {imported.value}"
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------
