@@ -40,7 +40,7 @@ def test_a_study_whose_space_is_missing_says_what_to_bring(tmp_path: Path) -> No
         kept = {"settings": {}, "reference": {}, "data_name": "", "data_hash": "", "artifacts": ""}
         store.create_study("s", space=SpaceSpec("gone.py:Space"), objectives=("a", "b"), **kept)  # type: ignore[arg-type]
     found = line("study s", lambda: doctor._study(url, "s"))
-    assert not found.ok and "its space is not here" in found.found and "bring gone.py:Space here" in found.do
+    assert not found.ok and "its space is not here" in found.found and "where gone.py:Space is" in found.do
 
 
 def test_a_cluster_that_is_not_there_is_one_line() -> None:

@@ -184,7 +184,7 @@ def test_front_view_and_hypervolume_equal_those_computed_from_raw_rows(store: St
 def test_values_put_right_later_are_those_the_front_goes_on_with(store: Store) -> None:
     study = new_study(store)
     driver = store.start_driver(study, 1)
-    for i, loss in enumerate((2.0, 3.0, 4.0)):
+    for i, loss in enumerate((2.0, 4.0, 6.0)):
         store.lease_new(study, driver, proposal(i), 10)
         store.finish(study, result(i, loss, 10.0 ** (6 - i)))
         store.add_values(study, i, {"bits_per_byte": loss + 1})
@@ -192,7 +192,7 @@ def test_values_put_right_later_are_those_the_front_goes_on_with(store: Store) -
     store.lease_new(study, driver, proposal(3), 10)
     store.finish(study, result(3, 0.5, 1e7))
     assert store.hypervolumes(study)[-1][2] == pytest.approx(
-        pareto.hypervolume([(3.0, 6.0), (4.0, 5.0), (5.0, 4.0), (0.5, 7.0)], reference)
+        pareto.hypervolume([(3.0, 6.0), (5.0, 5.0), (7.0, 4.0), (0.5, 7.0)], reference)
     )
 
 
