@@ -164,10 +164,16 @@ def _study(store: str, name: str) -> str:
     from nas.store import Store
     from nas.tasks import TASKS
     from search_spaces import load_space
+    from search_spaces.base import SpaceError
 
     with Store(store) as opened:
         row = opened.study(name)
-    space = load_space(row.space.name, row.space.settings)
+    try:
+        space = load_space(row.space.name, row.space.settings)
+    except SpaceError as error:
+        raise UserError(
+            f"its space is not here: {error} -> go on where {row.space.name} is, or bring it here"
+        ) from error
     data = TASKS[space.task].load(row.settings["data_path"])
     if data.hash != row.data_hash:
         raise UserError(f"its data has another hash here -> resume it where {row.data_name} is the same")

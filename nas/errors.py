@@ -1,5 +1,7 @@
 """Errors that a user can put right. The message is all they need: the command line prints it and exits with 2."""
 
+import re
+
 
 class UserError(Exception):
     """Bad input. The message names what was wanted, what came and what to do."""
@@ -19,3 +21,8 @@ class StoreError(UserError):
     def __init__(self, message: str, *, missing: bool = False) -> None:
         super().__init__(message)
         self.missing = missing
+
+
+def shown(url: str) -> str:
+    """A database's URL as a message may show it: without its password, wherever in it that stands."""
+    return re.sub(r"([?&]password=)[^&#]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1@", url))

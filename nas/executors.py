@@ -231,6 +231,16 @@ def cpu_memory(ray: Any) -> float | None:
     return max((node["memory"] / node["CPU"] for node in nodes if node.get("CPU") and "memory" in node), default=None)
 
 
+def gpu_memory(ray: Any, gpus: float) -> float | None:
+    """Bytes of one GPU's share for a trial, asked of a worker that is given it; None without one, or none in time."""
+    asked = ray.remote(num_cpus=0, num_gpus=gpus)(worker.gpu_memory).remote()
+    if not ray.wait([asked], timeout=WARM_UP_SECONDS)[0]:
+        ray.cancel(asked)
+        return None
+    whole = ray.get(asked)
+    return None if whole is None else whole * min(1.0, gpus)
+
+
 @dataclass(slots=True)
 class _Slot:
     """One warm actor, and the job it runs."""

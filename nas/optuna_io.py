@@ -71,6 +71,31 @@ class _Recorder:
         return float(self._answer(name, FloatDistribution(low, high, log=log, step=step), low))
 
 
+class _Draw(_Recorder):
+    """Answers as the `optuna.Trial` of a sampler does, which compares and copies for each answer what is known here."""
+
+    def __init__(self, study: optuna.Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> None:
+        super().__init__()
+        self._study, self._trial, self._space = study, trial, space
+        self._relative: dict[str, Any] | None = None
+
+    def _answer(self, name: str, distribution: BaseDistribution, first: Any) -> Any:
+        sampler, trial = self._study.sampler, self._trial
+        if name in trial.params:
+            return trial.params[name]
+        if distribution.single():
+            value = first
+        else:
+            if self._relative is None:
+                self._relative = sampler.sample_relative(self._study, trial, dict(self._space))
+            value = self._relative.get(name)
+            if name not in self._relative or not distribution._contains(distribution.to_internal_repr(value)):
+                value = sampler.sample_independent(self._study, trial, name, distribution)
+        trial.params[name] = distribution.to_external_repr(distribution.to_internal_repr(value))
+        trial.distributions[name] = distribution
+        return value
+
+
 def distributions(suggest: Callable[[Any], Any]) -> dict[str, BaseDistribution]:
     """Every parameter that `suggest` asks for, by name, in its order."""
     recorder = _Recorder()
@@ -101,6 +126,14 @@ class _Latest(InMemoryStorage):
     @property
     def newest(self) -> int:
         return self._latest[-1]
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        """As Optuna's, but that it takes our word for what was asked before, and copies no trial for each answer."""
+        trial = self._get_trial(trial_id)
+        trial.params[param_name] = distribution.to_external_repr(param_value_internal)
+        trial.distributions[param_name] = distribution
 
     def trained(self, number: int, costs: tuple[float, ...]) -> None:
         """Takes in what a trial came to that was trained to its end."""
@@ -157,29 +190,38 @@ class Proposer(Generic[T]):
             sampler.infer_relative_search_space = lambda *_: dict(self._distributions or {})  # type: ignore[method-assign]
         self._study.sampler = sampler
         trial = self._study.ask()
+        source: Any = trial
+        if params is None and self._distributions is not None:
+            source = _Draw(self._study, self._storage.get_trial(trial._trial_id), self._distributions)
         try:
-            value = self._suggest(trial)
+            value = self._suggest(source)
         except SpaceError:
             value = None
         asked = set(self._distributions or ())
-        if value is not None and asked and trial.params.keys() != asked:
-            self._distributions = None  # a space with conditional parameters: Optuna has to look
         frozen = self._storage.get_trial(trial._trial_id)
+        if value is not None and asked and frozen.params.keys() != asked:
+            self._distributions = None  # a space with conditional parameters: Optuna has to look
         self._asked[trial.number] = trial
-        return trial.number, dict(trial.params), dict(frozen.system_attrs), value
+        return trial.number, dict(frozen.params), dict(frozen.system_attrs), value
 
     def tell(self, handle: int, outcome: Outcome | None) -> None:
         """The outcome of a proposal; None when it was never trained, or its end says nothing of the architecture."""
         trial = self._asked.pop(handle)
         if outcome is None:
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._end(trial._trial_id, TrialState.FAIL, None)
             self._storage.forget(handle)
             return
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
-        self._study.tell(trial, list(outcome.costs))
+        self._end(trial._trial_id, TrialState.COMPLETE, list(outcome.costs))
         if not outcome.unfinished:
             self._storage.trained(handle, outcome.costs)
+
+    def _end(self, trial_id: int, state: TrialState, values: list[float] | None) -> None:
+        """`Study.tell`, without its copy of the trial: that takes longer than a sampler does to make a child."""
+        self._study._thread_local.cached_all_trials = None
+        self._study.sampler.after_trial(self._study, self._storage.get_trial(trial_id), state, values)
+        self._storage.set_trial_state_values(trial_id, state, values)
 
     def add(self, params: Mapping[str, Any], attrs: Mapping[str, Any], outcome: Outcome | None) -> int:
         """A finished trial that was not asked here: one of the store's, or a baseline. Its handle."""

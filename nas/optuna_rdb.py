@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas import pareto
 from nas.config import LATENCY
-from nas.errors import StoreError, StudyError
+from nas.errors import StoreError, StudyError, shown
 from nas.optuna_io import _Recorder
 from nas.proposals import slow
 from nas.records import FINISHED, Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
@@ -53,7 +53,7 @@ def export_study(store: Store, study: StudyRow, url: str, suggest: Suggest, say:
     try:
         theirs = optuna.create_study(storage=storage, study_name=study.name, directions=directions)
     except optuna.exceptions.DuplicatedStudyError as error:
-        raise StudyError(f"study {study.name!r} is in {_shown(url)} already: name another database") from error
+        raise StudyError(f"study {study.name!r} is in {shown(url)} already: name another database") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         theirs.set_metric_names([name.removeprefix("-") for name in study.objectives])
@@ -145,9 +145,9 @@ def _study(url: str, name: str | None) -> optuna.Study:
     storage = _storage(url, there=True)
     names = optuna.get_all_study_names(storage)
     if name is None and len(names) != 1:
-        raise StudyError(f"{_shown(url)} holds {', '.join(names) or 'no studies'}: name one")
+        raise StudyError(f"{shown(url)} holds {', '.join(names) or 'no studies'}: name one")
     if name is not None and name not in names:
-        raise StudyError(f"no study {name!r} in {_shown(url)}; it has: {', '.join(names) or 'none'}")
+        raise StudyError(f"no study {name!r} in {shown(url)}; it has: {', '.join(names) or 'none'}")
     return optuna.load_study(storage=storage, study_name=name or names[0])
 
 
@@ -240,7 +240,7 @@ def _storage(url: str, *, there: bool = False) -> RDBStorage:
     full = url if "://" in url else f"sqlite:///{url}"
     if there and full.startswith("sqlite:///") and not Path(full.removeprefix("sqlite:///")).exists():
         raise StoreError(f"{url}: there is no such file")
-    for prefix in ("postgresql://", "postgres://"):
+    for prefix in ("postgresql://", "postgres://"):  # the driver of PostgreSQL that is installed
         if full.startswith(prefix):
             full = "postgresql+psycopg://" + full.removeprefix(prefix)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -248,14 +248,7 @@ def _storage(url: str, *, there: bool = False) -> RDBStorage:
         return RDBStorage(full, skip_table_creation=there)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise StoreError(f"{_shown(url)}: Optuna cannot open it: {reason}") from error
-
-
-def _shown(url: str) -> str:
-    """The URL without what may be a password."""
-    scheme, colon, rest = url.partition("://")
-    user, at, host = rest.rpartition("@")
-    return f"{scheme}{colon}{user.partition(':')[0]}{at}{host}" if colon else url
+        raise StoreError(f"{shown(url)}: Optuna cannot open it: {reason}") from error
 
 
 def _naive(at: datetime) -> datetime:

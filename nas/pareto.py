@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import log10
+from operator import le, lt
 
 import numpy as np
 
@@ -42,7 +43,12 @@ def quality(objectives: Sequence[str]) -> str:
 
 def dominates(a: Point, b: Point) -> bool:
     """Whether `a` is nowhere worse than `b` and somewhere better."""
-    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+    return all(map(le, a, b)) and any(map(lt, a, b))
+
+
+def no_worse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where `a` equals or dominates `b`: either is a point (objectives) or points (N, objectives) -> (N)."""
+    return np.asarray((a <= b).all(axis=-1))
 
 
 def front(points: Sequence[Point] | np.ndarray) -> list[int]:
@@ -55,12 +61,13 @@ def front(points: Sequence[Point] | np.ndarray) -> list[int]:
     return sorted(np.flatnonzero(keep).tolist(), key=lambda i: tuple(points[i]))
 
 
-def hypervolume(points: Sequence[Point], reference: Point) -> float:
+def hypervolume(points: Sequence[Point] | np.ndarray, reference: Point) -> float:
     """The volume between the points and the reference point; points beyond the reference add nothing."""
     from moocore import hypervolume as exact
 
-    inside = [point for point in points if all(x < r for x, r in zip(point, reference, strict=True))]
-    return float(exact(np.asarray(inside, float), ref=np.asarray(reference, float))) if inside else 0.0
+    every, end = np.asarray(points, float).reshape(len(points), len(reference)), np.asarray(reference, float)
+    inside = every[(every < end).all(axis=1)]
+    return float(exact(inside, ref=end)) if len(inside) else 0.0
 
 
 def ranks(points: Sequence[Point]) -> list[int]:

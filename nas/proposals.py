@@ -80,6 +80,7 @@ class Proposals:
         self._asked: dict[str, int] = {}  # config hash -> the sampler's handle, until a worker takes the proposal
         self._handles: dict[int, int] = {}  # trial number -> the sampler's handle
         self._configs: dict[int, str] = {}  # the sampler's handle -> config hash
+        self._answered: dict[tuple[Any, ...], str] = {}  # the sampler's answers -> config hash, of all it drew
         self._numbers: dict[str, int] = {}  # config hash -> number of the trial that ended with it
         self._weighty: dict[str, Mapping[str, Any]] = {}  # config hash -> architecture, where weights are kept
         self._rungs: dict[int, dict[int, tuple[float, ...]]] = {}  # rung -> trial number -> its point there
@@ -207,12 +208,14 @@ class Proposals:
             self.refused += 1
             self._proposer.tell(handle, None)
             return None
-        proposal = self._make(*drawn, "sampler", answers)
-        self._configs[handle] = proposal.config_hash
-        if proposal.config_hash in self._known:
+        key = tuple(answers.items())
+        proposal = None if key in self._answered else self._make(*drawn, "sampler", answers)
+        config = self._answered.setdefault(key, proposal.config_hash if proposal else "")
+        self._configs[handle] = config
+        if proposal is None or config in self._known:
             # A known outcome is told at once: evolution goes on from it, and nothing is trained twice.
             self.cache_hits += 1
-            self._proposer.tell(handle, self._known[proposal.config_hash])
+            self._proposer.tell(handle, self._known[config])
             return None
         self._known[proposal.config_hash] = None
         self._asked[proposal.config_hash] = handle

@@ -16,14 +16,24 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from ray import get_runtime_context, tune
+from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from kernels._cpu import keep_freed_memory
 from nas import worker
-from nas.executors import STOP_SECONDS, Event, check_home, cpu_memory, join_cluster, lost, ray_node, timed_out
+from nas.executors import (
+    STOP_SECONDS,
+    Event,
+    check_home,
+    cpu_memory,
+    gpu_memory,
+    join_cluster,
+    lost,
+    ray_node,
+    timed_out,
+)
 from nas.records import Job, Result
 
 # Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
@@ -41,10 +51,17 @@ CLOSE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """A job's first sign of life, with the handle of the actor it runs in."""
+    """A job was given to an actor that is there."""
 
     job: Job
     actor: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A new actor's first sign of life, with its first job: the node it is on."""
+
+    job: Job
     node: str
 
 
@@ -56,7 +73,7 @@ class _Ended:
     error: str
 
 
-_Heard = _Started | _Ended | tuple[Job, Event]
+_Heard = _Started | _Placed | _Ended | tuple[Job, Event]
 
 
 def _name(job: Job) -> tuple[int, int]:
@@ -91,7 +108,7 @@ class TunePool:
     ) -> None:
         os.environ.update(TUNE_ENVIRONMENT)
         self._ray = join_cluster(workers, address, gpus_per_trial)
-        self.memory = None if gpus_per_trial else cpu_memory(self._ray)
+        self.memory = gpu_memory(self._ray, gpus_per_trial) if gpus_per_trial else cpu_memory(self._ray)
         self._home = ray_node()
         self.workers = workers
         self._timeout = timeout
@@ -99,6 +116,7 @@ class TunePool:
         self._stopping: dict[tuple[int, int], tuple[_Running, float]] = {}  # killed after the given moment
         self._jobs: deque[Job] = deque()
         self._heard: Queue[_Heard] = Queue()
+        self._nodes: dict[Any, str] = {}  # by actor
         self._closed = threading.Event()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._experiment, args=(gpus_per_trial,), daemon=True)
@@ -141,6 +159,8 @@ class TunePool:
         if _name(job) in self._stopping:
             if isinstance(heard, _Started):
                 self._stopping[_name(job)][0].actor = heard.actor
+            elif isinstance(heard, _Placed):
+                self._nodes[self._stopping[_name(job)][0].actor] = heard.node
             elif isinstance(heard, _Ended):
                 del self._stopping[_name(job)]
             return []
@@ -148,8 +168,11 @@ class TunePool:
         if entry is None or entry.job.token != job.token:
             return []
         if isinstance(heard, _Started):
-            entry.actor, entry.node = heard.actor, heard.node
+            entry.actor, entry.node = heard.actor, self._nodes.get(heard.actor, "")
             entry.deadline = time.monotonic() + self._timeout if self._timeout else None
+            return []
+        if isinstance(heard, _Placed):
+            self._nodes[entry.actor] = entry.node = heard.node
             return []
         if isinstance(heard, _Ended):
             del self._running[job.trial]
@@ -224,28 +247,38 @@ class TunePool:
 
 
 class _Jobs(tune.Trainable):
-    """What runs in Tune's actor: each step is the job's next event."""
+    """What runs in Tune's actor: each step is the job's next event, but for an actor's first."""
 
     def setup(self, config: dict[str, Any]) -> None:
         keep_freed_memory()
-        self._job: Job = config["job"]
-        self._events = worker.run(self._job)
-        self._told = False
+        self._begin(config["job"])
+        self._placed = False
+
+    def _begin(self, job: Job) -> None:
+        self._job = job
+        self._events = worker.run(job)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._events.close()
-        self.setup(new_config)
+        self.let_go()
+        self._begin(new_config["job"])
         return True
 
     def step(self) -> dict[str, Any]:
-        if not self._told:
-            self._told = True
-            return {"heard": _Started(self._job, get_runtime_context().current_actor, ray_node()), "done": False}
+        if not self._placed:
+            self._placed = True
+            return {"heard": _Placed(self._job, ray_node()), "done": False}
         event = next(self._events)
-        return {"heard": (self._job, event), "done": isinstance(event, Result)}
+        ended = isinstance(event, Result)
+        if ended:
+            self.let_go()
+        return {"heard": (self._job, event), "done": ended}
+
+    def let_go(self) -> None:
+        """Closed, a job lets go of its model, however long this actor waits for its next."""
+        self._events.close()
 
     def cleanup(self) -> None:
-        self._events.close()
+        self.let_go()
 
 
 class _Live:
@@ -282,8 +315,16 @@ class _Stops(_Live, FIFOScheduler):
         super().__init__()
         self._stopping = stopping
 
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        # Tune writes down every trial's state, and takes longer over it than a worker to hand over a job.
+        trial.get_json_state = lambda: ("{}", "{}")  # type: ignore[method-assign]
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:
-        return TrialScheduler.STOP if _name(trial.config["job"]) in self._stopping else TrialScheduler.CONTINUE
+        if _name(trial.config["job"]) not in self._stopping:
+            return str(TrialScheduler.CONTINUE)
+        actor: Any = trial.temporary_state.ray_actor
+        actor.let_go.remote()
+        return str(TrialScheduler.STOP)
 
 
 class _Events(_Live, tune.Callback):
@@ -291,6 +332,9 @@ class _Events(_Live, tune.Callback):
 
     def __init__(self, heard: "Queue[_Heard]") -> None:
         self._heard = heard
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._heard.put(_Started(trial.config["job"], trial.temporary_state.ray_actor))
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         heard = result.pop("heard", None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.config import SEARCHED, Plan
-from nas.errors import UserError
+from nas.errors import UserError, shown
 from nas.optuna_rdb import best_params
 from nas.records import Recipe
 from nas.store import Store
@@ -30,7 +30,7 @@ def warm_start(source: str, store: str, plan: Plan) -> list[tuple[Any, Recipe]]:
         return _optuna(source, plan)
     rows = _file(source) if source.endswith(".json") else _study(source, store, plan)
     if not rows:
-        raise UserError(f"--warm-start {source}: there is no architecture in it yet")
+        raise UserError(f"--warm-start {shown(source)}: there is no architecture in it yet")
     found = []
     for place, row in enumerate(rows):
         name = f"trial {row['trial']}" if "trial" in row else f"entry {place}"
@@ -39,7 +39,7 @@ def warm_start(source: str, store: str, plan: Plan) -> list[tuple[Any, Recipe]]:
             recipe = _recipe(row.get("training", {}), plan)
             plan.params(arch, recipe)  # raises where it is outside the search
         except SpaceError as error:
-            raise UserError(f"--warm-start {source}: {name} is not in this search: {error}") from error
+            raise UserError(f"--warm-start {shown(source)}: {name} is not in this search: {error}") from error
         found.append((arch, recipe))
     return found
 
@@ -58,11 +58,11 @@ def _file(source: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(Path(source).read_text())
     except OSError as error:
-        raise UserError(f"--warm-start {source}: cannot be read: {error.strerror}") from error
+        raise UserError(f"--warm-start {shown(source)}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"--warm-start {source}: not JSON: {error}") from error
+        raise UserError(f"--warm-start {shown(source)}: not JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"--warm-start {source}: wanted a list of architectures, as `nas front --json` prints")
+        raise UserError(f"--warm-start {shown(source)}: wanted a list of architectures, as `nas front --json` prints")
     return rows
 
 
@@ -72,7 +72,8 @@ def _study(source: str, store: str, plan: Plan) -> list[dict[str, Any]]:
         row = opened.study(name)
         if row.space.name != plan.space_spec.name:
             raise UserError(
-                f"--warm-start {source}: that study searches space {row.space.name}, this one {plan.space_spec.name}"
+                f"--warm-start {shown(source)}: that study searches space {row.space.name}, "
+                f"this one {plan.space_spec.name}"
             )
         return front_rows(row, opened.front(row))
 
@@ -80,7 +81,7 @@ def _study(source: str, store: str, plan: Plan) -> list[dict[str, Any]]:
 def _optuna(source: str, plan: Plan) -> list[tuple[Any, Recipe]]:
     address, hash, name = source.removeprefix(OPTUNA).rpartition("#")
     if not hash or not address or not name:
-        raise UserError(f"--warm-start {source}: wanted optuna:URL#STUDY, like optuna:sqlite:///old.db#first")
+        raise UserError(f"--warm-start {shown(source)}: wanted optuna:URL#STUDY, like optuna:sqlite:///old.db#first")
     found = []
     for number, params in best_params(address, name):
         try:
@@ -88,7 +89,7 @@ def _optuna(source: str, plan: Plan) -> list[tuple[Any, Recipe]]:
             plan.params(arch, recipe)
         except (SpaceError, KeyError, TypeError) as error:
             raise UserError(
-                f"--warm-start {source}: trial {number} with {params} is not in this search: {error}"
+                f"--warm-start {shown(source)}: trial {number} with {params} is not in this search: {error}"
             ) from error
         found.append((arch, recipe))
     return found

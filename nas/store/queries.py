@@ -8,13 +8,14 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import random
 from time import sleep
 from typing import Any, TypeVar
 
+import numpy as np
 import psutil
 from sqlalchemy import (
     URL,
@@ -107,7 +108,11 @@ _FRONT_POINTS = (
     select(FrontHistoryTable.trial_id, _TRIALS.c.number, ValueTable.name, ValueTable.value)
     .join(_TRIALS, _TRIALS.c.id == FrontHistoryTable.trial_id)
     .join(ValueTable, ValueTable.trial_id == FrontHistoryTable.trial_id)
-    .where(FrontHistoryTable.study_id == bindparam("at_study"), FrontHistoryTable.dominated_by.is_(None))
+    .where(
+        FrontHistoryTable.study_id == bindparam("at_study"),
+        FrontHistoryTable.dominated_by.is_(None),
+        _TRIALS.c.seq > bindparam("at_seq"),
+    )
 )
 _INSERT_TRIAL, _INSERT_VALUES = insert(_TRIALS), insert(ValueTable)
 _INSERT_REPORT = insert(ReportTable)
@@ -125,10 +130,20 @@ _PLACE = {"sqlite": _placing(sqlite.insert), "postgresql": _placing(postgresql.i
 
 @dataclass(slots=True)
 class _Front:
-    """A study's front as it was at change `seq`: costs by (row id, number)."""
+    """A study's front as it was at change `seq`: (row id, number) and costs of each that stands there."""
 
     seq: int
-    points: dict[tuple[int, int], tuple[float, ...]]
+    rows: list[tuple[int, int]]
+    costs: np.ndarray  # (N, objectives)
+
+    def kept(self, keep: np.ndarray) -> "_Front":
+        """Those that stay there; `keep` is of shape (N,)."""
+        if keep.all():
+            return self
+        return _Front(self.seq, [row for row, stays in zip(self.rows, keep, strict=True) if stays], self.costs[keep])
+
+    def joined(self, new: "_Front") -> "_Front":
+        return _Front(new.seq, self.rows + new.rows, np.concatenate([self.costs, new.costs]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +234,7 @@ def _engine(url: URL) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
         return engine
-    return create_engine(url, pool_pre_ping=True)
+    return create_engine(url)
 
 
 class Store:
@@ -230,9 +245,10 @@ class Store:
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = _parse_url(url)
-        self.shown = self.url.render_as_string(hide_password=True)
+        bare = self.url.difference_update_query(["password"])  # libpq takes one there too
+        self.shown = bare.render_as_string(hide_password=True)
         # What a user can type again: libpq takes the password from PGPASSWORD or ~/.pgpass.
-        self.to_type = self.url.set(password=None).render_as_string()
+        self.to_type = bare.set(password=None).render_as_string()
         path = self.url.database if self.url.get_backend_name() == "sqlite" else None
         if path and path != ":memory:":
             folder = Path(path).resolve().parent
@@ -243,7 +259,10 @@ class Store:
                 raise StoreError(message, missing=True)
         self._engine = _engine(self.url)
         self._writer = self._engine.execution_options(writes=True)
-        self._fronts: dict[int, _Front] = {}  # by study; good while every change since was ours
+        # A statement of PostgreSQL's sees what was committed before it, in a transaction or not: reads go without.
+        alone = {"isolation_level": "AUTOCOMMIT"} if self.url.get_backend_name() == "postgresql" else {}
+        self._reader = self._engine.execution_options(**alone)
+        self._fronts: dict[int, _Front] = {}  # by study; with what changed since, today's
         try:
             self._check_schema(create)
         except SQLAlchemyError as error:
@@ -311,7 +330,7 @@ class Store:
         return self._read(lambda connection: connection.execute(query).all())
 
     def _patiently(self, work: Callable[[Connection], T], *, writes: bool) -> T:
-        engine = self._writer if writes else self._engine
+        engine = self._writer if writes else self._reader
         for pause in (*RETRY_SECONDS, None):
             try:
                 with engine.connect() as connection, connection.begin():
@@ -407,7 +426,7 @@ class Store:
         given = sorted(trials, key=lambda entry: (entry[0].finished is None, entry[0].finished, entry[0].number))
 
         def work(connection: Connection) -> None:
-            front: Mapping[tuple[int, int], tuple[float, ...]] = {}
+            front = _Front(0, [], np.empty((0, len(study.objectives))))
             for seq, (trial, config, curve) in enumerate(given, start=1):
                 inserted: Any = connection.execute(_INSERT_TRIAL, _row(study, trial, config, seq))
                 trial_id = int(inserted.inserted_primary_key[0])
@@ -418,7 +437,7 @@ class Store:
                     connection.execute(_INSERT_REPORT, [_report_row(report, trial_id) for report in curve])
                 if trial.state == State.COMPLETE:
                     result = Result(trial.number, trial.token, trial.values)
-                    front = _extend_front(connection, study, trial_id, result, front)
+                    front = _extend_front(connection, study, trial_id, result, seq, front)
             numbers = [trial.number for trial, _, _ in given]
             counters = {"next_number": max(numbers, default=-1) + 1, "seq": len(given)}
             connection.execute(update(_STUDIES).where(_STUDIES.c.id == study.id).values(counters))
@@ -432,6 +451,7 @@ class Store:
         if self.live_drivers(study):
             raise StudyError(f"study {name!r} is being searched right now: stop the search first")
         self._write(lambda connection: connection.execute(delete(StudyTable).where(StudyTable.id == study.id)))
+        self._fronts.pop(study.id, None)  # the next study may get its id
 
     def update_settings(self, study: StudyRow, settings: Mapping[str, Any]) -> None:
         """What may change after creation: how many trials are asked for, and what a ladder's laws came to."""
@@ -648,9 +668,8 @@ class Store:
                 return seq, None
             rows = [{"trial_id": trial_id, "name": name, "value": value} for name, value in result.values.items()]
             connection.execute(_INSERT_VALUES, rows)
-            known = self._fronts.get(study.id)
-            points = known.points if known and known.seq == seq - 1 else _front_points(connection, study)
-            return seq, _Front(seq, _extend_front(connection, study, trial_id, result, points))
+            front = _front_before(connection, study, seq, self._fronts.get(study.id))
+            return seq, _extend_front(connection, study, trial_id, result, seq, front)
 
         done = self._write(work)
         if done is None:
@@ -909,34 +928,49 @@ def _finished_under(connection: Connection, study: StudyRow, result: Result) -> 
     return None if seq is None else int(seq)
 
 
-def _front_points(connection: Connection, study: StudyRow) -> dict[tuple[int, int], tuple[float, ...]]:
+def _front_before(connection: Connection, study: StudyRow, seq: int, known: _Front | None) -> _Front:
+    """The front just before change `seq`: what is known of it, and what others have put there since."""
+    if known is None:
+        return _front_points(connection, study, 0)
+    if known.seq == seq - 1:
+        return known
+    new = _front_points(connection, study, known.seq)
+    if not set(new.rows).isdisjoint(known.rows):  # the values of one were put right
+        return _front_points(connection, study, 0)
+    for point in new.costs:
+        known = known.kept(~pareto.no_worse(point, known.costs))
+    return known.joined(new) if new.rows else known
+
+
+def _front_points(connection: Connection, study: StudyRow, after: int) -> _Front:
+    """Those on the front that changed since sequence `after`."""
     values: dict[tuple[int, int], dict[str, float]] = {}
-    for trial_id, number, name, value in connection.execute(_FRONT_POINTS, {"at_study": study.id}):
+    for trial_id, number, name, value in connection.execute(_FRONT_POINTS, {"at_study": study.id, "at_seq": after}):
         values.setdefault((trial_id, number), {})[name] = value
-    return {key: pareto.costs(study.objectives, measured) for key, measured in values.items()}
+    points = [pareto.costs(study.objectives, measured) for measured in values.values()]
+    return _Front(after, list(values), np.array(points, float).reshape(len(points), len(study.objectives)))
 
 
 def _extend_front(
-    connection: Connection,
-    study: StudyRow,
-    trial_id: int,
-    result: Result,
-    before: Mapping[tuple[int, int], tuple[float, ...]],
-) -> dict[tuple[int, int], tuple[float, ...]]:
+    connection: Connection, study: StudyRow, trial_id: int, result: Result, seq: int, before: _Front
+) -> _Front:
     """Places a COMPLETE trial: on the front (pushing others off it) or behind the trial that dominates it.
 
-    The front after it.
+    The front after it, at change `seq`.
     """
-    mine = pareto.costs(study.objectives, result.values)
+    mine = np.array(pareto.costs(study.objectives, result.values))
     # An equal point that came first stays; ours stands behind it.
-    winner = next((number for (_, number), p in before.items() if p == mine or pareto.dominates(p, mine)), None)
-    losers = {key for key, point in before.items() if pareto.dominates(mine, point)}
-    after = {key: point for key, point in before.items() if key not in losers}
-    if winner is None:
-        after[trial_id, result.trial] = mine
+    behind = np.flatnonzero(pareto.no_worse(before.costs, mine))
+    dominated: dict[int, int | None]
+    if len(behind):
+        after, dominated = replace(before, seq=seq), {trial_id: before.rows[behind[0]][1]}
+    else:
+        stays = ~pareto.no_worse(mine, before.costs)
+        after = before.kept(stays).joined(_Front(seq, [(trial_id, result.trial)], mine[None]))
+        pushed = (row for row, kept in zip(before.rows, stays, strict=True) if not kept)
+        dominated = {trial_id: None} | {row_id: result.trial for row_id, _ in pushed}
     reference = tuple(study.reference[name] for name in study.objectives)  # stored as costs
-    volume = pareto.hypervolume([*after.values()], reference)
-    dominated = {trial_id: winner} | {row_id: result.trial for row_id, _ in losers}
+    volume = pareto.hypervolume(after.costs, reference)
     rows = [
         {"trial_id": row_id, "study_id": study.id, "hypervolume": volume, "dominated_by": by}
         for row_id, by in dominated.items()

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from nas.records import Job, Progress, Report, Result
 
@@ -18,6 +19,19 @@ def goes_on(job: Job) -> Iterator[Progress | Report]:
     while True:
         time.sleep(0.02)
         yield Progress(job.trial, 0.5, 1.0)
+
+
+def marks_what_it_holds(job: Job) -> Iterator[Progress | Result]:
+    """There is a file while it holds something; makes progress for ever, or ends at once as a trial of seed 1."""
+    held = Path(job.data_path or "")
+    held.touch()
+    try:
+        while job.recipe.seed != 1:
+            time.sleep(0.02)
+            yield Progress(job.trial, 0.5, 1.0)
+        yield Result(job.trial, job.token, {"pid": float(os.getpid())})
+    finally:
+        held.unlink()
 
 
 def hangs_after_a_report(job: Job) -> Iterator[Report]:

@@ -140,6 +140,16 @@ def test_a_gpu_is_shared_by_as_many_trials_as_fit(cluster: Any) -> None:
         pool.close()
 
 
+def test_tune_knows_the_memory_of_a_share_of_a_gpu(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY)
+    monkeypatch.setattr("nas.worker.gpu_memory", lambda: 8e9)  # declared, the GPU has none
+    pool = pooled(cluster, 2, engine="tune", gpus=0.25)
+    try:
+        assert pool.memory == 2e9
+    finally:
+        pool.close()
+
+
 def test_more_gpus_than_any_node_has_is_one_message(cluster: Any) -> None:
     cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=MEMORY)
     cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY)

@@ -114,6 +114,18 @@ def test_stopping_a_trial_again_taken_up_stops_its_new_lease_alone(engine: Execu
     assert isinstance(result, Result) and result.token == 2
 
 
+@pytest.mark.parametrize("end", [True, False], ids=["ended", "stopped"])
+def test_what_a_job_holds_is_given_back_before_there_is_a_next(engine: Executor, end: bool, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    engine.submit(replace(job(6, "marks_what_it_holds"), data_path=str(held), recipe=Recipe(1.0, seed=int(end))))
+    until(engine, Result if end else Progress, 6)
+    engine.stop(6)
+    deadline = time.monotonic() + 30
+    while held.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not held.exists()
+
+
 def test_abandoned_jobs_send_nothing(engine: Executor) -> None:
     engine.submit(job(4, "goes_on"))
     until(engine, Progress, 4)

@@ -13,7 +13,9 @@ from sqlalchemy import text as sql
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from nas import pareto
-from nas.errors import StoreError, StudyError
+from nas.errors import StoreError, StudyError, UserError
+from nas.optuna_io import best_params
+from nas.optuna_rdb import import_study
 from nas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, State, StudyRow
 from nas.store import Proposal, Store, queries
 from nas.store.models import SCHEMA
@@ -151,19 +153,22 @@ def test_trials_of_a_driver_that_died_wait_again_and_those_of_a_living_one_do_no
     assert [trial.state for trial in store.trials(study)] == [State.RUNNING, State.WAITING]
 
 
-def test_front_view_and_hypervolume_equal_those_computed_from_raw_rows(store: Store) -> None:
+@pytest.mark.parametrize("drivers", [1, 2])
+def test_front_view_and_hypervolume_equal_those_computed_from_raw_rows(store: Store, drivers: int) -> None:
     study = new_study(store)
     driver = store.start_driver(study, 1)
     rng = random.Random(1)
+    others = [Store(store.url.render_as_string(hide_password=False)) for _ in range(1, drivers)]
     measured: list[tuple[float, float]] = []
     for i in range(40):
-        leased = store.lease_new(study, driver, proposal(i), 100)
+        one = rng.choice([store, *others])
+        leased = one.lease_new(study, driver, proposal(i), 100)
         assert leased
-        loss, flops = rng.choice([1.0, 2.0, 3.0, 4.0]), 10.0 ** rng.choice([3, 4, 5, 6])
+        loss, flops = rng.choice([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), 10.0 ** rng.choice([3, 4, 5, 6, 7, 8])
         if i % 7 == 3:
-            store.finish(study, Result(i, 1, failure=Failure(FailureKind.ERROR, "no", "trace")))
+            one.finish(study, Result(i, 1, failure=Failure(FailureKind.ERROR, "no", "trace")))
             continue
-        store.finish(study, result(i, loss, flops))
+        one.finish(study, result(i, loss, flops))
         measured.append(pareto.costs(OBJECTIVES, {"bits_per_byte": loss, "flops_per_token": flops}))  # type: ignore[arg-type]
         volume = store.hypervolumes(study)[-1][2]
         assert abs(volume - pareto.hypervolume(measured, (8.0, 9.0))) < 1e-9
@@ -172,6 +177,23 @@ def test_front_view_and_hypervolume_equal_those_computed_from_raw_rows(store: St
     with store._engine.connect() as connection:
         rows = connection.execute(sql("SELECT DISTINCT trial FROM pareto_front WHERE study = 's'")).scalars()
         assert sorted(rows) == sorted(trial.number for trial in store.front(study))
+    for other in others:
+        other.close()
+
+
+def test_values_put_right_later_are_those_the_front_goes_on_with(store: Store) -> None:
+    study = new_study(store)
+    driver = store.start_driver(study, 1)
+    for i, loss in enumerate((2.0, 4.0, 6.0)):
+        store.lease_new(study, driver, proposal(i), 10)
+        store.finish(study, result(i, loss, 10.0 ** (6 - i)))
+        store.add_values(study, i, {"bits_per_byte": loss + 1})
+    reference = (8.0, 9.0)
+    store.lease_new(study, driver, proposal(3), 10)
+    store.finish(study, result(3, 0.5, 1e7))
+    assert store.hypervolumes(study)[-1][2] == pytest.approx(
+        pareto.hypervolume([(3.0, 6.0), (5.0, 5.0), (7.0, 4.0), (0.5, 7.0)], reference)
+    )
 
 
 def test_readers_are_told_only_what_changed(store: Store) -> None:
@@ -245,10 +267,16 @@ def test_a_database_of_another_program_is_refused_and_untouched(tmp_path: Path) 
         Store(str(path), create=True)
 
 
-def test_passwords_are_never_shown() -> None:
-    with pytest.raises(StoreError) as error:
-        Store("postgresql://user:secret@127.0.0.1:1/none")
-    assert "secret" not in str(error.value)
+@pytest.mark.parametrize("where", ["user:secret@127.0.0.1:1/none", "user@127.0.0.1:1/none?password=secret"])
+def test_passwords_are_never_shown(where: str) -> None:
+    url = f"postgresql://{where}"
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1") as opened:
+        Store(url)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1") as started:
+        best_params(url, "s")
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1") as imported:
+        import_study(None, url, None)  # type: ignore[arg-type]
+    assert "secret" not in f"{opened.value} {started.value} {imported.value}"
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------
