@@ -66,7 +66,17 @@ def test_no_shipped_kernel_spills_on_any_target_and_the_documented_table_is_this
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_triton_agrees_with_float64_on_the_gpu(agrees, dtype):
-    from kernels import cosine_gate, narrow_mlp, rms_norm, sinkhorn, stream_boundary, stream_chain, stream_mix, swiglu
+    from kernels import (
+        cosine_gate,
+        narrow_mlp,
+        rms_norm,
+        sinkhorn,
+        stream_boundary,
+        stream_chain,
+        stream_mix,
+        stream_read,
+        swiglu,
+    )
 
     cuda = torch.device("cuda")
     for n in (1, 2, 4, 8):
@@ -77,6 +87,7 @@ def test_triton_agrees_with_float64_on_the_gpu(agrees, dtype):
             agrees(stream_chain.STREAM_CHAIN, stream_chain.example_arguments(1000, n, C, 4, dtype, cuda), "triton")
     for n in (1, 3, 4, 9):
         agrees(stream_mix.STREAM_MIX, stream_mix.example_arguments(1000, n, 256, dtype, cuda), "triton")
+        agrees(stream_read.STREAM_READ, stream_read.example_arguments(1000, n, 256, dtype, cuda), "triton")
         agrees(sinkhorn.SINKHORN, sinkhorn.example_arguments(1000, n, torch.float32, cuda), "triton")
     for module, op in ((rms_norm, rms_norm.RMS_NORM), (swiglu, swiglu.SWIGLU), (cosine_gate, cosine_gate.COSINE_GATE)):
         for C in (65, 1024):
