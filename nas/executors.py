@@ -317,11 +317,7 @@ class RayPool:
                     ) from error
                 self._replace(slot)
                 continue
-            if code != self._code:
-                raise UserError(
-                    f"the workers on {where} run other code of hypernas ({code}) than this search ({self._code}): "
-                    "install the same version everywhere"
-                )
+            check_code(code, where, self._code)
             slot.ready, self._failures = None, 0
             if gpu_memory is not None:
                 self.memory = max(self.memory or 0.0, gpu_memory * min(1.0, self._gpus))
@@ -450,6 +446,15 @@ def code_hash() -> str:
     files = [*(root / "kernels").rglob("*.py"), *(root / "search_spaces").rglob("*.py")]
     files += [root / "nas" / f"{name}.py" for name in TRAINING]
     return sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
+
+
+def check_code(found: str, where: str, ours: str) -> None:
+    """Raises UserError when the workers of a machine run other code than this search."""
+    if found != ours:
+        raise UserError(
+            f"the workers on {where} run other code of hypernas ({found}) than this search ({ours}): "
+            "install the same version everywhere"
+        )
 
 
 def ray_node() -> str:

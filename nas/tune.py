@@ -7,6 +7,7 @@ end and never read back. Actors are reused from trial to trial, and Tune's logge
 
 import logging
 import os
+import platform
 import tempfile
 import threading
 import time
@@ -26,7 +27,9 @@ from nas import worker
 from nas.executors import (
     STOP_SECONDS,
     Event,
+    check_code,
     check_home,
+    code_hash,
     cpu_memory,
     gpu_memory,
     join_cluster,
@@ -59,10 +62,12 @@ class _Started:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A new actor's first sign of life, with its first job: the node it is on."""
+    """A new actor's first sign of life, with its first job: the node it is on, and the code that it runs."""
 
     job: Job
     node: str
+    machine: str
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ class TunePool:
         self._ray = join_cluster(workers, address, gpus_per_trial)
         self.memory = gpu_memory(self._ray, gpus_per_trial) if gpus_per_trial else cpu_memory(self._ray)
         self._home = ray_node()
+        self._code = code_hash()
         self.workers = workers
         self._timeout = timeout
         self._running: dict[int, _Running] = {}
@@ -173,6 +179,7 @@ class TunePool:
             return []
         if isinstance(heard, _Placed):
             self._nodes[entry.actor] = entry.node = heard.node
+            check_code(heard.code, heard.machine, self._code)
             return []
         if isinstance(heard, _Ended):
             del self._running[job.trial]
@@ -266,7 +273,7 @@ class _Jobs(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if not self._placed:
             self._placed = True
-            return {"heard": _Placed(self._job, ray_node()), "done": False}
+            return {"heard": _Placed(self._job, ray_node(), platform.node(), code_hash()), "done": False}
         event = next(self._events)
         ended = isinstance(event, Result)
         if ended:

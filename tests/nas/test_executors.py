@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nas.errors import UserError
 from nas.executors import Event, Executor, Inline, Lost, make_executor
 from nas.records import FailureKind, Job, Progress, Recipe, Report, Result, SpaceSpec, State
 from nas.store import Store
@@ -158,6 +159,16 @@ def test_a_worker_that_dies_is_lost_and_replaced(pool: Executor) -> None:
     ended = 0
     while ended < 2:
         ended += sum(isinstance(event, Result) for event in pool.wait(60.0))
+
+
+def test_a_worker_with_other_code_than_the_search_ends_it(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.submit(job(0, "kills_its_process"))
+    until(pool, Lost, 0)
+    monkeypatch.setattr(pool, "_code", "other")
+    pool.submit(job(1, "goes_on"))
+    pool.submit(job(2, "goes_on"))  # one of them in the new process
+    with pytest.raises(UserError, match="run other code of hypernas"):
+        until(pool, Result, 1)
 
 
 def test_a_job_over_its_time_is_killed(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
