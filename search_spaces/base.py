@@ -8,6 +8,7 @@ dataclass that goes to and from a flat dictionary of keys (`ffn.ratio`, `streams
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from hashlib import sha256
 from itertools import pairwise
 from json import dumps
@@ -308,12 +309,17 @@ def arch_to_json(arch: Any) -> dict[str, Scalar]:
 
 def arch_from(kind: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
     """The inverse of `arch_to_json`: a frozen dataclass of a flat dictionary; what is missing there is None."""
-    types, values = get_type_hints(kind), {}
+    types, values = _types(kind), {}
     for field in fields(kind):
         name, inner = f"{prefix}{field.name}", types[field.name]
         nested = isinstance(inner, type) and is_dataclass(inner)
         values[field.name] = arch_from(inner, flat, f"{name}.") if nested else flat.get(name)
     return kind(**values)
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)  # reads every annotation anew: half the time of a sampler's draw
 
 
 def digest(data: Mapping[str, Any]) -> str:

@@ -436,6 +436,7 @@ def test_batch_depends_on_seed_and_step_alone_and_pairs_images_with_labels():
 def test_augmented_image_is_a_shifted_and_only_in_colour_mirrored_one(H, W, C, seed):
     images = torch.rand(3, C, H, W, generator=torch.Generator().manual_seed(seed)) + 1
     out = augment(images, torch.Generator().manual_seed(seed))
+    assert out.stride() == torch.empty(out.shape).stride()  # of one channel too
     assert out.shape == images.shape
     m = H // 8
     for before, after in zip(images, out, strict=True):
