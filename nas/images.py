@@ -115,8 +115,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     padded = F.pad(images, (margin,) * 4)
     which = torch.arange(B, device=images.device)
     moved = padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    # Of one channel `contiguous` would keep the strides, which convolutions take for channels_last: there the gradient of
-    # a 1 x 1 convolution of stride 2 and few channels writes past its end (PyTorch 2.13 on CPUs with AVX2 alone).
+    # Of one channel `contiguous` would keep the strides, which convolutions take for channels_last: there the gradient
+    # of a 1 x 1 convolution of stride 2 and few channels writes past its end (PyTorch 2.13 on CPUs with AVX2 alone).
     return moved.clone(memory_format=torch.contiguous_format)
 
 

@@ -216,6 +216,8 @@ class TunePool:
     def abandon(self) -> None:
         for trial in list(self._running):
             self.stop(trial)
+        while not self._heard.empty():  # an actor whose job has stopped by now is not killed: Tune may use it again
+            self._take(self._heard.get())
         for entry, _ in self._stopping.values():
             self._kill(entry)
 

@@ -125,6 +125,8 @@ def test_what_a_job_holds_is_given_back_before_there_is_a_next(engine: Executor,
     while held.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not held.exists()
+    engine.submit(job(7))
+    until(engine, Result, 7)
 
 
 def test_abandoned_jobs_send_nothing(engine: Executor) -> None:

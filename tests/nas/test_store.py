@@ -14,8 +14,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from nas import pareto
 from nas.errors import StoreError, StudyError, UserError
-from nas.optuna_rdb import best_params
-from nas.optuna_rdb import import_study
+from nas.optuna_rdb import best_params, import_study
 from nas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, State, StudyRow
 from nas.store import Proposal, Store, queries
 from nas.store.models import SCHEMA
