@@ -129,7 +129,7 @@ class EvolutionSampler(BaseSampler):
         young = [other for other in full if other.state == TrialState.COMPLETE][-self._population :]
         if len(young) < self._population or not open_names:
             return {}
-        seen = {tuple(other.params[name] for name in names) for other in full}
+        seen = [other.params for other in full]
         order = _constrained_ranks(young)
         for _ in range(CHILDREN):
             chosen = self._rng.choice(len(young), size=min(self._tournament, len(young)), replace=False)
@@ -137,7 +137,7 @@ class EvolutionSampler(BaseSampler):
             child = {name: parent.params[name] for name in names}
             name = open_names[int(self._rng.integers(len(open_names)))]
             child[name] = neighbour(search_space[name], child[name], self._rng)
-            if tuple(child.values()) not in seen:
+            if not any(all(params[name] == child[name] for name in names) for params in seen):
                 study._storage.set_trial_system_attr(trial._trial_id, PARENT, parent.number)
                 return child
         return {}  # everything near is known: anywhere then
