@@ -38,6 +38,7 @@ test-slow: install
 	$(PYTEST) -m slow --timeout=2400
 
 lint: install
+	@! git grep -nE '^(<<<<<<<|>>>>>>>) ' || { echo "a merge left its markers"; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
