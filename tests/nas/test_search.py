@@ -233,14 +233,14 @@ def start(store: Path, text: str, *extra: str) -> subprocess.Popen[str]:
 
 def wait_for(store: Path, done: int, process: subprocess.Popen[str], state: State = State.COMPLETE) -> None:
     """Until `done` trials are in `state`."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(UserError), Store(str(store)) as opened:  # the store or the study is not there yet
             if opened.states(opened.study("s"))[state] >= done:
                 return
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()[1]
-    raise AssertionError(f"fewer than {done} trials {state} after 90 seconds")
+    raise AssertionError(f"fewer than {done} trials {state} after 150 seconds")
 
 
 def test_a_search_killed_at_three_random_points_ends_with_the_asked_number_of_trials(tmp_path: Path, text: str) -> None:
