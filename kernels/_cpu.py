@@ -38,7 +38,7 @@ FLAGS = [
     "-Wno-psabi",
 ]
 LINK_FLAGS = ["-shared", "-fopenmp"]
-BUILD_SECONDS = 180  # on a machine that is busy with other work; alone it takes a twentieth
+BUILD_SECONDS = 180  # long enough for a machine that is busy with other work
 
 
 Argument = Tensor | tuple[Tensor, ...] | int | float | None

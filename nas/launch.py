@@ -101,8 +101,7 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
     front = store.front(search.row)
     print_table(front_table(front, f"front of {search.row.name}"))
     click.echo(verdict(store, search.row))
-    failures = status_of(store, search.row)["failures"]
-    if failures and not front:
+    if not front and (failures := status_of(store, search.row)["failures"]):
         causes = ", ".join(f"{count} {kind}" for kind, count in failures.items())
         click.echo(f"no trial came to its end; failed: {causes}", err=True)
     if search.proposals.cache_hits:

@@ -319,7 +319,7 @@ def arch_from(kind: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
 
 @cache
 def _types(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)  # reads every annotation anew: half the time of a sampler's draw
+    return get_type_hints(kind)  # reads every annotation anew, and every draw of a sampler asks
 
 
 def digest(data: Mapping[str, Any]) -> str:
