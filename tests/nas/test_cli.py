@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -41,13 +40,10 @@ def printed(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 def test_help_answers_without_the_heavy_libraries() -> None:
     code = "import sys; from nas.cli import main; main(['--help']); print(*sys.modules)"
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - start
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "nas search --study first" in done.stdout
     assert loaded.isdisjoint({"torch", "ray", "optuna", "sqlalchemy", "pandas", "plotly", "numpy"})
-    assert seconds < 5  # on a machine with other work; alone it takes 0.1
 
 
 def test_every_command_has_help_that_teaches(capsys: pytest.CaptureFixture[str]) -> None:
