@@ -6,6 +6,7 @@ import pytest
 from dashboards.screenshots import main
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_every_page_is_pictured(small, tmp_path, browser_path):
     # A process of its own: playwright runs once in a process, and the other tests' browser may be open in this one.

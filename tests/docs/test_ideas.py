@@ -54,6 +54,7 @@ def test_the_difference_of_means_comes_with_welchs_error(ideas):
     assert ideas.difference((1.0, 2.0, 3.0), (5.0, 5.0, 8.0)) == pytest.approx((-4.0, (1 / 3 + 3 / 3) ** 0.5))
 
 
+@pytest.mark.slow
 def test_the_gates_part_trains_its_controls_at_what_the_gates_came_to_and_nothing_twice(
     ideas, tmp_path, monkeypatch, capsys
 ):

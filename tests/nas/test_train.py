@@ -140,7 +140,7 @@ def test_the_text_is_read_once_a_worker(text: str) -> None:
     assert checked_data("text", text, first.hash) is first
 
 
-@pytest.mark.parametrize("placement", ["none", "ffn"])
+@pytest.mark.parametrize("placement", [pytest.param("none", marks=pytest.mark.slow), "ffn"])
 def test_a_compiled_net_trains_to_the_same_loss(placement: str, text: str) -> None:
     made = job(text, arch={"gates.placement": placement}, recipe=Recipe(3e-3, tokens=1024, batch_tokens=256))
     plain, compiled = (trained(dataclasses.replace(made, compile=on))[1].values for on in (False, True))

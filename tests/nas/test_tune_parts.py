@@ -123,7 +123,7 @@ def test_a_space_that_is_used_up_ends_the_experiment(tmp_path: Path):
     ours = config(tmp_path)
     single = {"optim.lr": "0.003", "attention.ratio": "1", "ffn.ratio": "4"}
     search = ArchSearch(replace(ours, settings=SETTINGS | single))
-    suggested = [search.suggest(f"t{n}") for n in range(12)]
+    suggested = [search.suggest(f"t{n}") for n in range(4)]
     assert suggested[-1] == "FINISHED"
     found = [repr((s["arch"], s["recipe"])) for s in suggested if s != "FINISHED"]
     assert len(found) == len(set(found)) == 2  # the depths
