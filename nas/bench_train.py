@@ -23,7 +23,7 @@ from nas.records import Recipe
 from nas.train import deterministic, make_optimizers, product_dtype, train_step
 from search_spaces.connections import KroneckerHyperConnection
 from search_spaces.gates import CosineGate, gates_of
-from search_spaces.layers import ResidualStack
+from search_spaces.layers import ResidualStack, attention
 from search_spaces.lm import LanguageModels
 
 BATCH_TOKENS = 2048
@@ -241,7 +241,8 @@ def _profile(name: str, step: Callable[[], None]) -> list[dict[str, Any]]:
 
 
 def _attention(products: torch.dtype) -> list[dict[str, Any]]:
-    """Causal attention, forward and backward, as one operator (as models compute it) and as two products."""
+    """Causal attention, forward and backward, in every form it could take. Models have it as one operator, on a CPU in
+    float32: `search_spaces.layers.attention`."""
     generator = torch.Generator().manual_seed(0)
     *heads, cotangent = (torch.randn(ATTENTION, generator=generator).to(products) for _ in range(4))
     later = torch.ones(ATTENTION[-2], ATTENTION[-2], dtype=torch.bool).triu(1)
@@ -254,6 +255,8 @@ def _attention(products: torch.dtype) -> list[dict[str, Any]]:
         "one operator": partial(F.scaled_dot_product_attention, is_causal=True),
         "two products": two_products,
     }
+    if products is torch.bfloat16:
+        forms["one operator, in float32"] = partial(attention, is_causal=True)
 
     def step(form: Callable[..., Tensor]) -> Callable[[], None]:
         leaves = [tensor.clone().requires_grad_() for tensor in heads]

@@ -175,6 +175,21 @@ POSITIONS = {"rope": NoPositions, "learned": LearnedPositions, "sinusoidal": Sin
 # ---- attention -----------------------------------------------------------------------------------------------
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Scaled dot-product attention, (B, H, Q, d), (B, H, T, d), (B, H, T, d) -> (B, H, Q, d).
+
+    On a CPU in float32 where products are bfloat16: PyTorch's bfloat16 form is slower there, with matrix units too
+    (`nas bench train` times both).
+    """
+    if query.device.type != "cpu" or value.dtype is not torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+    with torch.autocast("cpu", enabled=False):
+        mixed = F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask=mask, is_causal=is_causal
+        )
+    return mixed.to(value.dtype)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention; its width may differ from the residual stream's (arXiv 2602.06471)."""
 
@@ -196,7 +211,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, d_model) -> (B, T, d_model)."""
         query, key = self.rotary(self.heads(self.query(x))), self.rotary(self.heads(self.key(x)))
-        mixed = F.scaled_dot_product_attention(query, key, self.heads(self.value(x)), is_causal=self.causal)
+        mixed = attention(query, key, self.heads(self.value(x)), is_causal=self.causal)
         return self.out(mixed.transpose(1, 2).flatten(-2))
 
     def selected(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -231,7 +246,7 @@ class Attention(nn.Module):
             at = positions[:, block, None]
             seen = int(at.max()) + 1
             rows = query[:, :, block], key[:, :, :seen], value[:, :, :seen]
-            parts.append(F.scaled_dot_product_attention(*rows, attn_mask=(tokens[:seen] <= at).unsqueeze(1)))
+            parts.append(attention(*rows, mask=(tokens[:seen] <= at).unsqueeze(1)))
         return torch.cat(parts, dim=-2)
 
 
@@ -241,7 +256,7 @@ class BidirectionalAttention(Attention):
     causal: ClassVar[bool] = False
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value)
+        return attention(query, key, value)
 
 
 def attention_cost(d_model: int, width: int, head_dim: int, context: int, rotary: bool) -> tuple[LayerCost, int]:

@@ -101,3 +101,21 @@ def test_rotary_turns_a_pair_by_an_angle_that_grows_with_its_position():
     turned = rotary(torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 1, 4, 2))
     angle = torch.arange(4, dtype=torch.float32).double()
     torch.testing.assert_close(turned[0, 0], torch.stack([angle.cos(), angle.sin()], -1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_on_a_cpu_computes_in_float32_what_it_is_given_in_bfloat16(masked):
+    generator = torch.Generator().manual_seed(0)
+    rounded = [torch.randn(2, 3, 7, 8, generator=generator).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in rounded]
+    mask = torch.ones(7, 7, dtype=torch.bool).tril() if masked else None
+    with torch.autocast("cpu", torch.bfloat16):  # would round what is inside
+        found = layers.attention(*rounded, mask=mask, is_causal=not masked)
+    wanted = layers.attention(*exact, mask=mask, is_causal=not masked)
+    assert found.dtype is torch.bfloat16 and wanted.dtype is torch.float64
+    half_a_digit = 2**-8  # of the result's rounding, the only one
+    assert ((found.double() - wanted).abs() <= half_a_digit * wanted.abs() + 1e-6).all()
+    for ours, theirs in zip(
+        torch.autograd.grad(found.float().sum(), rounded), torch.autograd.grad(wanted.sum(), exact), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-2)
