@@ -22,7 +22,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nas import pareto
-from nas.samplers import make_sampler
+from nas.samplers import Answers, answers, make_sampler
 from search_spaces.base import SpaceError
 
 T = TypeVar("T")
@@ -167,6 +167,7 @@ class Proposer(Generic[T]):
         self._storage = _Latest()
         self._study = optuna.create_study(storage=self._storage, directions=["minimize"] * objectives)
         self._asked: dict[int, optuna.Trial] = {}
+        self._tried: set[Answers] = set()  # by every trial with an outcome
 
     def ask(
         self, number: int, attempt: int, params: Mapping[str, Any] | None = None
@@ -184,7 +185,7 @@ class Proposer(Generic[T]):
         # The quasi-random sequence is one for the study; its position is kept there.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = make_sampler(name, self._seed if name == "qmc" else seed, self._population)
+            sampler = make_sampler(name, self._seed if name == "qmc" else seed, self._population, self._tried)
         if self._distributions is not None:
             # Optuna would find these by comparing all trials, which takes longer with every one.
             sampler.infer_relative_search_space = lambda *_: dict(self._distributions or {})  # type: ignore[method-assign]
@@ -214,6 +215,7 @@ class Proposer(Generic[T]):
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
         self._end(trial._trial_id, TrialState.COMPLETE, list(outcome.costs))
+        self._tried.add(answers(self._storage.get_trial(trial._trial_id).params))
         if not outcome.unfinished:
             self._storage.trained(handle, outcome.costs)
 
@@ -240,6 +242,8 @@ class Proposer(Generic[T]):
         handle = self._storage.newest
         if outcome is None:
             self._storage.forget(handle)
-        elif not outcome.unfinished:
+            return handle
+        self._tried.add(answers(params))
+        if not outcome.unfinished:
             self._storage.trained(handle, outcome.costs)
         return handle

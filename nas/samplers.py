@@ -4,8 +4,9 @@ One is made for every proposal, from (study seed, proposal number): nothing of a
 it wrote beside the trial.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,23 @@ from nas import pareto
 from nas.config import HUB
 from nas.errors import UserError
 
+Answers = tuple[tuple[str, Any], ...]  # a trial's parameters, by name
 
-def make_sampler(name: str, seed: int, population: int) -> BaseSampler:
-    """`population` is the generation size of the evolutionary samplers.
+
+def answers(params: Mapping[str, Any]) -> Answers:
+    return tuple(sorted(params.items()))
+
+
+def make_sampler(name: str, seed: int, population: int, tried: Container[Answers] = ()) -> BaseSampler:
+    """`population` is the generation size of the evolutionary samplers; `tried` what ended of a long study, also where
+    the sampler is shown its latest trials alone.
 
     Raises KeyError for an unknown name, and UserError for one of OptunaHub's that cannot be loaded.
     """
     if name.startswith(HUB):
         return hub_sampler(name.removeprefix(HUB), seed)
     return {
-        "evolution": lambda: EvolutionSampler(population, seed),
+        "evolution": lambda: EvolutionSampler(population, seed, tried),
         "nsgaii": lambda: NSGAIISampler(population_size=population, seed=seed),
         "nsgaiii": lambda: NSGAIIISampler(population_size=population, seed=seed),
         "tpe": lambda: TPESampler(multivariate=True, constant_liar=True, seed=seed),
@@ -106,11 +114,12 @@ class EvolutionSampler(BaseSampler):
 
     The parent is the best of a random few among the youngest `population` trials, by constrained non-dominated rank,
     and the child differs from it in one choice: a number moves to a value nearby (deeper, wider), anything else to
-    another value. Old trials leave the population however good they are. A child notes its parent (`PARENT`).
+    another value. Old trials leave the population however good they are. A child notes its parent (`PARENT`), and is
+    none of `tried`.
     """
 
-    def __init__(self, population: int, seed: int, tournament: int = 4) -> None:
-        self._population, self._tournament = population, tournament
+    def __init__(self, population: int, seed: int, tried: Container[Answers], tournament: int = 4) -> None:
+        self._population, self._tried, self._tournament = population, tried, tournament
         self._rng = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
 
@@ -129,7 +138,8 @@ class EvolutionSampler(BaseSampler):
         young = [other for other in full if other.state == TrialState.COMPLETE][-self._population :]
         if len(young) < self._population or not open_names:
             return {}
-        seen = [other.params for other in full]
+        of = itemgetter(*names)
+        seen = {of(other.params) for other in full}
         order = _constrained_ranks(young)
         for _ in range(CHILDREN):
             chosen = self._rng.choice(len(young), size=min(self._tournament, len(young)), replace=False)
@@ -137,7 +147,7 @@ class EvolutionSampler(BaseSampler):
             child = {name: parent.params[name] for name in names}
             name = open_names[int(self._rng.integers(len(open_names)))]
             child[name] = neighbour(search_space[name], child[name], self._rng)
-            if not any(all(params[name] == child[name] for name in names) for params in seen):
+            if of(child) not in seen and answers(child) not in self._tried:
                 study._storage.set_trial_system_attr(trial._trial_id, PARENT, parent.number)
                 return child
         return {}  # everything near is known: anywhere then

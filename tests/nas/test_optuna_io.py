@@ -11,7 +11,7 @@ from nas.driver import run
 from nas.executors import Inline
 from nas.optuna_io import LATEST, Outcome, Proposer
 from nas.progress import Silent
-from nas.samplers import population_size
+from nas.samplers import PARENT, population_size
 from nas.store import Store
 from nas.study import open_search, prepare
 
@@ -100,6 +100,23 @@ def test_of_a_long_study_a_sampler_sees_the_latest_trials_and_the_best_of_all(sa
     seen = proposer._study.get_trials()
     assert len(seen) == LATEST + 1 and seen[0].params == {"x": 7}
     assert seen[-1].number == 2 * LATEST + 50
+
+
+def test_of_a_long_study_evolution_makes_no_child_that_was_tried_before_what_it_sees() -> None:
+    count = 2 * LATEST
+    proposer = Proposer("evolution", 0, 20, 2, lambda trial: trial.suggest_int("x", 0, 2 * count - 1))
+    tried = {2 * (7 * n % count) for n in range(count)}  # every even number, in an order that leaves old ones anywhere
+    for n in range(count):
+        proposer.add({"x": 2 * (7 * n % count)}, {}, Outcome((1.0 + n, 2.0)))
+    children = 0
+    for n in range(40):
+        handle, params, attrs, _ = proposer.ask(n, 0)
+        if PARENT in attrs:
+            children += 1
+            assert params["x"] not in tried
+        tried.add(params["x"])
+        proposer.tell(handle, Outcome((5.0, 5.0)))
+    assert children > 20
 
 
 def test_a_space_with_conditional_parameters_is_left_to_optuna() -> None:
