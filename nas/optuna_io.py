@@ -167,7 +167,7 @@ class Proposer(Generic[T]):
         self._storage = _Latest()
         self._study = optuna.create_study(storage=self._storage, directions=["minimize"] * objectives)
         self._asked: dict[int, optuna.Trial] = {}
-        self._tried: set[Answers] = set()  # by every trial with an outcome
+        self._tried: set[Answers] = set()  # of every trial with an outcome
 
     def ask(
         self, number: int, attempt: int, params: Mapping[str, Any] | None = None
@@ -215,9 +215,7 @@ class Proposer(Generic[T]):
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
         self._end(trial._trial_id, TrialState.COMPLETE, list(outcome.costs))
-        self._tried.add(answers(self._storage.get_trial(trial._trial_id).params))
-        if not outcome.unfinished:
-            self._storage.trained(handle, outcome.costs)
+        self._learned(handle, outcome)
 
     def _end(self, trial_id: int, state: TrialState, values: list[float] | None) -> None:
         """`Study.tell`, without its copy of the trial: that takes longer than a sampler does to make a child."""
@@ -242,8 +240,12 @@ class Proposer(Generic[T]):
         handle = self._storage.newest
         if outcome is None:
             self._storage.forget(handle)
-            return handle
-        self._tried.add(answers(params))
+        else:
+            self._learned(handle, outcome)
+        return handle
+
+    def _learned(self, handle: int, outcome: Outcome) -> None:
+        """Remembers, for the whole study, what a trial was that ended with an outcome, and what it came to."""
+        self._tried.add(answers(self._storage.get_trial(handle).params))  # of one study, ids are numbers
         if not outcome.unfinished:
             self._storage.trained(handle, outcome.costs)
-        return handle

@@ -31,10 +31,11 @@ Answers = tuple[tuple[str, Any], ...]  # a trial's parameters, by name
 
 
 def answers(params: Mapping[str, Any]) -> Answers:
+    """The same for the same parameters in any order: a store may keep another than the sampler's."""
     return tuple(sorted(params.items()))
 
 
-def make_sampler(name: str, seed: int, population: int, tried: Container[Answers] = ()) -> BaseSampler:
+def make_sampler(name: str, seed: int, population: int, tried: Container[Answers]) -> BaseSampler:
     """`population` is the generation size of the evolutionary samplers; `tried` what ended of a long study, also where
     the sampler is shown its latest trials alone.
 

@@ -179,15 +179,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     """Scaled dot-product attention, (B, H, Q, d), (B, H, T, d), (B, H, T, d) -> (B, H, Q, d).
 
     On a CPU in float32 where products are bfloat16: PyTorch's bfloat16 form is slower there, with matrix units too
-    (`nas bench train` times both).
+    (`nas bench train` times them).
     """
-    if query.device.type != "cpu" or value.dtype is not torch.bfloat16:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
-    with torch.autocast("cpu", enabled=False):
-        mixed = F.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), attn_mask=mask, is_causal=is_causal
-        )
-    return mixed.to(value.dtype)
+    if value.device.type == "cpu" and value.dtype is torch.bfloat16:
+        with torch.autocast("cpu", enabled=False):
+            return attention(query.float(), key.float(), value.float(), mask, is_causal).to(value.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
 
 
 class Attention(nn.Module):
