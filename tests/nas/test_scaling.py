@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nas.errors import UserError
@@ -69,13 +69,14 @@ def test_gaining_on_oneself_is_nothing_and_gaining_back_undoes(one, other, C):
 
 
 @given(laws, st.floats(1e10, 1e16))
+@example(Law(0.0, 1.0, 0.25), 1801439850948199.0)  # 10 C / C is not 10 here
 def test_a_baseline_gains_nothing_on_its_own_law_and_less_for_a_higher_loss(law, C):
     yardstick = Yardstick(law, reach=10 * C)
     loss = float(law.loss(C))
     if loss > 1.001 * law.irreducible:
         assert yardstick.gain(loss, C) == pytest.approx(1, rel=1e-6)
         assert yardstick.gain(1.01 * loss, C) < 1
-    assert yardstick.gain(law.irreducible / 2, C) == 10  # no more than its reach says
+    assert yardstick.gain(law.irreducible / 2, C) == yardstick.reach / C  # 10, to the last bit that the division has
     assert Yardstick.of(json.loads(json.dumps(asdict(yardstick)))) == yardstick
 
 
