@@ -93,7 +93,6 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.compiler.assume_constant_result
 def choose(op: Op, device: str, dtype: torch.dtype) -> str:
     """The back end for a call of `op` on tensors of this device type and dtype; `torch.compile` burns it in.
 
@@ -107,6 +106,10 @@ def choose(op: Op, device: str, dtype: torch.dtype) -> str:
         choice = _cache[key] = _decide(op, device, dtype)
     _chosen.setdefault(op.name, {})[device, dtype] = choice
     return choice.backend
+
+
+# As torch.compiler.assume_constant_result marks it, which imports the compiler: two seconds of every process's start.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _decide(op: Op, device: str, dtype: torch.dtype) -> Choice:

@@ -144,6 +144,8 @@ def _our_engines(trials: int) -> dict[str, Took]:
             url = server.url if store == "postgresql" else None
             with closing(executor):
                 out[f"{engine}/{sampler}/{store}"] = _ours(executor, sampler, trials, url=url)
+                if engine == "tune":  # its actors start with its first trials, as Ray Tune's own; those of `ray` before
+                    out[f"{engine}/{sampler}/{store}, actors started"] = _ours(executor, sampler, trials)
     return out
 
 

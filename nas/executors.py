@@ -470,17 +470,17 @@ def lost(ray: Any, job: Job, error: str, node: str) -> Event:
     if "running low on memory" in text:
         failure = Failure(FailureKind.OUT_OF_MEMORY, "Ray killed its worker: the machine was running low on memory")
         return Result(job.trial, job.token, failure=failure)
-    preempted = not _node_lives(ray, node) or "preemption" in text or "node has died" in text
+    preempted = not node_lives(ray, node) or "preemption" in text or "node has died" in text
     return Lost(job.trial, job.token, "its machine is gone" if preempted else "its process died", preempted)
 
 
 def check_home(ray: Any, node: str) -> None:
     """Raises UserError when this process' own Ray node is gone: no worker would ever be heard of again."""
-    if not _node_lives(ray, node):
+    if not node_lives(ray, node):
         raise UserError("the Ray node of this search died (ray's logs say why); nothing is lost: --resume goes on")
 
 
-def _node_lives(ray: Any, node: str) -> bool:
+def node_lives(ray: Any, node: str) -> bool:
     """Whether the Ray node is up: Ray's list says so, and its server answers. The list is seconds late."""
     entry = next((entry for entry in ray.nodes() if entry["NodeID"] == node and entry["Alive"]), None)
     return entry is not None and _listens(entry["NodeManagerAddress"], entry["NodeManagerPort"]) is None

@@ -34,6 +34,7 @@ from nas.executors import (
     gpu_memory,
     join_cluster,
     lost,
+    node_lives,
     ray_node,
     timed_out,
 )
@@ -50,6 +51,7 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints on stdout at verbose=0 too
 }
 CLOSE_SECONDS = 20.0
+PATIENCE_SECONDS = 0.1  # Tune's own, between two looks for more to run
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,9 @@ class TunePool:
         self._timeout = timeout
         self._running: dict[int, _Running] = {}
         self._stopping: dict[tuple[int, int], tuple[_Running, float]] = {}  # killed after the given moment
-        self._jobs: deque[Job] = deque()
+        self._offers = _Offers(workers)
         self._heard: Queue[_Heard] = Queue()
         self._nodes: dict[Any, str] = {}  # by actor
-        self._closed = threading.Event()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._experiment, args=(gpus_per_trial,), daemon=True)
         self._thread.start()
@@ -139,7 +140,7 @@ class TunePool:
 
     def submit(self, job: Job) -> None:
         self._running[job.trial] = _Running(job)
-        self._jobs.append(job)
+        self._offers.append(job)
 
     def wait(self, timeout: float) -> list[Event]:
         if self._failed is not None:
@@ -208,9 +209,7 @@ class TunePool:
         entry = self._running.pop(trial, None)
         if entry is None:
             return
-        try:
-            self._jobs.remove(entry.job)  # Tune has not taken it yet
-        except ValueError:
+        if not self._offers.remove(entry.job):  # Tune has taken it
             self._stopping[_name(entry.job)] = (entry, time.monotonic() + STOP_SECONDS)
 
     def abandon(self) -> None:
@@ -223,8 +222,9 @@ class TunePool:
 
     def close(self) -> None:
         self.abandon()
-        self._closed.set()
-        self._thread.join(CLOSE_SECONDS)
+        self._offers.close()
+        if node_lives(self._ray, self._home):  # without it, Ray may keep the thread waiting for ever
+            self._thread.join(CLOSE_SECONDS)
         self._ray.shutdown()
 
     def _experiment(self, gpus_per_trial: float) -> None:
@@ -235,7 +235,7 @@ class TunePool:
                 tune.Tuner(
                     tune.with_resources(_Jobs, {"cpu": 1, "gpu": gpus_per_trial}),
                     tune_config=tune.TuneConfig(
-                        search_alg=_Offers(self._jobs, self._closed),
+                        search_alg=self._offers,
                         scheduler=_Stops(self._stopping),
                         num_samples=-1,
                         reuse_actors=True,
@@ -251,7 +251,7 @@ class TunePool:
                     ),
                 ).fit()
         except BaseException as error:  # noqa: BLE001 - it is raised again where the driver waits
-            if not self._closed.is_set():
+            if not self._offers.closed:
                 self._failed = error
 
 
@@ -300,21 +300,51 @@ class _Live:
 
 
 class _Offers(_Live, Searcher):
-    """Hands Tune the jobs as they are submitted."""
+    """Hands Tune the jobs as they are submitted.
 
-    def __init__(self, jobs: deque[Job], closed: threading.Event) -> None:
+    A worker that is free waits here for its next. Told that there is none, Tune ends the actors that it has more than
+    one of, asks for new ones before it sees those it kept, and with nothing running sleeps a second.
+    """
+
+    def __init__(self, workers: int) -> None:
         super().__init__()
-        self._waiting, self._closed = jobs, closed
+        self.closed = False
+        self._workers = workers
+        self._waiting: deque[Job] = deque()
+        self._taken: set[str] = set()  # Tune's trials that have not ended
+        self._changed = threading.Condition()
+
+    def append(self, job: Job) -> None:
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def remove(self, job: Job) -> bool:
+        """Whether the job was still here."""
+        with self._changed:
+            here = job in self._waiting
+            if here:
+                self._waiting.remove(job)
+            return here
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
 
     def suggest(self, trial_id: str) -> Any:
-        if self._closed.is_set():
-            return Searcher.FINISHED
-        try:
+        patience = PATIENCE_SECONDS if len(self._taken) < self._workers else 0.0
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self.closed, patience if self._taken else None)
+            if self.closed:
+                return Searcher.FINISHED
+            if not self._waiting:
+                return None
+            self._taken.add(trial_id)
             return {"job": self._waiting.popleft()}
-        except IndexError:
-            return None
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None: ...
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        self._taken.discard(trial_id)
 
 
 class _Stops(_Live, FIFOScheduler):

@@ -102,19 +102,27 @@ def test_of_a_long_study_a_sampler_sees_the_latest_trials_and_the_best_of_all(sa
     assert seen[-1].number == 2 * LATEST + 50
 
 
-def test_of_a_long_study_evolution_makes_no_child_that_was_tried_before_what_it_sees() -> None:
+@pytest.mark.parametrize("sampler", ["evolution", "nsgaii", "nsgaiii"])
+def test_of_a_long_study_no_child_was_tried_before_what_its_sampler_sees(sampler: str) -> None:
     count = 2 * LATEST
-    proposer = Proposer("evolution", 0, 20, 2, lambda trial: trial.suggest_int("x", 0, 2 * count - 1))
-    tried = {2 * (7 * n % count) for n in range(count)}  # every even number, in an order that leaves old ones anywhere
+
+    def suggest(trial):
+        return trial.suggest_int("x", 0, 2 * count - 1), *(
+            trial.suggest_categorical(name, ["a", "b"]) for name in "yzw"
+        )
+
+    proposer = Proposer(sampler, 0, 20, 2, suggest)
+    tried = {(2 * (7 * n % count), "a", "a", "b") for n in range(count)}  # in an order that leaves old ones anywhere
     for n in range(count):
-        proposer.add({"x": 2 * (7 * n % count)}, {}, Outcome((1.0 + n, 2.0)))
+        proposer.add({"x": 2 * (7 * n % count), "y": "a", "z": "a", "w": "b"}, {}, Outcome((1.0 + n, 2.0)))
     children = 0
-    for n in range(40):
-        handle, params, attrs, _ = proposer.ask(n, 0)
-        if PARENT in attrs:
+    for n in range(60):
+        handle, _, attrs, drawn = proposer.ask(n, 0)
+        generation = max((attrs[name] for name in attrs if name.endswith(":generation")), default=0)
+        if PARENT in attrs or generation > 0:
             children += 1
-            assert params["x"] not in tried
-        tried.add(params["x"])
+            assert drawn not in tried
+        tried.add(drawn)
         proposer.tell(handle, Outcome((5.0, 5.0)))
     assert children > 20
 
