@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from nas.driver import run
 from nas.executors import Executor, make_executor
 from nas.postgres import throw_away_postgres
 from nas.progress import Silent
-from nas.records import Job, Result
+from nas.records import Result
 from nas.store import Store
 from nas.study import open_search, prepare
 
@@ -52,13 +52,6 @@ ALONE = (
     ("nsgaii", "journal"),
     ("tpe", "journal"),
 )
-
-
-def trivial(job: Job) -> Iterator[Result]:
-    """An objective without training: values that follow from the architecture's own keys."""
-    size = float(job.arch["depth"] * job.arch["d_model"])
-    values = {"bits_per_byte": 8.0 / size + job.recipe.learning_rate, "flops_per_token": size}
-    yield Result(job.trial, job.token, values=values, parameters=int(size), provenance={"worker": platform.node()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +197,7 @@ def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = N
     """On a SQLite file of its own, or the database at `url`."""
     with tempfile.TemporaryDirectory() as folder, Store(url or str(Path(folder) / "bench.db"), create=True) as store:
         config = StudyConfig(study="bench", sampler=sampler, trials=trials, preset="quick")
-        search = open_search(store, prepare(config), evaluate="nas.bench_search:trivial")
+        search = open_search(store, prepare(config), evaluate="nas.trivial:evaluate")
 
         def whole() -> None:
             outcome = run(search, executor, view or Silent())

@@ -18,7 +18,7 @@ from nas.records import Failure, FailureKind, Job, Report, Result, State
 from nas.store import Store, queries
 from nas.study import Search, open_search, prepare
 
-TRIVIAL = "nas.bench_search:trivial"
+TRIVIAL = "nas.trivial:evaluate"
 
 
 def opened(store: Store, trials: int = 6, **config: object) -> Search:

@@ -15,7 +15,7 @@ from nas.samplers import PARENT, population_size
 from nas.store import Store
 from nas.study import open_search, prepare
 
-TRIVIAL = "nas.bench_search:trivial"
+TRIVIAL = "nas.trivial:evaluate"
 
 
 def searched(folder: Path, sampler: str, trials: int, **config: object) -> tuple[list, int]:

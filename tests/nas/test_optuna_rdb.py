@@ -24,7 +24,7 @@ CONFIG = StudyConfig(study="s", trials=12, preset="quick", settings={"max.latenc
 
 def searched(store: Store) -> Search:
     """A study with trials in every state."""
-    search = open_search(store, prepare(CONFIG), evaluate="nas.bench_search:trivial")
+    search = open_search(store, prepare(CONFIG), evaluate="nas.trivial:evaluate")
     run(search, Inline(), Silent())
     row = search.row
     driver = store.start_driver(row, 1)
