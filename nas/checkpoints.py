@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -72,8 +73,11 @@ def kept(folder: str) -> set[int]:
 
 def discard(folder: str, trial: int) -> None:
     """Deletes the trial's checkpoint, if it has one, the note of its seeds, and what a broken write left behind."""
-    for path in (Path(checkpoint_path(folder, trial)), *Path(folder).glob(f"trial-{trial}.checkpoint.*")):
-        path.unlink(missing_ok=True)
+    name = Path(checkpoint_path(folder, trial)).name
+    with suppress(FileNotFoundError):  # no folder, no checkpoints
+        for path in Path(folder).iterdir():  # a pattern of the trial's own would be compiled for every trial
+            if path.name == name or path.name.startswith(f"{name}."):
+                path.unlink(missing_ok=True)
 
 
 def identity(job: Job) -> str:
