@@ -94,6 +94,7 @@ class _Running:
     actor: Any = None
     node: str = ""
     deadline: float | None = None  # on the monotonic clock, once it has started
+    refused: int = 0  # times it was given to an actor that had died meanwhile
 
 
 def why_failed(trial: Trial) -> str:
@@ -183,6 +184,10 @@ class TunePool:
             check_code(heard.code, heard.machine, self._code)
             return []
         if isinstance(heard, _Ended):
+            if entry.actor is None and entry.refused < self.workers:
+                entry.refused += 1
+                self._offers.append(job)
+                return []
             del self._running[job.trial]
             return [lost(self._ray, job, heard.error, entry.node)]
         if isinstance(heard[1], Result):

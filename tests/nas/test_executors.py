@@ -1,6 +1,7 @@
 """One contract, on every engine."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -161,6 +162,18 @@ def test_a_worker_that_dies_is_lost_and_replaced(pool: Executor) -> None:
     ended = 0
     while ended < 2:
         ended += sum(isinstance(event, Result) for event in pool.wait(60.0))
+
+
+@pytest.mark.parametrize("opened", ["tune"], indirect=True)
+def test_tunes_workers_that_die_while_they_are_free_cost_the_next_jobs_nothing(pool: Executor) -> None:
+    for trial in (12, 13):
+        pool.submit(job(trial))
+        result = until(pool, Result, trial)[-1]
+        assert isinstance(result, Result)
+        os.kill(int(result.values["pid"]), signal.SIGKILL)
+    for trial in (14, 15):
+        pool.submit(job(trial))
+        assert isinstance(until(pool, (Result, Lost), trial)[-1], Result)
 
 
 def test_a_worker_with_other_code_than_the_search_ends_it(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
