@@ -132,12 +132,12 @@ class EvolutionSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        open_names = [name for name, domain in search_space.items() if not domain.single()]
+        choices = _open(search_space)
         names = list(search_space)
         known = study._get_trials(deepcopy=False, use_cache=True)
         full = [other for other in known if search_space.keys() <= other.params.keys()]
         young = [other for other in full if other.state == TrialState.COMPLETE][-self._population :]
-        if len(young) < self._population or not open_names:
+        if len(young) < self._population or not choices:
             return {}
         of = itemgetter(*names)
         seen = {of(other.params) for other in full}
@@ -146,8 +146,7 @@ class EvolutionSampler(BaseSampler):
             chosen = self._rng.choice(len(young), size=min(self._tournament, len(young)), replace=False)
             parent = young[min(chosen, key=lambda index: order[index])]
             child = {name: parent.params[name] for name in names}
-            name = open_names[int(self._rng.integers(len(open_names)))]
-            child[name] = neighbour(search_space[name], child[name], self._rng)
+            vary(child, choices, self._rng)
             if of(child) not in seen and answers(child) not in self._tried:
                 study._storage.set_trial_system_attr(trial._trial_id, PARENT, parent.number)
                 return child
@@ -173,16 +172,26 @@ def _moved_on(sampler: BaseSampler, seed: int, tried: Container[Answers]) -> Bas
         for name, domain in search_space.items():
             if name not in child:  # a mutation: Optuna leaves it to be drawn evenly
                 child[name] = sampler.sample_independent(study, trial, name, domain)
-        open_names = [name for name, domain in search_space.items() if not domain.single()]
+        choices = _open(search_space)
         for _ in range(CHILDREN):
-            if not open_names or answers(child) not in tried:
+            if not choices or answers(child) not in tried:
                 return child
-            name = open_names[int(rng.integers(len(open_names)))]
-            child[name] = neighbour(search_space[name], child[name], rng)
+            vary(child, choices, rng)
         return {}  # everything near is known: anywhere then
 
     sampler.sample_relative = sample_relative  # type: ignore[method-assign] # a subclass would rename its attributes
     return sampler
+
+
+def _open(search_space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """What there is a choice about."""
+    return {name: domain for name, domain in search_space.items() if not domain.single()}
+
+
+def vary(params: dict[str, Any], choices: Mapping[str, BaseDistribution], rng: np.random.Generator) -> None:
+    """Moves one of the choices, whichever, to a neighbouring value."""
+    name = list(choices)[int(rng.integers(len(choices)))]
+    params[name] = neighbour(choices[name], params[name], rng)
 
 
 def neighbour(domain: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
