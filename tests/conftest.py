@@ -5,19 +5,27 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from nas.errors import UserError
-from nas.postgres import throw_away_postgres
-from nas.store import Store
+# Nothing of the store at import: kernels are tested on GPU machines that have torch and no database.
+if TYPE_CHECKING:
+    from nas.store import Store
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared texts are kept for this session alone."""
+    """Prepared texts are kept for this session alone. Compiled kernels stay: their name is a hash of what they are of."""
+    from kernels import _cpu
+
     before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    cache = tmp_path_factory.mktemp("cache")
+    kept = _cpu.cache_folder()
+    kept.mkdir(parents=True, exist_ok=True)
+    (cache / "hypernas").mkdir()
+    (cache / "hypernas" / "kernels").symlink_to(kept)
+    os.environ["XDG_CACHE_HOME"] = str(cache)
     yield
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
@@ -38,6 +46,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
     """A throw-away PostgreSQL; yields its URL. Skips where no server is installed."""
+    from nas.errors import UserError
+    from nas.postgres import throw_away_postgres
+
     try:
         with throw_away_postgres() as server:
             yield server.url
@@ -52,8 +63,10 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[Store]":
     """An empty store of each kind."""
+    from nas.store import Store
+
     if request.param == "sqlite":
         with Store(str(tmp_path / "nas.db"), create=True) as opened:
             yield opened
