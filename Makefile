@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command 
 VENV := .venv
 BIN := $(VENV)/bin
 # Without an NVIDIA driver a CPU build of torch is enough: the plain one brings gigabytes of CUDA libraries.
-CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 || echo '-c constraints-cpu.txt')
+BUILD := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 # Two files at a time on one thread each: many tests wait for a cluster or a subprocess.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
@@ -13,12 +13,12 @@ RUNS := runs
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints-cpu.txt
+$(VENV)/installed: pyproject.toml constraints-$(BUILD).txt
 	@test -n "$(PYTHON)" || { echo "wanted Python 3.11, 3.12 or 3.13 on the PATH"; exit 1; }
 	@echo "== creating $(VENV) with $(PYTHON)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	@echo "== installing hypernas and what it needs ($(if $(CONSTRAINTS),CPU build of torch,CUDA build of torch))"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
+	@echo "== installing hypernas and what it needs ($(BUILD) build of torch)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-$(BUILD).txt -e '.[dev]'
 	@touch $@
 
 search: install
@@ -43,6 +43,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy docs/studies
+
+# Also without an installation, where Python 3 has torch and pytest: it runs from this tree and names what it skips.
+gpu-check:
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m nas.gpu_check $(OUT)
 
 bench: install
 	$(BIN)/nas bench search --part overhead

@@ -1,5 +1,6 @@
 """Checks what a search needs on this machine, one line each, and says what to do about what is missing."""
 
+import os
 import shutil
 import sys
 import time
@@ -28,8 +29,7 @@ def examine(store: str, study: str | None, space: str = "lm", address: str | Non
         ("python", lambda: sys.version.split()[0]),
         ("store", lambda: _store(store)),
         ("disk", _disk),
-        ("device", _device),
-        ("triton", _triton),
+        *device_checks(),
         ("compiler", _compiler),
         ("data", _data),
         ("ray", lambda: _ray(address)),
@@ -38,10 +38,21 @@ def examine(store: str, study: str | None, space: str = "lm", address: str | Non
     ]
     if study is not None:
         checks.append((f"study {study}", lambda: _study(store, study)))
-    return [_run(name, check) for name, check in checks]
+    return [run_check(name, check) for name, check in checks]
 
 
-def _run(name: str, check: Callable[[], str]) -> Line:
+def device_checks() -> list[tuple[str, Callable[[], str]]]:
+    """What trainings run on: the device, its kernels, and how workers share a GPU."""
+    return [("device", _device), ("triton", _triton), *([("sharing", _sharing)] if _has_gpu() else [])]
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def run_check(name: str, check: Callable[[], str]) -> Line:
     try:
         return Line(name, True, check())
     except Exception as error:  # noqa: BLE001 - whatever is wrong here is what the user wants to read
@@ -72,14 +83,23 @@ def _disk() -> str:
 def _device() -> str:
     import torch
 
-    if torch.cuda.is_available():
-        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        return f"torch {torch.__version__}, {torch.cuda.device_count()} GPUs ({', '.join(sorted(names))})"
-    if shutil.which("nvidia-smi"):
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi"):
+            raise RuntimeError(
+                f"torch {torch.__version__} sees no GPU beside its driver -> install torch with constraints-cuda.txt"
+            )
+        return f"torch {torch.__version__}, CPU only, {torch.backends.cpu.get_cpu_capability()}"
+    try:
+        torch.ones(1, device="cuda").add_(1).item()
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
         raise RuntimeError(
-            f"torch {torch.__version__} sees no GPU beside its driver -> install torch without constraints-cpu.txt"
-        )
-    return f"torch {torch.__version__}, CPU only, {torch.backends.cpu.get_cpu_capability()}"
+            f"torch {torch.__version__} sees a GPU and cannot use it: {first_line} -> "
+            "see nvidia-smi, or search with --gpus-per-trial 0"
+        ) from error
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    listed = {f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in devices}
+    return f"torch {torch.__version__}, CUDA {torch.version.cuda}, {len(devices)} GPUs ({'; '.join(sorted(listed))})"
 
 
 def _triton() -> str:
@@ -88,9 +108,30 @@ def _triton() -> str:
     try:
         import_module("triton")
     except ImportError as error:
-        raise RuntimeError(f"{error} -> pip install triton (Linux), or search with --kernels cpu") from error
-    use = "compiles the GPU kernels" if torch.cuda.is_available() else "not used: it needs a GPU"
-    return f"{version('triton')}, {use}"
+        raise RuntimeError(f"{error} -> pip install triton (Linux), or search with --kernels reference") from error
+    if not torch.cuda.is_available():
+        return f"{version('triton')}, not used: it needs a GPU"
+    from kernels import _dispatch, rms_norm
+
+    start = time.perf_counter()
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            _dispatch.self_test(rms_norm.RMS_NORM, "triton", dtype, torch.device("cuda"))
+    except Exception as error:
+        raise RuntimeError(f"{version('triton')}: {error} -> searches use the reference kernels here") from error
+    seconds = time.perf_counter() - start
+    return f"{version('triton')}, compiled a kernel that agrees with float64, in {seconds:.1f} s"
+
+
+def _sharing() -> str:
+    """NVIDIA's Multi-Process Service lets kernels of several processes run at the same time."""
+    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
+    if (pipes / "control").exists():
+        return "NVIDIA's Multi-Process Service runs: workers that share a GPU compute at the same time"
+    return (
+        "workers that share a GPU (--gpus-per-trial 0.25) take turns; with NVIDIA's Multi-Process Service "
+        "(nvidia-cuda-mps-control -d) they compute at the same time"
+    )
 
 
 def _compiler() -> str:

@@ -11,7 +11,7 @@ from nas.store import Store
 
 
 def line(name: str, check: object) -> doctor.Line:
-    return doctor._run(name, check)  # type: ignore[arg-type]
+    return doctor.run_check(name, check)  # type: ignore[arg-type]
 
 
 def test_a_store_that_cannot_be_opened_is_named_with_what_to_do(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""The pieces of `make gpu-check` that measure, each one process: `python -m nas.gpu_pieces ceilings`.
+
+A figure is a line of JSON, `{"name", "value", "unit"}`, printed as soon as it is known: a piece that is ended at its
+limit has said what it found. Without a CUDA device everything runs at tiny sizes on the CPU.
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+
+
+def say(name: str, value: float, unit: str) -> None:
+    print(json.dumps({"name": name, "value": value, "unit": unit}), flush=True)
+
+
+def say_row(row: dict[str, Any]) -> None:
+    """A row of a benchmark, its back end in its name."""
+    print(json.dumps(row | {"name": f"{row['name']}, {row['backend']}"}), flush=True)
+
+
+def versions() -> None:
+    """The device, the software, and what `nas doctor` says of both."""
+    from nas.doctor import device_checks, examine, run_check
+
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}")
+    if GPU:
+        properties = torch.cuda.get_device_properties(0)
+        print(f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {properties.multi_processor_count} SMs")
+    if shutil.which("nvidia-smi"):
+        query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit,mig.mode.current"
+        print(subprocess.run(["nvidia-smi", query, "--format=csv"], capture_output=True, text=True, check=False).stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        lines = examine(str(Path(folder) / "nas.db"), None) if GPU else [run_check(*check) for check in device_checks()]
+    for line in lines:
+        print(f"{'ok  ' if line.ok else 'FAIL'} {line.check}: {line.found}" + (f"; {line.do}" if line.do else ""))
+
+
+def ceilings() -> None:
+    """What the device does at best."""
+    from nas.bench_kernels import ceilings
+
+    for row in ceilings(DEVICE):
+        say_row(row)
+
+
+def ops() -> None:
+    """Each op at three numbers of tokens in both precisions, the one with figures to compare with first."""
+    from nas.bench_kernels import OPS, run_all
+
+    tokens, C = ("65536,4096,262144", 256) if GPU else ("32", 16)
+    fast = "triton" if GPU else "naive"
+    for dtype in ("float32", "bfloat16"):
+        for row in run_all("stream_boundary", 4, C, f"{tokens},", dtype, fast, DEVICE.type)["rows"]:
+            say_row(row)
+    for op in OPS[1:]:
+        for row in run_all(op, 4, C, "65536" if GPU else "32", "float32,bfloat16", None if op in TORCH else fast, DEVICE.type)["rows"]:
+            say_row(row)
+
+
+def steps() -> None:
+    """Training steps: tokens a second, the share of the device's products, memory, and launches."""
+    from nas.bench_train import NETS, SIZES, TINY, against_plain, launches_on, steps_on
+
+    measured = []
+    modes = ("graphs", "eager") if GPU else ("eager",)
+    for mode in modes:
+        for size in SIZES if GPU else (TINY,):
+            for net in NETS:
+                measured.append(steps_on(DEVICE, size, net, mode))
+                row = against_plain(measured)[-1]
+                say_row(row)
+                if row["mfu"] is not None:
+                    say(f"mfu/{net}, {size.name}, {mode}", round(100 * row["mfu"], 1), "%")
+                if row["ratio"] is not None:
+                    say(f"against plain/{net}, {size.name}, {mode}", row["ratio"], "times its tokens/s")
+    for size in SIZES if GPU else (TINY,):
+        for net in NETS:
+            say_row(launches_on(DEVICE, size, net, "eager"))
+    if GPU:
+        for size in reversed(SIZES):
+            for mode in ("compiled", "compiled whole"):
+                say_row(steps_on(DEVICE, size, "plain", mode))
+
+
+def profile() -> None:
+    """What takes the time of a step."""
+    from nas.bench_train import SIZES, TINY, profile_of
+
+    size = SIZES[-1] if GPU else TINY
+    for net in ("plain", "kromhc n=4") if GPU else ("plain",):
+        for row in profile_of(DEVICE, size, net, "graphs" if GPU else "eager"):
+            say_row(row)
+
+
+def search() -> None:
+    """A search in this process: what its trials scored, and what its time went into."""
+    _search("search", ["--engine", "inline"])
+
+
+def workers(count: str) -> None:
+    """The same search on Ray, `count` trials sharing the GPU."""
+    share = ["--gpus-per-trial", str(1 / int(count))] if GPU else []
+    _search("one worker" if count == "1" else "four workers", ["--workers", count, *share])
+
+
+def _search(name: str, flags: list[str]) -> None:
+    from nas.store import Store
+
+    trials = 12 if GPU else 2
+    size = [] if GPU else ["--set", "train.tokens=4000", "--set", "depth=1", "--set", "d_model=32"]
+    with tempfile.TemporaryDirectory() as folder:
+        url = str(Path(folder) / "nas.db")
+        command = ["search", "--study", "check", "--store", url, "--preset", "quick", "--trials", str(trials)]
+        clock = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "nas", *command, *flags, *size], check=False)
+        seconds = time.monotonic() - clock
+        say(f"{name}: exit", done.returncode, "")
+        with Store(url) as store:
+            rows = store.trials(store.study("check"))
+    ended = [row for row in rows if row.state == "COMPLETE"]
+    say(f"{name}: complete", len(ended), "trials")
+    for row in rows:
+        print(row.number, row.state, dict(row.values), row.failure)
+    say(f"{name}: wall", round(seconds, 1), "s")
+    say(f"{name}: trials a minute", round(60 * len(ended) / seconds, 2), "")
+    say(f"{name}: training", round(sum(row.train_seconds or 0 for row in ended), 1), "s of all trials together")
+    say(f"{name}: scoring", round(sum(row.evaluate_seconds or 0 for row in ended), 1), "s of all trials together")
+    if ended:
+        print(ended[-1].provenance)
+
+
+def boundary() -> None:
+    """One op forward and backward at an awkward size, for compute-sanitizer to watch."""
+    from kernels import _dispatch, stream_boundary
+
+    op = stream_boundary.STREAM_BOUNDARY
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = stream_boundary.example_arguments(70, 4, 65, dtype, DEVICE)
+        errors = _dispatch.relative_errors(op, arguments, "triton" if GPU else "reference")
+        print(dtype, errors)
+
+
+PIECES: Mapping[str, Callable[..., None]] = {piece.__name__: piece for piece in (versions, search, workers, boundary)}
+
+
+if __name__ == "__main__":
+    PIECES[sys.argv[1]](*sys.argv[2:])
