@@ -1,17 +1,27 @@
 """`nas bench kernels`: each op against eager PyTorch, torch.compile and a copy of the bytes it must move.
 
-A row is timed only after the op agrees with its float64 definition. On a CPU everything runs in one thread and time is
-`thread_time`, so that another process on the core does not count; the rows of one op are timed in turn, round by round,
-and a ratio is the median over rounds of (naive / this row), because a shared machine's speed drifts between runs but
-little within a round. On a GPU time is that of CUDA events.
+A row is timed only after the op agrees with its float64 definition. The rows of one op are timed in turn, round by
+round, and a ratio is the median over rounds of (naive / this row), because a shared machine's speed drifts between runs
+but little within a round.
+
+On a CPU everything runs in one thread and time is `thread_time`, so that another process on the core does not count.
+
+On a GPU many calls are one CUDA graph, whose replay CUDA events time: launching a kernel from Python takes longer than
+many a kernel runs. The calls take sets of arguments in turn, results apart too, together twice the size of the L2
+cache: with one set, a small op would be timed on data that the cache still holds. What a graph cannot hold is timed as
+a loop of single calls, and its row says so.
 
 `python -m nas.bench_kernels` prints the table of docs/kernels.md.
 """
 
+import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -38,6 +48,9 @@ from kernels import linear_cross_entropy as cross_entropy
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS = 15
 LAYERS = 4  # of stream_chain
+DRAWN = 4096  # tokens that are drawn for a GPU: drawing a quarter of a million on a CPU would take longer than timing
+CALLS = 32  # in one graph, unless that many move more than
+MOVED = 2 * 10**9  # bytes, which an H100 moves in under a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,16 @@ class Case:
     naive_arguments: tuple[Any, ...]
     forward_bytes: int
     backward_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is timed at once: `calls` calls in turn over `sets` sets of arguments, in the way that `timed` names."""
+
+    run: Callable[[], object]
+    calls: int
+    sets: int
+    timed: str
 
 
 def naive_kromhc(
@@ -235,6 +258,37 @@ def _simple(
     return _case(op, op.function, arguments, naive, [a.to(dtype) for a in arguments], unit, elements)
 
 
+def device_of(name: str) -> torch.device:
+    """The device that `--device` names. Raises ValueError where there is none."""
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"--device {name}: wanted cpu, or cuda where a CUDA device is present")
+    return torch.device(name)
+
+
+def run_all(
+    op: str, n: int, C: int, tokens: str, dtypes: str, backend: str | None = None, device: str = "cpu"
+) -> dict[str, Any]:
+    """`run` for every one of several numbers of tokens and dtypes, each a list with commas; where there are several,
+    they stand in the rows' names. Raises ValueError as `run` does, and for a list that it cannot read."""
+    combinations = list(product(token_counts(tokens), map(str.strip, dtypes.split(","))))
+    rows = []
+    for count, dtype in combinations:
+        result = run(op, n, C, count, dtype, backend, device)
+        several = f" {dtype} T={count}" if len(combinations) > 1 else ""
+        rows += [row | {"name": row["name"] + several} for row in result["rows"]]
+        if len(combinations) > 1 and backend in (None, "compile"):
+            torch.compiler.reset()  # it compiles one function for a few shapes and then no more
+    return result | {"rows": rows}
+
+
+def token_counts(text: str) -> list[int]:
+    """The numbers in a list like 4096,65536. Raises ValueError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"--tokens {text}: wanted whole numbers from 1 on with commas between them, like 4096,65536")
+    return [int(part) for part in parts]
+
+
 def run(
     op: str, n: int, C: int, tokens: int, dtype: str, backend: str | None = None, device: str = "cpu"
 ) -> dict[str, Any]:
@@ -242,12 +296,10 @@ def run(
     PyTorch's own operators compute). Raises ValueError for what it does not know, BackendError for a wrong result."""
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype}: wanted one of {', '.join(DTYPES)}")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"--device {device}: wanted cpu, or cuda where a CUDA device is present")
-    where = torch.device(device)
+    where = device_of(device)
     if where.type == "cpu":
         _cpu.keep_freed_memory()
-    case = case_of(op, n, C, tokens, DTYPES[dtype], where)
+    case = (case_of if where.type == "cpu" else grown_case)(op, n, C, tokens, DTYPES[dtype], where)
     fast = "torch" if case.op is None else {"cpu": "cpu", "cuda": "triton"}[where.type]
     if backend not in (None, fast, "compile", "naive", "floor"):
         raise ValueError(f"--backend {backend}: for {op} on {device} wanted compile or {fast}")
@@ -262,7 +314,29 @@ def run(
             rows += _rows(op, case, phase, fast, backend, where)
     finally:
         torch.set_num_threads(threads)
+    rows = [row | {"tokens": tokens, "dtype": dtype} for row in rows]
     return {"device": device_name(where), "versions": versions(), "rows": rows}
+
+
+def grown_case(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: torch.device) -> Case:
+    """`case_of`, with DRAWN tokens drawn and further ones their copies, made on the device. Raises ValueError."""
+    if tokens <= DRAWN:
+        return case_of(op, n, C, tokens, dtype, device)
+    case, other = (case_of(op, n, C, count, dtype, device) for count in (DRAWN, 8))
+
+    def grown(argument: Any, fewer: Any) -> Any:
+        if not isinstance(argument, Tensor) or argument.shape == fewer.shape:
+            return argument  # weights, which have no tokens
+        copies = -(-tokens // DRAWN)
+        return argument.repeat(copies, *[1] * (argument.ndim - 1))[:tokens]
+
+    return replace(
+        case,
+        arguments=tuple(map(grown, case.arguments, other.arguments)),
+        naive_arguments=tuple(map(grown, case.naive_arguments, other.naive_arguments)),
+        forward_bytes=case.forward_bytes * tokens // DRAWN,
+        backward_bytes=case.backward_bytes * tokens // DRAWN,
+    )
 
 
 def bytes_moved(op: str, n: int, C: int, tokens: int, dtype: str) -> dict[str, int]:
@@ -280,35 +354,50 @@ def _bytes(case: Case, phase: str) -> int:
 
 
 def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: torch.device) -> list[dict[str, Any]]:
+    moved = _bytes(case, phase)
+    functions = {"naive": (case.naive, case.naive_arguments)}
+    if only in (None, "compile") and case.op is not None:  # without an op it would be the same operators again
+        functions["compile"] = (torch.compile(case.naive, dynamic=False), case.naive_arguments)
+    if only in (None, fast):
+        functions[fast] = (case.function, case.arguments)
     with _dispatch.use_backend("auto" if fast == "torch" else fast):
-        candidates = {"naive": prepare(case.naive, case.naive_arguments, phase)}
-        if only in (None, "compile") and case.op is not None:  # without an op it would be the same operators again
-            compiled = torch.compile(case.naive, dynamic=False)
-            candidates["compile"] = prepare(compiled, case.naive_arguments, phase)
-        if only in (None, fast):
-            candidates[fast] = prepare(case.function, case.arguments, phase)
-        candidates["floor"] = copy_of(_bytes(case, phase), device)
-        times = timed(candidates, device)
+        candidates = {
+            name: rotated(partial(prepare, function, phase=phase), arguments, moved, device)
+            for name, (function, arguments) in functions.items()
+        }
+        candidates["floor"] = rotated(copying, buffers(moved, device), moved, device)
+        taken = timed({name: each.run for name, each in candidates.items()}, device)
+    times = {name: [time / candidates[name].calls for time in taken[name]] for name in candidates}
+    gpu = device.type == "cuda"
+    typical = {name: statistics.median(each) if gpu else min(each) for name, each in times.items()}
     return [
         {
             "name": f"{op}/{phase}",
             "backend": name,
-            "value": round(min(times[name]), 4),
-            "unit": "ms",
+            "value": round(1e3 * typical[name], 2) if gpu else round(typical[name], 4),
+            "unit": "us" if gpu else "ms",
             "baseline": "naive",
             "ratio": round(median_ratio(times["naive"], times[name]), 2),
+            "op": op,
+            "phase": phase,
+            "GB/s": round(moved / max(typical[name], 1e-6) / 1e6, 3),
+            "share_of_copy": round(median_ratio(times["floor"], times[name]), 3),
+            "timed": each.timed,
+            "calls": each.calls,
+            "sets": each.sets,
         }
-        for name in candidates
+        for name, each in candidates.items()
     ]
 
 
-def prepare(function: Callable[..., Any], arguments: tuple[Any, ...], phase: str) -> Callable[[], None]:
-    """A closure that runs `function` once, forward without autograd or forward and backward."""
+def prepare(function: Callable[..., Any], arguments: tuple[Any, ...], phase: str) -> Callable[[], Any]:
+    """A closure that runs `function` once and returns its results: forward without autograd, or forward and backward
+    with the gradients after the outputs."""
     if phase == "forward":
 
-        def forward() -> None:
+        def forward() -> Any:
             with torch.no_grad():
-                function(*arguments)
+                return function(*arguments)
 
         return forward
     leaves = [
@@ -318,25 +407,120 @@ def prepare(function: Callable[..., Any], arguments: tuple[Any, ...], phase: str
     first = function(*leaves)
     cotangents = [torch.randn_like(o) for o in (first if isinstance(first, tuple) else (first,))]
 
-    def both() -> None:
+    def both() -> Any:
         out = function(*leaves)
-        torch.autograd.grad(out, wanted, cotangents, allow_unused=True)
+        return out, torch.autograd.grad(out, wanted, cotangents, allow_unused=True)
 
     return both
 
 
-def copy_of(total: int, device: torch.device) -> Callable[[], None]:
-    """A copy that reads and writes `total` bytes together: the floor of every op that must move them."""
+def buffers(total: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A source and a target of a copy that reads and writes `total` bytes together: the floor of every op that must
+    move them."""
     source = torch.ones(max(1, total // 8), device=device)
-    target = torch.zeros_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-
-    return copy
+    return source, torch.zeros_like(source)
 
 
-def timed(candidates: dict[str, Callable[[], None]], device: torch.device) -> dict[str, list[float]]:
+def copying(arguments: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
+    """A closure that copies the first into the second."""
+    source, target = arguments
+    return lambda: target.copy_(source)
+
+
+# ---- many calls at once --------------------------------------------------------------------------------------------
+
+
+def rotated(
+    make: Callable[[Any], Callable[[], Any]], arguments: tuple[Any, ...], moved: int, device: torch.device
+) -> Candidate:
+    """What to time of the call that `make` makes of arguments and that moves so many bytes: the call alone on a CPU,
+    on a GPU as many as say something, over copies of the arguments, as one CUDA graph where that can be."""
+    first = make(arguments)
+    if device.type == "cpu":
+        return Candidate(first, 1, 1, "single calls")
+    touched = size_of((arguments, first()))
+    sets = sets_beyond(torch.cuda.get_device_properties(device).L2_cache_size, touched)
+    calls = [first, *(make(copied(arguments)) for _ in range(sets - 1))]
+    repeats = max(1, min(CALLS // sets, -(-MOVED // (sets * max(1, moved)))))
+    try:
+        graph, _ = captured(calls, repeats)
+    except RuntimeError as error:
+        reason = str(error.__context__ or error).partition("\n")[0]
+        return Candidate(partial(in_turn, calls, repeats), sets * repeats, sets, f"single calls: {reason}")
+    return Candidate(graph.replay, sets * repeats, sets, "graph")
+
+
+def in_turn(calls: Iterable[Callable[[], Any]], repeats: int) -> None:
+    """What a graph of the calls repeats, call by call."""
+    for _ in range(repeats):
+        for call in calls:
+            call()
+
+
+def captured(calls: Sequence[Callable[[], Any]], repeats: int = 1) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+    """The calls in turn, so many times over, as one CUDA graph, and the results of each call that a replay fills.
+
+    Results of different calls lie apart, so that they take turns in the caches as arguments do. The calls are made
+    before, for what compiles or tests itself at first. Raises RuntimeError for what no graph can hold.
+    """
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
+    graph, results = torch.cuda.CUDAGraph(), [None] * len(calls)
+    try:
+        # All on one stream, which autograd remembers with its nodes.
+        with torch.cuda.stream(stream):
+            in_turn(calls, 2)
+            with _waiting_forbidden():  # else it would fail within the capture, which leaves the allocator in disorder
+                calls[0]()
+        gc.collect()  # nothing of before may be freed during the capture
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(repeats):
+                for index, call in enumerate(calls):
+                    results[index] = None  # its memory is the next result's
+                    results[index] = call()
+    finally:
+        torch.cuda.set_stream(before)  # a capture that failed leaves its own behind
+    return graph, results
+
+
+@contextmanager
+def _waiting_forbidden() -> Iterator[None]:
+    """An operator that waits for the device raises RuntimeError inside the block."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def sets_beyond(cache: int, touched: int) -> int:
+    """Sets of so many bytes each that are twice the size of a cache together: none is still in it at its next turn."""
+    return max(1, -(-2 * cache // max(1, touched)))
+
+
+def size_of(values: Any) -> int:
+    """Bytes of all tensors in nested tuples and lists, each memory counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(values)}
+    return sum(storages.values())
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
+
+
+# ---- time ----------------------------------------------------------------------------------------------------------
+
+
+def timed(candidates: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, list[float]]:
     """Milliseconds of each candidate in each round, the candidates in turn."""
     clock = _cuda_milliseconds if device.type == "cuda" else _cpu_milliseconds
     for candidate in candidates.values():
@@ -354,19 +538,62 @@ def median_ratio(times: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, other, strict=True))
 
 
-def _cpu_milliseconds(candidate: Callable[[], None]) -> float:
+def _cpu_milliseconds(candidate: Callable[[], Any]) -> float:
     start = time.thread_time()
     candidate()
     return (time.thread_time() - start) * 1e3
 
 
-def _cuda_milliseconds(candidate: Callable[[], None]) -> float:
+def _cuda_milliseconds(candidate: Callable[[], Any]) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    candidate()  # keeps the device busy while what is timed is launched
     start.record()
     candidate()
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
+
+
+# ---- ceilings ------------------------------------------------------------------------------------------------------
+
+
+def ceilings(device: torch.device) -> list[dict[str, Any]]:
+    """What the device does at best, which other numbers are shares of: a copy of 4 GB, a bfloat16 matrix product of
+    8,192 x 8,192 x 8,192, and the smallest kernel, one launch at a time and 1,000 as one graph. On a CPU the same,
+    small, and a loop in place of the graph."""
+    gpu = device.type == "cuda"
+    copied_bytes, launches = (4 * 10**9, 1000) if gpu else (4 * 10**6, 100)
+    source = torch.randn(copied_bytes // 4, device=device)
+    edge = _edge(device)
+    one = torch.ones((), device=device)
+    launched = partial(in_turn, [one.neg_], launches)
+    replayed = captured([one.neg_], launches)[0].replay if gpu else launched
+    taken = timed({"copy": copying((source, torch.zeros_like(source))), "single": launched, "graph": replayed}, device)
+    times = {name: max(statistics.median(each), 1e-6) for name, each in taken.items()}
+    rows = [
+        (f"copy of {copied_bytes / 1e9:g} GB", "read and written", 2 * copied_bytes / times["copy"] / 1e9, "TB/s"),
+        (f"product {edge} x {edge} x {edge}", "bfloat16", product_tflops(device), "TFLOP/s"),
+        ("smallest kernel", f"{launches} launches", 1e3 * times["single"] / launches, "us"),
+        ("smallest kernel", f"graph of {launches}", 1e3 * times["graph"] / launches, "us"),
+    ]
+    return [
+        {"name": name, "backend": how, "value": round(value, 3), "unit": unit, "baseline": None, "ratio": None}
+        for name, how, value, unit in rows
+    ]
+
+
+def _edge(device: torch.device) -> int:
+    return 8192 if device.type == "cuda" else 128
+
+
+@lru_cache
+def product_tflops(device: torch.device) -> float:
+    """TFLOP/s of a square bfloat16 matrix product of random numbers: zeros are multiplied faster."""
+    edge = _edge(device)
+    left, right = (torch.randn(edge, edge, device=device).bfloat16() for _ in range(2))
+    out = torch.empty_like(left)
+    times = timed({"product": lambda: torch.matmul(left, right, out=out)}, device)["product"]
+    return 2 * edge**3 / max(statistics.median(times), 1e-6) / 1e9
 
 
 def device_name(device: torch.device) -> str:

@@ -788,21 +788,24 @@ def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
 )
 @click.option("--n", type=click.IntRange(min=1), default=4, show_default=True, help="Residual streams.")
 @click.option("--C", "channels", type=click.IntRange(min=1), default=256, show_default=True, help="Channels a stream.")
-@click.option("--tokens", type=click.IntRange(min=1), default=4096, show_default=True)
-@click.option("--dtype", default="float32", show_default=True, metavar="NAME", help="float32 or bfloat16.")
+@click.option("--tokens", default="4096", show_default=True, metavar="LIST", help="One number or several: 4096,65536.")
+@click.option("--dtype", default="float32", show_default=True, metavar="LIST", help="float32, bfloat16 or both.")
 @click.option("--backend", metavar="NAME", help="Only this one beside naive and floor: compile, cpu or triton.")
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu or cuda.")
 @json_option
 def bench_kernels(
-    op: str, n: int, channels: int, tokens: int, dtype: str, backend: str | None, device: str, as_json: bool
+    op: str, n: int, channels: int, tokens: str, dtype: str, backend: str | None, device: str, as_json: bool
 ) -> None:
-    """Time an op against eager PyTorch, torch.compile and a copy of the bytes it must move; correctness comes first."""
-    from nas.bench_kernels import run
+    """Time an op against eager PyTorch, torch.compile and a copy of the bytes it must move; correctness comes first.
+
+    On a GPU by replaying CUDA graphs over data that does not fit its cache.
+    """
+    from nas.bench_kernels import run_all
     from nas.progress import print_table
     from nas.summary import bench_table
 
     try:
-        data = run(op, n, channels, tokens, dtype, backend, device)
+        data = run_all(op, n, channels, tokens, dtype, backend, device)
     except ValueError as error:
         raise UserError(str(error)) from error
     if as_json:
@@ -812,17 +815,24 @@ def bench_kernels(
 
 
 @bench.command(name="train")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu or cuda.")
 @json_option
-def bench_train(as_json: bool) -> None:
-    """Time whole training steps against eager PyTorch, a plain Transformer and the package hyper-connections.
+def bench_train(device: str, as_json: bool) -> None:
+    """Time whole training steps, on a CPU against eager PyTorch, a plain Transformer and the package hyper-connections.
 
-    Also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
+    There also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
+    On a GPU: single launches, CUDA graphs and compiled parts, at two sizes, with the share of the device that is used.
     """
-    from nas.bench_train import run
+    from nas.bench_kernels import device_of
+    from nas.bench_train import run, run_on
     from nas.progress import print_table
     from nas.summary import bench_table
 
-    data = run()
+    try:
+        where = device_of(device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    data = run() if where.type == "cpu" else run_on(where)
     if as_json:
         _print_json(data)
     else:
