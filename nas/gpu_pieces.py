@@ -56,16 +56,14 @@ def ceilings() -> None:
 
 
 def ops() -> None:
-    """Each op at three numbers of tokens in both precisions, the one with figures to compare with first."""
+    """Each op in both precisions, what there are figures to compare with first."""
     from nas.bench_kernels import OPS, run_all
 
-    tokens, C = ("65536,4096,262144", 256) if GPU else ("32", 16)
-    fast = "triton" if GPU else "naive"
-    for dtype in ("float32", "bfloat16"):
-        for row in run_all("stream_boundary", 4, C, f"{tokens},", dtype, fast, DEVICE.type)["rows"]:
-            say_row(row)
-    for op in OPS[1:]:
-        for row in run_all(op, 4, C, "65536" if GPU else "32", "float32,bfloat16", None if op in TORCH else fast, DEVICE.type)["rows"]:
+    ours = OPS[: OPS.index("gather_scatter")]  # those after it are PyTorch's own operators
+    fast, C = ("triton", 256) if GPU else ("naive", 16)
+    first = [("stream_boundary", "65536"), ("stream_boundary", "4096,262144")] if GPU else []
+    for op, tokens in [*first, *((op, "65536" if GPU else "32") for op in ours[1:])]:
+        for row in run_all(op, 4, C, tokens, "float32,bfloat16", fast, DEVICE.type)["rows"]:
             say_row(row)
 
 
@@ -74,20 +72,17 @@ def steps() -> None:
     from nas.bench_train import NETS, SIZES, TINY, against_plain, launches_on, steps_on
 
     measured = []
-    modes = ("graphs", "eager") if GPU else ("eager",)
-    for mode in modes:
-        for size in SIZES if GPU else (TINY,):
-            for net in NETS:
-                measured.append(steps_on(DEVICE, size, net, mode))
+    sizes, nets, count = (SIZES, list(NETS), 20) if GPU else ((TINY,), ["plain", "kromhc n=4"], 2)
+    for mode in ("graphs", "eager") if GPU else ("eager",):
+        for size in sizes:
+            for net in nets:
+                measured.append(steps_on(DEVICE, size, net, mode, count))
                 row = against_plain(measured)[-1]
                 say_row(row)
-                if row["mfu"] is not None:
-                    say(f"mfu/{net}, {size.name}, {mode}", round(100 * row["mfu"], 1), "%")
-                if row["ratio"] is not None:
-                    say(f"against plain/{net}, {size.name}, {mode}", row["ratio"], "times its tokens/s")
-    for size in SIZES if GPU else (TINY,):
-        for net in NETS:
-            say_row(launches_on(DEVICE, size, net, "eager"))
+                say(f"mfu/{net}, {size.name}, {mode}", round(100 * row["mfu"], 1), "%")
+                say(f"against plain/{net}, {size.name}, {mode}", row["ratio"], "times its tokens/s")
+    for net in nets:
+        say_row(launches_on(DEVICE, sizes[0], net, "eager"))
     if GPU:
         for size in reversed(SIZES):
             for mode in ("compiled", "compiled whole"):
@@ -152,7 +147,10 @@ def boundary() -> None:
         print(dtype, errors)
 
 
-PIECES: Mapping[str, Callable[..., None]] = {piece.__name__: piece for piece in (versions, search, workers, boundary)}
+PIECES: Mapping[str, Callable[..., None]] = {
+    piece.__name__: piece
+    for piece in (versions, ceilings, ops, steps, profile, search, workers, boundary)
+}  # fmt: skip
 
 
 if __name__ == "__main__":
