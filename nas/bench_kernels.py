@@ -72,12 +72,16 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is timed at once: `calls` calls in turn over `sets` sets of arguments, in the way that `timed` names."""
+    """What is timed at once: `calls` calls in turn over `sets` sets of arguments, in the way that `timed` names.
+
+    `reads` are closures with the arguments, which a graph reads but does not keep.
+    """
 
     run: Callable[[], object]
     calls: int
     sets: int
     timed: str
+    reads: Sequence[Callable[[], Any]] = ()
 
 
 def naive_kromhc(
@@ -447,7 +451,7 @@ def rotated(
     except RuntimeError as error:
         reason = str(error.__context__ or error).partition("\n")[0]
         return Candidate(partial(in_turn, calls, repeats), sets * repeats, sets, f"single calls: {reason}")
-    return Candidate(graph.replay, sets * repeats, sets, "graph")
+    return Candidate(graph.replay, sets * repeats, sets, "graph", calls)
 
 
 def in_turn(calls: Iterable[Callable[[], Any]], repeats: int) -> None:
@@ -460,8 +464,9 @@ def in_turn(calls: Iterable[Callable[[], Any]], repeats: int) -> None:
 def captured(calls: Sequence[Callable[[], Any]], repeats: int = 1) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
     """The calls in turn, so many times over, as one CUDA graph, and the results of each call that a replay fills.
 
-    Results of different calls lie apart, so that they take turns in the caches as arguments do. The calls are made
-    before, for what compiles or tests itself at first. Raises RuntimeError for what no graph can hold.
+    What the calls read has to live as long as the graph. Results of different calls lie apart, so that they take turns
+    in the caches as arguments do. The calls are made before, for what compiles or tests itself at first. Raises
+    RuntimeError for what no graph can hold.
     """
     before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(before)

@@ -1,3 +1,4 @@
+import gc
 import itertools
 import math
 
@@ -8,12 +9,15 @@ from kernels import _dispatch
 from nas import bench_kernels
 from nas.bench_kernels import (
     OPS,
+    buffers,
     captured,
     case_of,
     ceilings,
     copied,
+    copying,
     grown_case,
     prepare,
+    rotated,
     run,
     run_all,
     sets_beyond,
@@ -152,6 +156,17 @@ def test_a_replay_computes_what_the_calls_compute_and_takes_every_set_in_turn(op
         for ours, tensor in zip(each, bench_kernels._tensors(call()), strict=True):
             torch.testing.assert_close(ours, tensor.detach(), rtol=1e-4, atol=1e-4)
     assert any(not torch.equal(first, second) for first, second in zip(got[0], got[1], strict=True))
+
+
+@pytest.mark.gpu
+@gpu
+def test_what_a_graph_reads_stays_allocated():
+    cuda = torch.device("cuda")
+    before = torch.cuda.memory_allocated()
+    candidate = rotated(copying, buffers(2**20, cuda), 2**20, cuda)
+    gc.collect()
+    assert candidate.timed == "graph"
+    assert torch.cuda.memory_allocated() - before >= candidate.sets * 2**20
 
 
 @pytest.mark.gpu
