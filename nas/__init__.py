@@ -1,5 +1,6 @@
 """The search itself: configuration, samplers, driver, workers, store, export."""
 
+import os
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _installed
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
+
+# cuBLAS is deterministic only with workspaces of fixed size, and reads their size when it starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def version() -> str:

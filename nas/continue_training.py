@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kernels._cpu import keep_freed_memory
@@ -29,22 +29,25 @@ from nas.inherit import described
 from nas.records import Job, Notice, Report, State, StudyRow
 from nas.store import Store
 from nas.study import make_job
-from nas.tasks import TASKS, steps_of
+from nas.tasks import TASKS, Batch, steps_of, to_device
 from nas.train import (
     BACKWARD,
     DivergedError,
+    Losses,
     checked_data,
     deterministic,
     make_optimizers,
     on_graphs,
     provenance,
     score,
+    scored_at_once,
     seeded_build,
     start_from_parent,
     train_step,
     worker_device,
 )
 from search_spaces import load_space
+from search_spaces.base import Space
 from search_spaces.gates import execution_rates, reset_rates
 
 CHECKPOINTS = 20  # over the whole training
@@ -63,9 +66,10 @@ class Group:
     def leads(self) -> bool:
         return self.rank == 0
 
-    def share(self, tensor: Tensor) -> Tensor:
+    def share(self, batch: Batch) -> Batch:
         """This process's part of a batch, on its device."""
-        return tensor.chunk(self.size)[self.rank].to(self.device)
+        inputs, classes = (tensor.chunk(self.size)[self.rank] for tensor in batch)
+        return to_device((inputs, classes), self.device)
 
     def wait(self) -> None:
         if self.size > 1:
@@ -110,24 +114,23 @@ def train(
     job = make_job(store, study, replace(trial, recipe=replace(trial.recipe, tokens=tokens or trial.recipe.tokens)))
     job = replace(job, checkpoint=str(checkpoint))
     keep_freed_memory()
-    deterministic()
+    space = load_space(study.space.name, study.space.settings)
+    deterministic(space)
     with group() as here, use_backend(job.kernels):
-        model, values = _trained(job, here)
+        model, values = _trained(job, space, here)
         if not here.leads:
             return None
         # As a row would hold it, had the search trained so long.
         where = provenance(here.device) | (described(job.inherits) if job.inherits else {})
         done = replace(trial, recipe=job.recipe, values=values, provenance=where)
-        space = load_space(study.space.name, study.space.settings)
         write_checked(folder, study, done, space, model.cpu(), ("py",))
     checkpoint.unlink(missing_ok=True)
     return {"trial": number, "folder": out, "tokens": job.recipe.tokens, "processes": here.size, "values": values}
 
 
-def _trained(job: Job, here: Group) -> tuple[nn.Module, dict[str, float]]:
+def _trained(job: Job, space: Space, here: Group) -> tuple[nn.Module, dict[str, float]]:
     """The trained network and what it measures, the latter in the leading process alone."""
     recipe = job.recipe
-    space = load_space(job.space.name, job.space.settings)
     task, data = TASKS[space.task], checked_data(space.task, job.data_path, job.data_hash)
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
@@ -153,32 +156,33 @@ def _trained(job: Job, here: Group) -> tuple[nn.Module, dict[str, float]]:
     )
     together: nn.Module = model if here.size == 1 else DistributedDataParallel(model, static_graph=True)
     if here.size == 1 and here.device.type == "cuda":  # as the trial did
-        sample, _ = task.batch(data, arch, job.data_seed, first, samples)
-        together, _ = on_graphs(space, model, here.share(sample), job)
+        sample, _ = here.share(task.batch(data, arch, job.data_seed, first, samples))
+        together, _ = on_graphs(space, model, sample, job)
     clock = said = time.monotonic()
     saved_every = max(1, steps // CHECKPOINTS)
     model.train()
-    loss = 0.0
+    losses = Losses(steps)
     for step in range(first, steps):
-        inputs, classes = task.batch(data, arch, job.data_seed, step, samples)
-        batch = here.share(inputs), here.share(classes)
-        loss = train_step(together, optimizers, batch, recipe, step, steps, job.micro_batches)
+        batch = here.share(task.batch(data, arch, job.data_seed, step, samples))
+        losses.add(step, train_step(together, optimizers, batch, recipe, step, steps, job.micro_batches))
         now = time.monotonic()
         if now - said > SAID_SECONDS:
             said = now
             left = (now - clock) / (step + 1 - first) * (steps - step - 1)
-            console.print(f"step {step + 1} of {steps}: loss {loss / task.nats:.4f}, about {left:.0f} s left")
+            console.print(f"step {step + 1} of {steps}: loss {losses.read() / task.nats:.4f}, about {left:.0f} s left")
         if (step + 1) % saved_every == 0 and step + 1 < steps:
             if here.leads:
                 seen, seconds = (step + 1) * planned.units, spent + now - clock
                 flops = (1 + BACKWARD) * cost.flops_total * seen
-                report = Report(job.trial, 0, step + 1, seen, flops, loss / task.nats, seconds)
+                report = Report(job.trial, 0, step + 1, seen, flops, losses.read() / task.nats, seconds)
                 save_checkpoint(job, model, optimizers, Position(step + 1, seconds, 0.0, report))
             here.wait()
+    losses.read()
     if not here.leads:
         return model, {}
     reset_rates(model)
-    scored = score(model, task.validation(data, arch, recipe, samples), task.nats)
+    at_once = scored_at_once(planned, cost, 1, here.device)
+    scored = score(model, task.validation(data, arch, recipe, at_once), task.nats)
     if not math.isfinite(scored.loss):
         raise DivergedError("the validation loss is not finite")
     return model, {

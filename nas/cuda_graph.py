@@ -5,6 +5,7 @@ once, on the same memory; so only a step in which nothing but the numbers in its
 captured, and everything that Python decides is decided at capture.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from search_spaces import is_built_in
 from search_spaces.gates import gates_of
 
 Precision = Callable[[torch.device], AbstractContextManager[Any]]  # of the matrix products in a forward pass
@@ -42,7 +44,7 @@ def obstacle(space: Any, model: nn.Module, *, compiled: bool, micro_batches: int
     if micro_batches > 1:
         # Autograd takes a first gradient without a copy; it would lie where the next replay writes.
         return "its batch comes in parts, whose gradients are summed"
-    if type(space).__module__.partition(".")[0] != "search_spaces":
+    if not is_built_in(space):
         return "a space of one's own may decide in Python, step by step"
     return None
 
@@ -65,15 +67,47 @@ def capture(model: nn.Module, inputs: Tensor, precision: Precision) -> nn.Module
 
     torch runs three steps before it captures, in which our kernels test themselves and Triton compiles; their gradients
     are thrown away. Not captured are the loss, clipping and the optimiser. Memory of the graphs is given back once the
-    result is dropped and the garbage collector ran: torch ties it into a cycle. Raises RuntimeError where something in
-    the step cannot be captured.
+    result is dropped and `release` was called: torch ties it into a cycle. Raises RuntimeError where something in the
+    step cannot be captured.
     """
-    stream = torch.cuda.current_stream(inputs.device)
-    try:
-        with undisturbed(model, inputs.device):
-            # Unused: a parameter that the loss does not depend on has no gradient, as without graphs.
-            whole = Forward(model, precision).train()
-            torch.cuda.make_graphed_callables(whole, (inputs.clone(),), allow_unused_input=True)  # in place
-    finally:
-        torch.cuda.set_stream(stream)  # a capture that failed leaves its own behind
+    with _same_stream(), undisturbed(model, inputs.device):
+        # Unused: a parameter that the loss does not depend on has no gradient, as without graphs.
+        whole = Forward(model, precision).train()
+        torch.cuda.make_graphed_callables(whole, (inputs.clone(),), allow_unused_input=True)  # in place
     return whole
+
+
+def replay_of(call: Callable[[], object]) -> Callable[[], None]:
+    """A function that launches again, as one graph, what `call` launches; `call` has run before on the same tensors.
+
+    Raises RuntimeError where something in it cannot be captured.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with _same_stream(), torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+@contextmanager
+def _same_stream() -> Iterator[None]:
+    """The current stream is the same afterwards: a capture that failed leaves its own behind."""
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(stream)
+
+
+def cause(error: RuntimeError) -> str:
+    """Why a capture failed, in a line: the end of a capture fails too, of what failed within it."""
+    first = error.__context__ or error
+    line = str(first).partition("\n")[0]
+    return f"{type(first).__name__}: {line}"
+
+
+def release() -> None:
+    """Gives back what dropped graphs held: their memory, and cuBLAS's workspaces, one a stream that any was captured
+    on. No graph may be replayed afterwards: it would write to the workspaces it was captured with."""
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()  # torch has no public name for it
+    torch.cuda.empty_cache()

@@ -35,9 +35,10 @@ from nas.records import Recipe
 from nas.source import write_source
 from nas.store import Store
 from nas.summary import training_json
-from nas.tasks import TASKS, Batch, Steps, Task, steps_of
+from nas.tasks import TASKS, Batch, Steps, Task, steps_of, to_device
 from nas.train import (
     FINAL_RATE,
+    Losses,
     checked_data,
     deterministic,
     make_optimizers,
@@ -79,8 +80,7 @@ class Setting:
         return steps_of(self.task, self.arch, self.recipe)
 
     def batch(self, step: int, device: torch.device) -> Batch:
-        inputs, classes = self.task.batch(self.data, self.arch, self.data_seed, step, self.steps.samples)
-        return inputs.to(device), classes.to(device)
+        return to_device(self.task.batch(self.data, self.arch, self.data_seed, step, self.steps.samples), device)
 
     def validation(self) -> Iterator[Batch]:
         return self.task.validation(self.data, self.arch, self.recipe, self.steps.samples)
@@ -141,15 +141,16 @@ def train(setting: Setting, name: str, say: Callable[[str], None], shuffled_by: 
     device = next(model.parameters()).device
     model.train()
     steps = setting.steps.count
+    losses = Losses(steps)
     for step in range(steps):
         inputs, classes = setting.batch(step, device)
         if shuffled_by is not None:
             seed = int(np.random.SeedSequence([shuffled_by, step]).generate_state(1)[0])
             order = torch.randperm(classes.numel(), generator=torch.Generator().manual_seed(seed)).to(device)
             classes = classes.flatten()[order].view_as(classes)
-        loss = train_step(model, optimizers, (inputs, classes), setting.recipe, step, steps)
+        losses.add(step, train_step(model, optimizers, (inputs, classes), setting.recipe, step, steps))
         if 10 * (step + 1) // steps > 10 * step // steps:
-            say(f"{name}: step {step + 1} of {steps}, loss {loss / setting.task.nats:.4f}")
+            say(f"{name}: step {step + 1} of {steps}, loss {losses.read() / setting.task.nats:.4f}")
     return model.eval()
 
 
@@ -296,6 +297,7 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
     recipe = replace(setting.recipe, learning_rate=FINAL_RATE * setting.recipe.learning_rate)
     optimizers = make_optimizers(model, recipe)
     device = next(model.parameters()).device
+    losses = Losses(steps * updates)
 
     @torch.no_grad()
     def hold(left: float) -> None:
@@ -308,8 +310,9 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
         model.train()
         for update in range((step - 1) * updates, step * updates):
             batch = setting.batch(setting.steps.count + update, device)
-            train_step(model, optimizers, batch, recipe, update, steps * updates)
+            losses.add(update, train_step(model, optimizers, batch, recipe, update, steps * updates))
             hold(left)
+        losses.read()
         model.eval()
         yield step / steps
 
@@ -510,8 +513,8 @@ def decompose(
     if not target.parent.is_dir():
         raise UserError(f"--out {out}: the folder {target.parent} does not exist")
     joins = _joins_front(store, folder, config, say)
-    deterministic()
     setting = read_setting(folder, config, data_path)
+    deterministic(setting.space)
     original = load(folder).to(worker_device())
     nets = nets_of(original)
     if not nets:

@@ -121,8 +121,8 @@ def export_trial(
     kinds = wanted_formats(formats)
     folder = free_folder(out)
     chosen = of_first_seed(choose(store, study, trial, pick))
-    deterministic()
     space = load_space(study.space.name, study.space.settings)
+    deterministic(space)
     model = space.build(space.from_json(chosen.arch))
     model.load_state_dict(load_tensors(trained_weights(store, study, chosen)))
     with Console(stderr=True).status("writing and checking the model"):

@@ -140,7 +140,7 @@ def evaluate(folder: str, data_path: str | None) -> dict[str, Any]:
             raise UserError(f"{data.name} has images of {shape}, {folder} reads {arch.input_shape}")
         # As the model saw its images, whatever these ones' own mean is.
         data = replace(data, mean=tuple(config["data"]["mean"]), std=tuple(config["data"]["std"]))
-    deterministic()
+    deterministic(space)
     recipe = Recipe(trained["optim.lr"], tokens=trained[f"train.{task.unit}s"])
     samples = max(1, SCORED_AT_ONCE // task.units(arch))
     scored = score(model, task.validation(data, arch, recipe, samples), task.nats)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas import cuda_graph
+from search_spaces.gates import gates_of
 from search_spaces.layers import ResidualStack
 
 
@@ -49,27 +51,64 @@ def stream_diagnostics(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
 
 
 WARM_UPS, REPEATS = 3, 15
+REPLAYS = 20  # timed as one: launching a graph takes a GPU longer than a small net's forward pass
 
 
 @torch.no_grad()
-def latency_ms(model: nn.Module, inputs: Tensor) -> tuple[float, float]:
-    """Milliseconds of a forward pass: the median of REPEATS after WARM_UPS, and the distance of the quartiles."""
+def latency_ms(model: nn.Module, inputs: Tensor) -> tuple[float, dict[str, Any]]:
+    """Milliseconds of a forward pass, the median of REPEATS after WARM_UPS, and what to know about it: the distance of
+    the quartiles and, on a GPU, what was timed.
+
+    That is the net alone, replayed as a CUDA graph; and with the Python that launches it where it cannot be captured,
+    as where a gate asks the device which tokens to compute: nothing else could run such a net.
+    """
     model.eval()
-    taken = []
-    for repeat in range(WARM_UPS + REPEATS):
+
+    def launched() -> float:
         start = time.perf_counter()
         model(inputs)
         if inputs.is_cuda:
             torch.cuda.synchronize(inputs.device)
-        if repeat >= WARM_UPS:
-            taken.append(1000 * (time.perf_counter() - start))
-    low, middle, high = quantiles(taken, n=4)
-    return middle, high - low
+        return 1000 * (time.perf_counter() - start)
+
+    for _ in range(WARM_UPS):
+        launched()
+    once, timed = launched, dict[str, str]()
+    if inputs.is_cuda:
+        if gates_of(model):
+            timed = {"latency_ms_of": "launches: gates decide on the host"}
+        else:
+            try:
+                once, timed = _replayed(model, inputs), {"latency_ms_of": "graph replays"}
+            except RuntimeError as error:
+                timed = {"latency_ms_of": f"launches: {cuda_graph.cause(error)}"}
+    low, middle, high = quantiles([once() for _ in range(REPEATS)], n=4)
+    return middle, {"latency_ms_quartiles": high - low, **timed}
+
+
+def _replayed(model: nn.Module, inputs: Tensor) -> Callable[[], float]:
+    """A function that gives the mean milliseconds of REPLAYS forward passes, back to back on the device.
+
+    Raises RuntimeError where the forward pass cannot be captured.
+    """
+    replay = cuda_graph.replay_of(lambda: model(inputs))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def once() -> float:
+        start.record()
+        for _ in range(REPLAYS):
+            replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / REPLAYS
+
+    return once
 
 
 def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch.device) -> int:
     """The most memory in tensors at any moment of `step`, in bytes: `held` before it, and what it allocates."""
     if device.type == "cuda":
+        cuda_graph.release()  # what was captured for other purposes is no part of a step
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device)

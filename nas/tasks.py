@@ -23,6 +23,17 @@ EVALUATION_TOKENS = (16_384, 1 << 20)
 EVALUATION_IMAGES = (1_000, 10_000)
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device. A GPU's copy is only queued, after what was launched before: the host goes on meanwhile.
+
+    It is read from pinned memory, which torch's allocator lends to nobody else before the copy ended.
+    """
+    if device.type != "cuda":
+        return batch[0].to(device), batch[1].to(device)
+    inputs, classes = (tensor.contiguous().pin_memory().to(device, non_blocking=True) for tensor in batch)
+    return inputs, classes
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One kind of data. `unit` is what `train.*` counts, with an s, and what FLOPs are per; `loss` names the score,

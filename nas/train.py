@@ -1,14 +1,13 @@
 """Trains and measures one architecture. A pure function of its Job: the same row on the same machine type gives the
 same number, bit for bit (one thread, deterministic algorithms, data and noise drawn from (seed, step))."""
 
-import gc
 import math
 import os
 import platform
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -24,8 +23,8 @@ from nas.errors import DataError
 from nas.inherit import described, inherit
 from nas.measure import latency_ms, peak_bytes, stream_diagnostics
 from nas.records import RUNGS, Failure, FailureKind, Job, Notice, Progress, Recipe, Report, Result
-from nas.tasks import TASKS, Batch, steps_of
-from search_spaces import load_space
+from nas.tasks import TASKS, Batch, Steps, steps_of, to_device
+from search_spaces import is_built_in, load_space
 from search_spaces.connections import connection_parameters, recomputing_streams
 from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
 
@@ -34,10 +33,46 @@ FINAL_RATE = 0.1  # of the peak, at the end of a cosine or linear schedule
 CLIP = 1.0  # gradient norm
 PROGRESS_SECONDS = 0.5
 BACKWARD = 2  # backward costs twice the forward
+READ_EVERY = 32  # steps whose losses are read from a GPU at once
+SCORED_BYTES = 1 << 30  # of activations in a batch that a GPU scores, if all were kept
 
 
 class DivergedError(RuntimeError):
     """The loss is not a finite number any more."""
+
+
+@dataclass(slots=True)
+class Losses:
+    """The losses of a training of `steps` steps, in nats. What lies on a GPU is read seldom, as that waits for it."""
+
+    steps: int
+    last: float = math.nan
+    unread: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    def add(self, step: int, loss: float | Tensor) -> None:
+        """Notes what `train_step` returned for a step. Raises DivergedError, every READ_EVERY steps."""
+        if isinstance(loss, float):
+            self.last = loss
+            return
+        self.unread.append((step, loss))
+        if len(self.unread) == READ_EVERY:
+            self.read()
+
+    def read(self) -> float:
+        """The last step's loss. Raises DivergedError, which names the first step that had no finite one."""
+        if self.unread:
+            values = torch.stack([loss for _, loss in self.unread]).tolist()
+            for (step, _), value in zip(self.unread, values, strict=True):
+                require_finite(value, step, self.steps)
+            self.unread.clear()
+            self.last = values[-1]
+        return self.last
+
+
+def require_finite(loss: float, step: int, steps: int) -> None:
+    """Raises DivergedError where the loss of a step is no finite number."""
+    if not math.isfinite(loss):
+        raise DivergedError(f"the training loss is {loss} at step {step} of {steps}")
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -96,14 +131,30 @@ def score(model: nn.Module, batches: Iterable[Batch], nats: float) -> Score:
     In float32 on every device, whatever the precision of training: what is scored is what an export computes.
     """
     model.eval()
-    total, right, count = 0.0, 0, 0
+    count = 0
     device = next(model.parameters()).device
-    for inputs, classes in batches:
-        logits, targets = model(inputs.to(device)).float().flatten(0, -2), classes.to(device).flatten()
-        total += F.cross_entropy(logits, targets, reduction="sum").item()
-        right += int((logits.argmax(-1) == targets).sum())
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # read once: it waits for a GPU
+    for batch in batches:
+        inputs, classes = to_device(batch, device)
+        logits, targets = model(inputs).float().flatten(0, -2), classes.flatten()
+        sums[0].add_(F.cross_entropy(logits, targets, reduction="sum"))
+        sums[1].add_((logits.argmax(-1) == targets).sum())
         count += targets.numel()
+    total, right = sums.tolist()
     return Score(total / nats / count, right / count)
+
+
+def scored_at_once(spent: Steps, cost: Any, micro_batches: int, device: torch.device) -> int:
+    """Samples in a batch of scoring: on a CPU as many as are trained on at once.
+
+    On a GPU, which so few leave idle, as many as SCORED_BYTES would hold if their activations were kept, which scoring
+    does not do. But where training ran out of memory as many as there.
+    """
+    trained = max(1, spent.samples // micro_batches)
+    if device.type != "cuda" or micro_batches > 1:
+        return trained
+    kept = cost.activation_bytes * spent.units // spent.samples
+    return max(trained, SCORED_BYTES // max(1, kept))
 
 
 def seeded_build(space: Any, arch: Any, seed: int) -> nn.Module:
@@ -131,13 +182,15 @@ def _space(name: str, settings: tuple[tuple[str, str], ...]) -> Any:
     return load_space(name, dict(settings))
 
 
-def deterministic() -> None:
-    """One thread and deterministic algorithms, for this whole process."""
+def deterministic(space: Any = None) -> None:
+    """One thread and deterministic algorithms, for this whole process: an operator that has none is an error.
+
+    On a GPU it is a warning in a `space` of a user's own, whose nets may need such an operator. Ours do not; and only
+    where others are errors does attention choose a deterministic backward.
+    """
     torch.set_num_threads(1)
-    # cuBLAS is deterministic only with a workspace of fixed size, and asks for it when it starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # A CUDA operator without a deterministic form warns; on a CPU there is none in use, and a new one is an error.
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    lenient = torch.cuda.is_available() and space is not None and not is_built_in(space)
+    torch.use_deterministic_algorithms(True, warn_only=lenient)
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32: convolutions, and an LSTM's products, in a score
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, and nothing here reads unwritten memory
 
@@ -180,6 +233,11 @@ def precision(device: torch.device) -> str:
     return f"bfloat16 products: {'cuda' if device.type == 'cuda' else 'amx'}"
 
 
+def reading_waits(device: torch.device) -> bool:
+    """Whether reading a number from the device stops the host until all that it launched there is done."""
+    return device.type == "cuda"
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a trial's number depends on besides its row: where it ran, and which kernels computed it and why."""
     from nas import version
@@ -205,17 +263,17 @@ def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
     architecture cannot be built, DivergedError when the loss is not finite, BackendError when kernels were asked for
     that cannot run here.
     """
-    deterministic()
+    space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
+    deterministic(space)
     device = worker_device()
     _dispatch.forget_chosen()
     with _dispatch.use_backend(job.kernels), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(job.recipe.seed)  # dropout in a user's space draws from the seed too
-        yield from _evaluate(job, device)
+        yield from _evaluate(job, space, device)
 
 
-def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Report | Result]:
+def _evaluate(job: Job, space: Any, device: torch.device) -> Iterator[Progress | Notice | Report | Result]:
     recipe = job.recipe
-    space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
     task, data = TASKS[space.task], checked_data(space.task, job.data_path, job.data_hash)
     arch = space.from_json(job.arch)
     cost = space.cost(arch)
@@ -224,7 +282,7 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         compile_parts(model)
     spent = steps_of(task, arch, recipe)
     steps = spent.count
-    scored_at_once = max(1, spent.samples // job.micro_batches)
+    at_once = scored_at_once(spent, cost, job.micro_batches, device)
     rungs = {max(1, round(share * steps)): rung for rung, share in enumerate(RUNGS)}
     optimizers = make_optimizers(model, recipe)
 
@@ -236,7 +294,7 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         # Training changes nothing of the time that a net without gates takes: one over the limit costs none.
         clock = time.perf_counter()
         inputs, _ = task.batch(data, arch, job.data_seed, 0, 1)
-        measured["latency_ms"], spread["latency_ms_quartiles"] = latency_ms(model, inputs.to(device))
+        measured["latency_ms"], spread = latency_ms(model, inputs.to(device))
         evaluate_seconds = time.perf_counter() - clock
         if measured["latency_ms"] > limit:
             yield over_limit(job, measured | spread, device, train_seconds, evaluate_seconds)
@@ -254,24 +312,26 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
         yield from start_from_parent(model, space, arch, job)
     shown = clock = time.perf_counter()
     scored = None
+    losses = Losses(steps)
     model.train()
     trained, graph = model, {}
     if device.type == "cuda":
         sample, _ = task.batch(data, arch, job.data_seed, first, spent.samples)
         trained, graph["cuda_graph"] = on_graphs(space, model, sample.to(device), job)
     for step in range(first, steps):
-        inputs, classes = task.batch(data, arch, job.data_seed, step, spent.samples)
-        batch = (inputs.to(device), classes.to(device))
-        loss = train_step(trained, optimizers, batch, recipe, step, steps, job.micro_batches)
+        # Of a GPU nothing is waited for here: the next batch is made while it works.
+        batch = to_device(task.batch(data, arch, job.data_seed, step, spent.samples), device)
+        losses.add(step, train_step(trained, optimizers, batch, recipe, step, steps, job.micro_batches))
         now = time.perf_counter()
         if now - shown > PROGRESS_SECONDS:
             shown = now
-            yield Progress(job.trial, (step + 1) / steps, loss / task.nats)
+            yield Progress(job.trial, (step + 1) / steps, losses.read() / task.nats)
         if step + 1 in rungs:
+            losses.read()
             train_seconds += time.perf_counter() - clock
             clock = time.perf_counter()
             reset_rates(model)
-            scored = score(model, task.validation(data, arch, recipe, scored_at_once), task.nats)
+            scored = score(model, task.validation(data, arch, recipe, at_once), task.nats)
             model.train()
             evaluate_seconds += time.perf_counter() - clock
             seen = (step + 1) * spent.units
@@ -293,11 +353,9 @@ def _evaluate(job: Job, device: torch.device) -> Iterator[Progress | Notice | Re
             clock = time.perf_counter()
     if scored is None or not math.isfinite(scored.loss):
         raise DivergedError("the validation loss is not finite")
-    if trained is not model:
-        trained = model
-        gc.collect()  # what follows is measured without the memory of graphs
+    trained = model  # what follows is measured without the memory of graphs
     rates = execution_rates(model)
-    validation_inputs, _ = next(iter(task.validation(data, arch, recipe, scored_at_once)))
+    validation_inputs, _ = next(iter(task.validation(data, arch, recipe, at_once)))
     weights = save({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     diagnostics = ({"gate_rates": rates} if rates else {}) | stream_diagnostics(model, validation_inputs.to(device))
     names = set(job.measured) if limit is None else {*job.measured, "latency_ms"}
@@ -340,9 +398,7 @@ def on_graphs(space: Any, model: nn.Module, inputs: Tensor, job: Job) -> tuple[n
         try:
             return cuda_graph.capture(model, inputs, mixed_precision), "yes"
         except RuntimeError as error:
-            cause = error.__context__ or error  # the end of a capture fails too, of what failed within it
-            first_line = str(cause).partition("\n")[0]
-            reason = f"{type(cause).__name__}: {first_line}"
+            reason = cuda_graph.cause(error)
     return model, f"no: {reason}"
 
 
@@ -409,7 +465,7 @@ def measure(
     values: dict[str, float] = {}
     spread: dict[str, Any] = {}
     if "latency_ms" in names:
-        values["latency_ms"], spread["latency_ms_quartiles"] = latency_ms(model, batch[0][:1])
+        values["latency_ms"], spread = latency_ms(model, batch[0][:1])
     if "peak_bytes" in names:
         model.train()
         states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
@@ -435,14 +491,13 @@ def measured_worst(
     others are held against. Raises BackendError for kernels that cannot run here."""
     if not names:
         return {}
-    deterministic()
+    deterministic(space)
     task = TASKS[space.task]
     with _dispatch.use_backend(kernels):
         model = seeded_build(space, arch, recipe.seed).to(device)
         if compile:
             compile_parts(model)
-        inputs, classes = task.batch(task.load(path), arch, 0, 0, steps_of(task, arch, recipe).samples)
-        batch = (inputs.to(device), classes.to(device))
+        batch = to_device(task.batch(task.load(path), arch, 0, 0, steps_of(task, arch, recipe).samples), device)
         optimizers = make_optimizers(model, recipe)
         train_step(model, optimizers, batch, recipe, 0, 2)  # the optimiser's state is there from the first step on
         return measure(names, model, optimizers, batch, recipe, 2)[0]
@@ -457,9 +512,10 @@ def train_step(
     steps: int,
     micro_batches: int = 1,
     products: torch.dtype | None = None,
-) -> float:
-    """One update, its gradients summed over the parts of the batch; its mean loss in nats. Raises DivergedError.
+) -> float | Tensor:
+    """One update, its gradients summed over the parts of the batch; its mean loss in nats, for `Losses`.
 
+    Raises DivergedError; but on a GPU, where asking for the loss would stop the host in mid-step, the loss stays there.
     A batch goes in parts where memory ran out; then residual streams are not kept for backward where it is cheap to
     compute them again, which changes no number.
     `products` is the dtype of matrix products, by default the device's `product_dtype`.
@@ -468,7 +524,7 @@ def train_step(
     start_step(model, recipe.seed, step, progress)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    value = 0.0
+    value: float | Tensor = 0.0
     for inputs, classes in zip(*(tensor.chunk(micro_batches) for tensor in batch), strict=True):
         share = len(inputs) / len(batch[0])
         recompute = recomputing_streams(model) if micro_batches > 1 else nullcontext()
@@ -476,9 +532,9 @@ def train_step(
             logits: Tensor = model(inputs)
         loss = F.cross_entropy(logits.float().flatten(0, -2), classes.flatten())
         total = loss + gate_loss(model, progress) if gates_of(model) else loss
-        value += share * loss.item()
-        if not math.isfinite(value):
-            raise DivergedError(f"the training loss is {value} at step {step} of {steps}")
+        value = value + share * (loss.detach() if reading_waits(loss.device) else loss.item())
+        if isinstance(value, float):
+            require_finite(value, step, steps)
         (share * total).backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     rate = learning_rate(recipe, step, steps)

@@ -1,6 +1,5 @@
 """Runs one job to its end and turns whatever goes wrong into a typed failure. Knows nothing of the study or store."""
 
-import gc
 import importlib
 import json
 import time
@@ -37,8 +36,9 @@ def run(job: Job) -> Generator[Event]:
         yield Result(job.trial, job.token, train_seconds=time.perf_counter() - start, failure=failure)
     finally:
         if torch.cuda.is_initialized():
-            gc.collect()  # CUDA graphs are held by cycles
-            torch.cuda.empty_cache()  # others on this GPU may need it before our next job does
+            from nas import cuda_graph  # brings the search spaces and their kernels
+
+            cuda_graph.release()  # others on this GPU may need the memory before our next job does
 
 
 def gpu_memory() -> float | None:

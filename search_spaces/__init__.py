@@ -32,6 +32,11 @@ def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
     return space.restrict(settings) if settings else space
 
 
+def is_built_in(space: object) -> bool:
+    """Whether the space comes with this package, rather than being a user's own."""
+    return type(space).__module__.partition(".")[0] == __name__
+
+
 def _load_file(path: Path):
     if not path.is_file():
         raise SpaceError(f"no such file: {path}")

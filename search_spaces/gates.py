@@ -14,6 +14,7 @@ The functions below the classes are for who trains: `start_step`, `gate_loss` an
 """
 
 import math
+from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 from typing import ClassVar
@@ -194,17 +195,23 @@ def gate_loss(model: nn.Module, progress: float) -> Tensor:
     for gate in gates:
         gate.terms = None  # they hold the graph
     regression, rates, consistency = (torch.stack(term) for term in zip(*taken, strict=True))
-    costs = torch.tensor([gate.cost for gate in gates], dtype=rates.dtype, device=rates.device)
-    targets = torch.tensor([gate.rate for gate in gates], dtype=rates.dtype, device=rates.device)
+    costs = _constants(tuple(gate.cost for gate in gates), rates.dtype, rates.device)
+    targets = _constants(tuple(gate.rate for gate in gates), rates.dtype, rates.device)
     excess = ((rates - targets) * costs).sum() / costs.sum()
     penalty = min(1.0, progress / PENALTY_RAMP) * excess.square()
     return PENALTY_WEIGHT * penalty + REGRESSION_WEIGHT * regression.mean() + CONSISTENCY_WEIGHT * consistency.mean()
 
 
+@lru_cache(maxsize=16)
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values as a tensor, made once: at every step a GPU would be waited for while they are copied to it."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def reset_rates(model: nn.Module) -> None:
     """Starts counting, from zero, what `decide` lets through."""
     for gate in gates_of(model):
-        gate.counts = [torch.zeros((), dtype=torch.long), torch.zeros((), dtype=torch.long)]
+        gate.counts = [torch.zeros((), dtype=torch.long, device=gate.bias.device) for _ in range(2)]
 
 
 def execution_rates(model: nn.Module) -> list[float]:

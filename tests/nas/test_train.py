@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -13,12 +14,44 @@ from kernels import _cpu, _dispatch
 from nas import train
 from nas.data import load_corpus
 from nas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
-from nas.train import checked_data, learning_rate, make_optimizers, product_dtype, seeded_build, train_step
+from nas.tasks import TASKS, steps_of
+from nas.train import (
+    DivergedError,
+    Losses,
+    checked_data,
+    deterministic,
+    learning_rate,
+    make_optimizers,
+    product_dtype,
+    score,
+    scored_at_once,
+    seeded_build,
+    train_step,
+)
 from nas.worker import run
+from search_spaces import load_space
 from search_spaces.lm import LanguageModels
 
 SPACE = LanguageModels()
 SMALL = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "streams.n": 2, "gates.placement": "ffn"}
+PLAIN = {"depth": 1, "d_model": 32, "head_dim": 8, "context": 16, "gates.placement": "none"}
+VISION = {"image.height": 8, "image.width": 8, "depth": 1}
+NETS: dict[str, dict[str, Any]] = {  # one of each kind, as settings of `lm` or, with an image, of `vision`
+    "plain": PLAIN,
+    "kromhc": PLAIN | {"streams.n": 4, "streams.mixing": "kromhc", "streams.factors": "2x2"},
+    "mhc": PLAIN | {"streams.n": 4, "streams.mixing": "mhc"},
+    "hc": PLAIN | {"streams.n": 2, "streams.mixing": "hc"},
+    "gates ffn": PLAIN | {"gates.placement": "ffn"},
+    "gates attention": PLAIN | {"gates.placement": "attention", "gates.consistency": "perturbation"},
+    "hourglass": PLAIN | {"ffn.shape": "hourglass"},
+    "lstm": {"family": "lstm", "depth": 1, "d_model": 32, "context": 16},
+    "resnet": VISION | {"family": "resnet", "width": 4, "gates.placement": "blocks"},
+    "vit": VISION | {"family": "vit", "d_model": 32, "head_dim": 8},
+}
+
+
+class OwnSpace(LanguageModels):
+    """A space as a user would write one."""
 
 
 def job(text: str, **changed: object) -> Job:
@@ -216,6 +249,141 @@ def test_every_product_of_a_training_step_is_in_the_precision_asked_for(arch: di
             train_step(model, make_optimizers(model, recipe), (tokens[0], tokens[1]), recipe, 0, 2, products=products)
         assert seen == {products}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+# ---- a step that waits for no device ---------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operator for which the host would wait for a GPU: numbers asked for, sizes that depend on values,
+    constants copied to the device."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh", "_unique2", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(index, torch.Tensor) and index.dtype is torch.bool
+            for indices in args
+            if isinstance(indices, list | tuple)
+            for index in indices
+        )
+        if name in self.NAMES or by_mask:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def one_batch(arch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    if "image.height" in arch:
+        return torch.randn(8, 1, 8, 8, generator=generator), torch.randint(10, (8,), generator=generator)
+    tokens, classes = torch.randint(256, (2, 4, arch["context"]), generator=generator)
+    return tokens, classes
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_a_training_step_asks_the_device_for_nothing(net: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = load_space("vision" if "image.height" in NETS[net] else "lm")
+    model = seeded_build(space, space.from_json(NETS[net]), 0).train()
+    recipe = Recipe(1e-3, optimizer)
+    optimizers, batch = make_optimizers(model, recipe), one_batch(NETS[net])
+    waits = Waits()
+    with _dispatch.use_backend("reference"):
+        train_step(model, optimizers, batch, recipe, 0, 4)  # what is made once
+        with waits:
+            loss = train_step(model, optimizers, batch, recipe, 1, 4)
+        assert waits.seen == ["_local_scalar_dense"] and isinstance(loss, float)  # on a CPU: the loss, before backward
+        waits.seen.clear()
+        monkeypatch.setattr(train, "reading_waits", lambda device: True)
+        with waits:
+            kept = train_step(model, optimizers, batch, recipe, 2, 4)
+        assert waits.seen == [] and isinstance(kept, torch.Tensor) and not kept.requires_grad
+
+
+def test_a_loss_that_stays_on_the_device_changes_no_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = job(text, micro_batches=2)
+    asked = trained(made)[1]
+    monkeypatch.setattr(train, "reading_waits", lambda device: True)
+    kept = trained(made)[1]
+    assert kept.weights == asked.weights and kept.values == asked.values
+
+
+def test_a_training_that_diverges_names_its_step_also_where_losses_are_read_later(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = []
+    for waits in (False, True):
+        monkeypatch.setattr(train, "reading_waits", lambda device, waits=waits: waits)
+        failure = trained(job(text, recipe=Recipe(1e6, optimizer="sgd", tokens=8192, batch_tokens=256)))[1].failure
+        assert failure is not None and failure.kind == FailureKind.DIVERGED
+        messages.append(failure.message)
+    assert messages[0] == messages[1]
+    assert re.fullmatch(r"DivergedError: the training loss is (nan|inf) at step \d of 32", messages[0])
+
+
+def test_losses_on_a_device_are_read_together_and_the_first_bad_one_is_named() -> None:
+    losses = Losses(100)
+    waits = Waits()
+    with waits:
+        for step in range(train.READ_EVERY - 1):
+            losses.add(step, torch.tensor(1.0 + step))
+    assert "_local_scalar_dense" not in waits.seen
+    assert losses.read() == losses.read() == train.READ_EVERY - 1
+    losses.add(31, torch.tensor(math.inf))
+    with pytest.raises(DivergedError, match="the training loss is inf at step 31 of 100"):
+        for step in range(32, 32 + train.READ_EVERY):
+            losses.add(step, torch.tensor(math.nan))
+
+
+def test_scoring_asks_the_device_once(text: str) -> None:
+    arch = SPACE.from_json(PLAIN)
+    model, recipe = seeded_build(SPACE, arch, 0), Recipe(1e-3, tokens=4096)
+    data = load_corpus(text)
+    batches = list(TASKS["text"].validation(data, arch, recipe, 100))
+    assert len(batches) > 3
+    waits = Waits()
+    with _dispatch.use_backend("reference"):
+        with waits:
+            scored = score(model, batches, 1.0)
+        assert waits.seen == []
+        wanted = [torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten()).item() for x, y in batches]
+    sizes = [y.numel() for _, y in batches]
+    assert scored.loss == pytest.approx(sum(a * b for a, b in zip(wanted, sizes, strict=True)) / sum(sizes), rel=1e-5)
+
+
+@pytest.mark.parametrize("net", ["plain", "kromhc", "resnet"])
+def test_a_gpu_scores_more_samples_at_once_but_not_where_memory_ran_out(net: str) -> None:
+    space = load_space("vision" if "image.height" in NETS[net] else "lm")
+    arch = space.from_json(NETS[net])
+    spent, cost = steps_of(TASKS[space.task], arch, Recipe(1e-3, batch_tokens=256)), space.cost(arch)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert scored_at_once(spent, cost, 1, cpu) == spent.samples
+    assert scored_at_once(spent, cost, 2, cuda) == scored_at_once(spent, cost, 2, cpu) == spent.samples // 2
+    samples = scored_at_once(spent, cost, 1, cuda)
+    kept = samples * cost.activation_bytes * spent.units / spent.samples
+    assert samples > 8 * spent.samples and 0.5 * train.SCORED_BYTES < kept <= train.SCORED_BYTES
+    large = dataclasses.replace(cost, activation_bytes=train.SCORED_BYTES)
+    assert scored_at_once(spent, large, 1, cuda) == spent.samples
+
+
+@pytest.mark.parametrize(
+    ("space", "gpu", "lenient"), [(SPACE, True, False), (OwnSpace(), True, True), (OwnSpace(), False, False)]
+)
+def test_only_a_users_own_space_on_a_gpu_may_use_operators_that_are_not_deterministic(
+    space: LanguageModels, gpu: bool, lenient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    try:
+        deterministic(space)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == lenient
+    finally:
+        deterministic()
 
 
 def test_kernels_that_cannot_run_here_fail_the_trial_and_say_so(text: str) -> None:
