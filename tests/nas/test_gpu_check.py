@@ -12,8 +12,20 @@ import pytest
 from nas import gpu_check
 from nas.gpu_check import COMPARISONS, STEPS, Done, Step, check, summary
 
-# What a machine that is lent for an hour may lack.
+# What a GPU machine without an installation of ours may lack.
 BLOCKED = ("ray", "optuna", "sqlalchemy", "alembic", "psycopg", "moocore", "click", "rich", "plotly", "dash", "kaleido")
+
+HIDES = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hides(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in BLOCKED else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [Hides if finder is PathFinder else finder for finder in sys.meta_path]
+"""
 
 
 def printing(code: str, **more: object) -> Step:
@@ -24,11 +36,12 @@ def printing(code: str, **more: object) -> Step:
 def test_every_step_runs_in_its_dry_form_and_without_database_or_cluster(tmp_path: Path) -> None:
     blocker = tmp_path / "blocker"
     blocker.mkdir()
-    (blocker / "sitecustomize.py").write_text(f"import sys\nfor name in {BLOCKED}:\n    sys.modules[name] = None\n")
+    (blocker / "sitecustomize.py").write_text(HIDES.replace("BLOCKED", repr(BLOCKED)))
     done = subprocess.run(
         [sys.executable, "-m", "nas.gpu_check", str(tmp_path / "out")],
         cwd=gpu_check.ROOT,
-        env=os.environ | {"PYTHONPATH": str(blocker), "OMP_NUM_THREADS": "1"},
+        # pytest looks for its plugins by itself, and dash's needs plotly.
+        env=os.environ | {"PYTHONPATH": str(blocker), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-p no:dash"},
         capture_output=True,
         text=True,
         check=False,
@@ -38,7 +51,7 @@ def test_every_step_runs_in_its_dry_form_and_without_database_or_cluster(tmp_pat
     assert done.returncode == 0, done.stdout + str({name: text[-2000:] for name, text in printed.items()})
     assert len(printed) <= 8  # as many as are brought home
     for step in STEPS:
-        skipped = step.needs and set(step.needs) & set(BLOCKED)
+        skipped = set(step.needs) & set(BLOCKED) or step.name == "racecheck"
         assert f"{step.name}: {'skipped' if skipped else 'ok'}" in done.stdout
     assert "MISSED" not in printed["summary.md"]  # figures of tiny sizes are no verdict
 
