@@ -109,5 +109,6 @@ def release() -> None:
     """Gives back what dropped graphs held: their memory, and cuBLAS's workspaces, one a stream that any was captured
     on. No graph may be replayed afterwards: it would write to the workspaces it was captured with."""
     gc.collect()
-    torch._C._cuda_clearCublasWorkspaces()  # torch has no public name for it
+    if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):  # torch has no public name for it
+        clear()
     torch.cuda.empty_cache()

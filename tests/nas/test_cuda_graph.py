@@ -46,7 +46,7 @@ def batches(count: int, device: str = "cpu") -> list[tuple[Tensor, Tensor]]:
 
 def losses(model: nn.Module, of: list[tuple[Tensor, Tensor]]) -> list[float]:
     optimizers = make_optimizers(model, RECIPE)
-    return [train_step(model, optimizers, batch, RECIPE, step, len(of)) for step, batch in enumerate(of)]
+    return [float(train_step(model, optimizers, batch, RECIPE, step, len(of))) for step, batch in enumerate(of)]
 
 
 def test_a_step_in_which_nothing_depends_on_the_step_may_be_captured() -> None:
