@@ -6,7 +6,7 @@ finished (interrupted, or a check failed), 2 bad input.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,62 @@ set_option = click.option(
 )
 
 
+def _count(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise click.BadParameter(f"{value}: wanted at least 1")
+    return value
+
+
+CLUSTER_OPTIONS = (
+    click.option(
+        "--engine",
+        metavar="NAME",
+        help="ray (warm worker processes), tune (Ray Tune) or inline (this process).  [default: ray]",
+    ),
+    click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT."),
+    click.option(
+        "--workers",
+        type=int,
+        metavar="N",
+        callback=_count,
+        help="Trainings at once.  [default: as many as there are GPUs or cores for]",
+    ),
+    click.option(
+        "--gpus-per-trial",
+        type=float,
+        metavar="F",
+        help="GPUs a training takes; a fraction shares one, 0 is CPUs.  [default: 1, or 0 where there is none]",
+    ),
+    click.option(
+        "--other-device",
+        is_flag=True,
+        default=None,
+        help="Go on with a study in another precision, or on GPUs after CPUs or CPUs after GPUs.",
+    ),
+)
+
+
+def cluster_options(command: Callable) -> Callable:
+    """What trainings run on: the flags, by their names in StudyConfig, of all commands that start some."""
+    for option in reversed(CLUSTER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that stood on the command line."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+device_option = click.option(
+    "--gpus-per-trial",
+    "gpus",
+    type=float,
+    metavar="F",
+    help="1: the GPU; 0: the CPU.  [default: 1, or 0 where there is none]",
+)
+
+
 def _print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2))
 
@@ -93,14 +149,7 @@ def _print_json(data: Any) -> None:
 @click.option("--trials", type=int, metavar="N", help="Trials in the study when it is done.  [default: the preset's]")
 @click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
 @click.option("--device-hours", type=float, metavar="H", help="Start no trial once all have used so much of a device.")
-@click.option("--workers", type=int, metavar="N", help="Trials at once.  [default: one a core, or one a GPU]")
-@click.option("--gpus-per-trial", type=float, metavar="F", help="GPUs a trial takes; a fraction shares one.")
-@click.option(
-    "--engine",
-    metavar="NAME",
-    help="ray (warm worker processes), tune (Ray Tune) or inline (this process).  [default: ray]",
-)
-@click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT.")
+@cluster_options
 @click.option(
     "--sampler",
     metavar="NAME",
@@ -141,7 +190,7 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     from nas.config import read_toml
 
     given = read_toml(config) if config else {}
-    given |= {name: value for name, value in flags.items() if value is not None}
+    given |= given_flags(flags)
     merged = {**given.get("settings", {}), **settings}
     if merged:
         given["settings"] = merged
@@ -355,11 +404,14 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
+@device_option
 @json_option
-def train(study: str, store: str, trial: int, tokens: int | None, resume: bool, out: str, as_json: bool) -> None:
+def train(
+    study: str, store: str, trial: int, tokens: int | None, resume: bool, out: str, gpus: float | None, as_json: bool
+) -> None:
     """Train a trial's architecture again, longer if you like, and export it.
 
-    On several processes or GPUs: torchrun --nproc_per_node=2 -m nas train ...
+    On several processes or GPUs: torchrun --nproc_per_node=2 -m nas train ... (each process takes a GPU)
 
     \b
     nas train --study first --trial 7 --tokens 100000000 --out seven-long
@@ -368,7 +420,8 @@ def train(study: str, store: str, trial: int, tokens: int | None, resume: bool, 
     from nas.store import Store
 
     with Store(store) as opened:
-        data = run_training(opened, opened.study(study), trial, tokens=tokens, resume=resume, out=out)
+        row = opened.study(study)
+        data = run_training(opened, row, trial, tokens=tokens, resume=resume, out=out, gpus=gpus)
     if data is None:  # another process says it
         return
     if as_json:
@@ -387,22 +440,27 @@ def train(study: str, store: str, trial: int, tokens: int | None, resume: bool, 
     "--temperature", type=click.FloatRange(0), default=0.8, show_default=True, metavar="X", help="0: the likeliest."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sampling.")
-def generate(folder: str, prompt: str, count: int, temperature: float, seed: int) -> None:
+@device_option
+def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
     """Continue a text with an exported language model."""
+    from nas.executors import asked_device
     from nas.exported import generate as continued
 
-    click.echo(continued(folder, prompt, count=count, temperature=temperature, seed=seed))
+    device = asked_device(gpus)
+    click.echo(continued(folder, prompt, count=count, temperature=temperature, seed=seed, device=device))
 
 
 @cli.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--data", metavar="PATH", help="Text or images.  [default: what it was trained on]")
+@device_option
 @json_option
-def evaluate(folder: str, data: str | None, as_json: bool) -> None:
+def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
     """Loss and accuracy of an exported model on the validation part of some data."""
+    from nas.executors import asked_device
     from nas.exported import evaluate as scored
 
-    found = scored(folder, data)
+    found = scored(folder, data, asked_device(gpus))
     if as_json:
         _print_json(found)
     else:
@@ -438,6 +496,7 @@ def evaluate(folder: str, data: str | None, as_json: bool) -> None:
 )
 @click.option("--store", metavar="URL", help="Whose study's front the variants join.  [default: nas.db if it is there]")
 @click.option("--figure", metavar="FILE", help="The evidence, permuted into the blocks, as HTML, PNG or SVG.")
+@device_option
 @json_option
 def decompose(
     folder: str,
@@ -449,6 +508,7 @@ def decompose(
     retrain: int,
     store: str | None,
     figure: str | None,
+    gpus: float | None,
     as_json: bool,
 ) -> None:
     """Take a trained model apart into blocks that run independently, with the evidence for them.
@@ -463,6 +523,7 @@ def decompose(
     """
     from nas.decompose import decompose as take_apart
     from nas.decompose import read_evidence
+    from nas.executors import asked_device
 
     if figure is not None:
         from dashboards.paper import check_file
@@ -478,6 +539,7 @@ def decompose(
         retrain=retrain,
         store=store,
         say=lambda text: click.echo(text, err=True),
+        device=asked_device(gpus),
     )
     if figure is not None:
         from dashboards.blocks import figure as drawn
@@ -518,8 +580,7 @@ def decompose(
 )
 @click.option("--seeds", type=int, default=3, show_default=True, help="Of the smaller half of the sizes.")
 @click.option("--ablate", is_flag=True, help="One trial against the baseline, a component at a time.")
-@click.option("--workers", type=click.IntRange(1, MAX_COUNT), metavar="N", help="Trainings at once.  [default: cores]")
-@click.option("--engine", default="ray", show_default=True, metavar="NAME", help="ray, tune or inline.")
+@cluster_options
 @json_option
 def scale(
     study: str,
@@ -531,9 +592,8 @@ def scale(
     budget: str,
     seeds: int,
     ablate: bool,
-    workers: int | None,
-    engine: str,
     as_json: bool,
+    **flags: Any,
 ) -> None:
     """Does the gain survive scale? Trains a ladder of sizes and fits scaling laws: compute-equivalent gain by compute.
 
@@ -553,7 +613,7 @@ def scale(
     shape = Ladder(tokens_per_parameter=ratios, budget=budget, seeds=seeds)
     if ladder is not None:
         shape = replace(shape, sizes=parse_sizes(ladder))
-    given = {"study": study, "store": store, "engine": engine, "workers": workers or 0}
+    given = {"study": study, "store": store, **given_flags(flags)}
     data = launch_scale(given, trials, baseline, shape, ablate)
     if as_json:
         _print_json(data)
@@ -691,7 +751,7 @@ def study_export(name: str, store: str, to: str) -> None:
         row = opened.study(name)
         if row.settings.get("imported"):
             raise UserError(f"study {name!r} came from Optuna: its space is not known here")
-        plan = make_plan(resumed(row.settings, {"study": name}))
+        plan = make_plan(resumed({**row.settings, "space": row.space.name}, {"study": name}))
         count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
     click.echo(f"exported {count} trials of {name}")
 
@@ -725,9 +785,18 @@ def bench() -> None:
 @click.option("--record", is_flag=True, help="Train the table that --part quality replays: short trainings, resumable.")
 @click.option("--store", default="table.db", show_default=True, metavar="URL", help="Where --record keeps its study.")
 @click.option("--out", default="lm.json", show_default=True, metavar="FILE", help="The table that --record writes.")
+@cluster_options
 @json_option
 def bench_search(
-    part: str, trials: int | None, seeds: int, figure: str | None, record: bool, store: str, out: str, as_json: bool
+    part: str,
+    trials: int | None,
+    seeds: int,
+    figure: str | None,
+    record: bool,
+    store: str,
+    out: str,
+    as_json: bool,
+    **flags: Any,
 ) -> None:
     """What a trial costs beyond its training, and how good a front the same compute finds.
 
@@ -741,7 +810,10 @@ def bench_search(
     if record:
         from nas.table import record as record_table
 
-        sys.exit(record_table(store, Path(out)))
+        sys.exit(record_table(store, Path(out), given_flags(flags)))
+    if given := given_flags(flags):
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UserError(f"{names}: a flag of --record alone; the other parts measure workers of their own")
     if part == "quality":
         from nas.bench_quality import compare
 

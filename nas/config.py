@@ -41,6 +41,7 @@ OBJECTIVES = {
 DEFAULT_OBJECTIVES = {"text": ("bits_per_byte", "flops_per_token"), "images": ("accuracy", "flops_per_image")}
 
 MAX_REPEATS = 100
+LEAST_SHARE = 0.01  # of a GPU, for a trial
 SAMPLED = 2000  # architectures that limits are tried on before a search starts
 DEFAULT_RATE = 3e-3
 RATE_GRID = tuple(DEFAULT_RATE * 3.0**k for k in (-2, -1, 0, 1))
@@ -130,8 +131,8 @@ class StudyConfig:
     trials: int = 0  # 0: the preset's
     time: float | None = None
     device_hours: float | None = None  # of training and evaluation, over the whole study
-    workers: int = 0  # 0: one a core, or one a GPU
-    gpus_per_trial: float = 0.0
+    workers: int = 0  # 0: as many as the cluster has room for
+    gpus_per_trial: float | None = None  # 0: trials take CPUs; None: one GPU where there is any, otherwise CPUs
     engine: str = "ray"
     address: str | None = None
     sampler: str | None = None  # None: what is best with or without halving (nas/samplers.py)
@@ -144,6 +145,7 @@ class StudyConfig:
     compile: bool = False
     seed: int = 0
     resume: bool = False
+    other_device: bool = False  # resume in another precision, or on GPUs after CPUs, or the other way round
     warm_start: str | None = None  # where architectures come from that are trained first
 
     def __post_init__(self) -> None:
@@ -180,10 +182,23 @@ class StudyConfig:
                 raise UserError(f"{flag} {seconds:g}: wanted a number of seconds above 0")
         if self.device_hours is not None and not 0 < self.device_hours < inf:
             raise UserError(f"--device-hours {self.device_hours:g}: wanted a number of hours above 0")
-        if not 0 <= self.gpus_per_trial < inf:
-            raise UserError(f"--gpus-per-trial {self.gpus_per_trial:g}: wanted 0 or more")
+        check_gpus(self.gpus_per_trial)
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed}: wanted 0 or more, in 63 bits")
+
+
+def check_gpus(gpus: float | None) -> None:
+    """Raises UserError for what no trial can take."""
+    if gpus is not None and not (gpus == 0 or LEAST_SHARE <= gpus <= 1 or (gpus < inf and gpus == int(gpus) > 1)):
+        raise UserError(
+            f"--gpus-per-trial {gpus:g}: wanted 0 for CPUs, a share of one GPU from {LEAST_SHARE:g} to 1, or a whole "
+            "number of them"
+        )
+
+
+def own_code(space: str) -> bool:
+    """Whether a space's name is a file of the user's: FILE.py:Class."""
+    return space.rpartition(":")[0].endswith(".py")
 
 
 KEPT_BYTES = 16  # of a parameter in float32: itself, its gradient, and AdamW's two moments
@@ -411,7 +426,7 @@ _TOML_TYPES: dict[str, tuple[type, ...]] = {
     "time": (int, float), "device_hours": (int, float), "workers": (int,), "gpus_per_trial": (int, float),
     "engine": (str,), "address": (str,), "sampler": (str,), "halving": (bool,), "repeats": (int,), "inherit": (bool,),
     "trial_timeout": (int, float), "checkpoints": (str,), "kernels": (str,), "compile": (bool,), "seed": (int,),
-    "resume": (bool,), "warm_start": (str,),
+    "resume": (bool,), "other_device": (bool,), "warm_start": (str,),
 }  # fmt: skip
 
 
@@ -469,32 +484,26 @@ def _toml_text(path: str, name: str, value: Any) -> str:
 
 # What belongs to one run on one machine, not to the study.
 HERE_AND_NOW = frozenset(
-    [
-        "store",
-        "resume",
-        "warm_start",
-        "time",
-        "device_hours",
-        "workers",
-        "gpus_per_trial",
-        "engine",
-        "address",
-        "checkpoints",
-    ]
+    ["store", "resume", "other_device", "warm_start", "time", "device_hours", "address", "checkpoints"]
 )
-CHANGEABLE = HERE_AND_NOW | {"study", "trials", "trial_timeout", "halving"}
+RAN_ON = ("engine", "gpus_per_trial", "workers")  # what a study ran on last: repeated, unless flags say otherwise
+CHANGEABLE = HERE_AND_NOW | {*RAN_ON, "study", "trials", "trial_timeout", "halving"}
 
 
 def to_json(config: StudyConfig) -> dict[str, Any]:
-    """What the store keeps; the store's own address (it may hold a password) stays out."""
+    """What the store keeps. The store's own address (it may hold a password) stays out, and whatever a resumed search
+    should take from its command line alone: a machine, a folder, a file of code."""
+    left_out = HERE_AND_NOW | ({"space"} if own_code(config.space) else set())
     data = asdict(config) | {"settings": dict(config.settings), "objectives": list(config.objectives)}
-    return {name: value for name, value in data.items() if name not in HERE_AND_NOW}
+    return {name: value for name, value in data.items() if name not in left_out}
 
 
 def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
     """A stored study's configuration with what this command line gives. Raises UserError when it contradicts."""
     for name, value in given.items():
         if name in CHANGEABLE:
+            continue
+        if name == "space" and name not in stored:  # a file of code, which a study's row compares by itself
             continue
         before = stored.get(name)
         before = tuple(before) if isinstance(before, list) else before

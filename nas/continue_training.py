@@ -24,6 +24,7 @@ from kernels._cpu import keep_freed_memory
 from kernels._dispatch import use_backend
 from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from nas.errors import StudyError, UserError
+from nas.executors import asked_device
 from nas.export import free_folder, write_checked
 from nas.inherit import described
 from nas.records import Job, Notice, Report, State, StudyRow
@@ -44,7 +45,6 @@ from nas.train import (
     seeded_build,
     start_from_parent,
     train_step,
-    worker_device,
 )
 from search_spaces import load_space
 from search_spaces.base import Space
@@ -77,16 +77,24 @@ class Group:
 
 
 @contextmanager
-def group() -> Iterator[Group]:
-    """The processes that torchrun started, or this one alone."""
+def group(gpus: float | None) -> Iterator[Group]:
+    """The processes that torchrun started, or this one alone; each on a GPU of its own where there are any, unless
+    `gpus` is 0. Raises UserError where there are fewer GPUs than processes, or what they have cannot be used.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield Group(0, 1, worker_device())
+        yield Group(0, 1, asked_device(gpus))
         return
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = worker_device()
+    rank, size, here = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if gpus != 0 and torch.cuda.is_available():
+        if here >= torch.cuda.device_count():
+            raise UserError(
+                f"process {here} has no GPU of its own, as there are {torch.cuda.device_count()}: start fewer, or give "
+                "--gpus-per-trial 0 for CPUs"
+            )
+        torch.cuda.set_device(here)  # before anything is put on another
+    device = asked_device(gpus)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        device = torch.device("cuda", here)
     if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing outside this machine is asked for
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -97,12 +105,19 @@ def group() -> Iterator[Group]:
 
 
 def train(
-    store: Store, study: StudyRow, number: int, *, tokens: int | None, resume: bool, out: str
+    store: Store,
+    study: StudyRow,
+    number: int,
+    *,
+    tokens: int | None,
+    resume: bool,
+    out: str,
+    gpus: float | None = None,
 ) -> dict[str, Any] | None:
     """Trains the trial on `tokens` (or images; default: as many as the trial's) and exports it to the folder `out`.
 
     A checkpoint lies beside `out` until that is done; `resume` goes on from it. Returns `nas train --json`, None in
-    the processes that do not lead. Raises UserError and StudyError before any training.
+    the processes that do not lead. `gpus` as in `group`. Raises UserError and StudyError before any training.
     """
     trial = store.trial(study, number)
     if trial.state != State.COMPLETE and trial.state != State.STOPPED:
@@ -116,7 +131,7 @@ def train(
     keep_freed_memory()
     space = load_space(study.space.name, study.space.settings)
     deterministic(space)
-    with group() as here, use_backend(job.kernels):
+    with group(gpus) as here, use_backend(job.kernels):
         model, values = _trained(job, space, here)
         if not here.leads:
             return None

@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Setting:
     data: Any
     recipe: Recipe
     data_seed: int
+    device: torch.device = field(default_factory=worker_device)  # where everything is trained and compared
 
     @property
     def steps(self) -> Steps:
@@ -86,7 +87,9 @@ class Setting:
         return self.task.validation(self.data, self.arch, self.recipe, self.steps.samples)
 
 
-def read_setting(folder: str, config: Mapping[str, Any], data_path: str | None) -> Setting:
+def read_setting(
+    folder: str, config: Mapping[str, Any], data_path: str | None, device: torch.device | None = None
+) -> Setting:
     """The setting of an export. Raises UserError, and DataError when the data is not the data it was trained on."""
     space, arch = space_of(folder, config)
     training, data = config["training"], config["data"]
@@ -98,7 +101,7 @@ def read_setting(folder: str, config: Mapping[str, Any], data_path: str | None) 
     searched = {attribute: training[name] for name, attribute in SEARCHED.items()}
     recipe = Recipe(**searched, tokens=training[total], batch_tokens=training[batch], seed=training["train.seed"])
     found = checked_data(space.task, data_path or data["path"], data["hash"])
-    return Setting(space, arch, TASKS[space.task], found, recipe, data["seed"])
+    return Setting(space, arch, TASKS[space.task], found, recipe, data["seed"], device or worker_device())
 
 
 # ---- a net's weights as edges --------------------------------------------------------------------------------------
@@ -136,7 +139,7 @@ def train(setting: Setting, name: str, say: Callable[[str], None], shuffled_by: 
     With `shuffled_by` the targets of every batch are shuffled, by that number: all that training does to weights where
     there is nothing to learn.
     """
-    model = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(worker_device())
+    model = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(setting.device)
     optimizers = make_optimizers(model, setting.recipe)
     device = next(model.parameters()).device
     model.train()
@@ -162,7 +165,7 @@ def trained(
     if path.exists():
         model = seeded_build(setting.space, setting.arch, setting.recipe.seed)
         model.load_state_dict(load_file(path))
-        return model.eval().to(worker_device())
+        return model.eval().to(setting.device)
     model = train(setting, name, say, shuffled_by)
     partial = path.with_suffix(".partial")
     save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
@@ -488,11 +491,13 @@ def decompose(
     retrain: int,
     store: str | None,
     say: Callable[[str], None],
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Takes the model of an export apart into `out`; returns the report, `nas decompose --json`.
 
     The model written runs the blocks of the strongest `keep` of the confirmed edges. The curve joins the front of the
-    model's study in `store`; None: in DEFAULT_STORE, if it is there. Raises UserError before anything is trained, for a
+    model's study in `store`; None: in DEFAULT_STORE, if it is there. All is trained on `device`; None is the GPU, where
+    there is one. Raises UserError before anything is trained, for a
     folder that is no whole and unchanged export too.
     """
     if controls < LEAST_CONTROLS:
@@ -513,9 +518,9 @@ def decompose(
     if not target.parent.is_dir():
         raise UserError(f"--out {out}: the folder {target.parent} does not exist")
     joins = _joins_front(store, folder, config, say)
-    setting = read_setting(folder, config, data_path)
+    setting = read_setting(folder, config, data_path, device)
     deterministic(setting.space)
-    original = load(folder).to(worker_device())
+    original = load(folder).to(setting.device)
     nets = nets_of(original)
     if not nets:
         raise UserError(f"{folder} has no feed-forward net to take apart: wanted a Transformer")
@@ -525,7 +530,7 @@ def decompose(
             f"trained with torch {config['provenance'].get('torch')}, here is {torch.__version__}: the evidence holds "
             "only if both draw the same initial weights from a seed"
         )
-    initial = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(worker_device()).eval()
+    initial = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(setting.device).eval()
     shuffled = [trained(setting, f"control {n}", scratch, say, shuffled_by=n) for n in range(1, controls + 1)]
 
     moved: dict[str, list[Edges]] = {}

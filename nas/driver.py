@@ -32,6 +32,7 @@ from nas.records import (
     Trial,
 )
 from nas.store import Store
+from nas.study import check_device, computed_in
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5
@@ -132,13 +133,16 @@ def run(
     *,
     seconds: float | None = None,
     device_hours: float | None = None,
+    other_device: bool = False,
 ) -> Outcome:
     """Trains until the work is done, a budget is used up or the user interrupts.
 
     `seconds` counts from here; `device_hours` all that the study's trials have trained and evaluated. Raises UserError
-    when checkpoints cannot be written.
+    when checkpoints cannot be written, and, but for `other_device`, before a worker is given a trial that would train
+    in another precision or on another kind of device than the study's trials were.
     """
     store, row = work.store, work.row
+    before = set() if other_device else computed_in(store, row)
     open_folder(work.checkpoints)
     found = kept(work.checkpoints)  # before the store is asked: another driver may be starting trials
     unfinished = {trial.number for trial in store.trials(row, states=(State.WAITING, State.RUNNING))}
@@ -163,6 +167,7 @@ def run(
                     told = interrupt.count
                     if leased and told == 1:
                         view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
+                check_device(row, before, executor.seen)  # workers may have come since
                 if not stopping:
                     _fill(work, executor, driver, leased, view)
                 if not leased and (stopping or (executor.free and _settled(work))):

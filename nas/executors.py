@@ -2,6 +2,9 @@
 
 `ray` keeps a pool of warm Ray actors, one job each at a time; `inline` runs in the driver's own process. The third,
 `tune`, has a file of its own.
+
+Of each the same holds: a trial takes `gpus_per_trial` GPUs; None is one where there are any, and CPUs where there are
+none. `workers` is how many trials run at once; 0 is as many as there is room for.
 """
 
 import os
@@ -10,16 +13,20 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from nas import worker
+from nas.config import check_gpus
 from nas.errors import UserError
-from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result
+from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,13 @@ Event = Notice | Progress | Report | Result | Lost
 
 class Executor(Protocol):
     workers: int
+    gpus: float  # that a trial takes; 0: it trains on CPUs
     memory: float | None  # bytes that a trial may use on the roomiest machine; None where that is not known
+
+    @property
+    def seen(self) -> Mapping[Seen, int]:
+        """What the workers that are there train on, and how many of them."""
+        ...
 
     @property
     def running(self) -> int:
@@ -83,12 +96,17 @@ class Executor(Protocol):
 
 
 class Inline:
-    """One job at a time in this process: for tests and debugging. A timeout is noticed between a job's events."""
+    """One job at a time in this process: for tests and debugging. A timeout is noticed between a job's events.
+
+    Raises UserError when a GPU is asked for that is not here, or cannot be used.
+    """
 
     workers = 1
     memory: float | None = None
 
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(self, timeout: float | None = None, gpus_per_trial: float | None = None) -> None:
+        self.gpus, found = own_device(gpus_per_trial)
+        self.seen: Mapping[Seen, int] = {found: 1}
         self._timeout = timeout
         self._current: tuple[Job, Generator[worker.Event], float] | None = None
 
@@ -101,7 +119,7 @@ class Inline:
         return 1 - self.running
 
     def submit(self, job: Job) -> None:
-        self._current = (job, worker.run(job), time.monotonic())
+        self._current = (job, worker.run(placed(job, self.gpus)), time.monotonic())
 
     def wait(self, timeout: float) -> list[Event]:
         if self._current is None:
@@ -124,6 +142,28 @@ class Inline:
 
     def close(self) -> None:
         self._current = None
+
+
+def own_device(gpus: float | None) -> tuple[float, Seen]:
+    """How many GPUs this process trains on, none or one, and what it sees. Raises UserError as `Inline` does."""
+    found = worker.seen(gpu=gpus != 0)
+    check_usable(found, platform.node())
+    if gpus and found.device == "cpu":
+        raise UserError(f"--gpus-per-trial {gpus:g}: torch sees no GPU here; --gpus-per-trial 0 asks for CPUs")
+    if gpus is not None and gpus > 1:
+        raise UserError(f"--gpus-per-trial {gpus:g}: one process trains on one GPU; wanted 1, or 0 for CPUs")
+    return (0.0 if found.device == "cpu" else 1.0), found
+
+
+def asked_device(gpus: float | None) -> torch.device:
+    """Where a command of one process works, by its --gpus-per-trial. Raises UserError for a GPU that is not there."""
+    check_gpus(gpus)
+    return torch.device("cuda" if own_device(gpus)[0] else "cpu")
+
+
+def placed(job: Job, gpus: float) -> Job:
+    """The job for a worker of so many GPUs: without any, it trains on the CPU whatever its process sees."""
+    return job if gpus else replace(job, device="cpu")
 
 
 def timed_out(job: Job, seconds: float) -> Result:
@@ -186,28 +226,37 @@ def set_environment(own_cluster: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def join_cluster(workers: int, address: str | None, gpus_per_trial: float) -> Any:
-    """The ray module, connected to the cluster at `address`, or to one started on loopback for this process.
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Ray cluster that was joined, how many workers it is to run, and what each takes of it."""
 
-    Raises UserError when there is no cluster at the address, or none of its nodes can hold a worker.
+    ray: Any
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None) -> Cluster:
+    """Connects to the cluster at `address`, or to one started on loopback for this process.
+
+    Raises UserError when there is no cluster at the address, none of its nodes can hold a worker, or a cluster of our
+    own, which never grows, cannot hold them all.
     """
     if address is not None:
         _check_answers(address)
     set_environment(own_cluster=address is None)
     import ray
 
-    # Trials that asked for no GPU train on a CPU, also where there is one.
-    environment = WORKER_ENVIRONMENT | ({} if gpus_per_trial else {"CUDA_VISIBLE_DEVICES": ""})
     settings: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
         "namespace": "hypernas",
-        "runtime_env": {"env_vars": environment},
+        "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
     if address is None:
         ray.init(
             address="local",
-            num_cpus=workers,
+            num_cpus=workers or cores(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             **settings,
@@ -217,12 +266,51 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float) -> An
             ray.init(address=address, **settings)
         except ConnectionError as error:
             raise UserError(f"--address {address}: cannot join: {error}") from error
-    if gpus_per_trial:
-        most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-        if most < gpus_per_trial:
-            ray.shutdown()
-            raise UserError(f"--gpus-per-trial {gpus_per_trial:g}: the largest node has {most:g} GPUs")
-    return ray
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return _shared_out(ray, nodes, workers, gpus_per_trial, own=address is None)
+    except UserError:
+        ray.shutdown()
+        raise
+
+
+def _shared_out(
+    ray: Any, nodes: list[Mapping[str, float]], workers: int, gpus_per_trial: float | None, *, own: bool
+) -> Cluster:
+    """What workers take of these nodes, and how many there are room for, unless `workers` says how many are wanted."""
+    most = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    gpus = float(most >= 1) if gpus_per_trial is None else gpus_per_trial
+    if gpus > most:
+        has = "this machine has" if own else "the largest node has"
+        raise UserError(f"--gpus-per-trial {gpus:g}: {has} {most:g} GPUs; --gpus-per-trial 0 asks for CPUs")
+    # Nobody else uses a cluster of our own: its GPUs may be shared by more workers than there are CPUs.
+    cpus = 0.0 if own and gpus else 1.0
+    room = sum(_fitting(node, cpus, gpus) for node in nodes)
+    if own and workers > room:
+        raise UserError(
+            f"--workers {workers}: with {gpus:g} GPUs a trial this machine has room for {room}; "
+            "a smaller --gpus-per-trial shares a GPU"
+        )
+    return Cluster(ray, workers or max(1, room), cpus, gpus)
+
+
+def _fitting(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Workers that a node has room for. A share of a GPU is always of one."""
+    if not gpus:
+        return int(node.get("CPU", 0.0))
+    whole = node.get("GPU", 0.0)
+    by_gpu = int(whole / gpus) if gpus >= 1 else int(whole) * int(1 / gpus + 1e-9)
+    return min(by_gpu, int(node.get("CPU", 0.0))) if cpus else by_gpu
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hide_gpus() -> None:
+    """For a worker's process that asked for no GPU, before it first looks for one: Ray hides none from it."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def cpu_memory(ray: Any) -> float | None:
@@ -231,14 +319,49 @@ def cpu_memory(ray: Any) -> float | None:
     return max((node["memory"] / node["CPU"] for node in nodes if node.get("CPU") and "memory" in node), default=None)
 
 
-def gpu_memory(ray: Any, gpus: float) -> float | None:
-    """Bytes of one GPU's share for a trial, asked of a worker that is given it; None without one, or none in time."""
-    asked = ray.remote(num_cpus=0, num_gpus=gpus)(worker.gpu_memory).remote()
-    if not ray.wait([asked], timeout=WARM_UP_SECONDS)[0]:
-        ray.cancel(asked)
-        return None
-    whole = ray.get(asked)
-    return None if whole is None else whole * min(1.0, gpus)
+def share_of_gpu(found: Seen, gpus: float) -> float | None:
+    """Bytes of a GPU that a worker has for its trial; None without one."""
+    return None if found.memory is None else found.memory * min(1.0, gpus)
+
+
+def check_usable(found: Seen, where: str) -> None:
+    """Raises UserError when a worker was given a GPU that it cannot use."""
+    if found.problem:
+        raise UserError(
+            f"the GPU of the worker on {where} cannot be used ({found.problem}): install a torch that fits its driver "
+            "(nas doctor says more), or search on CPUs with --gpus-per-trial 0"
+        )
+
+
+SHARES = {1 / 2: "half of ", 1 / 3: "a third of ", 1 / 4: "a quarter of ", 1 / 8: "an eighth of "}
+
+
+def on_what(executor: Executor) -> str:
+    """What runs the trials: "8 workers, each on one NVIDIA H100", "2 workers on CPU cores"."""
+
+    def counted(count: int) -> str:
+        return f"{count} worker{'s' if count > 1 else ''}"
+
+    def device(name: str) -> str:
+        if executor.gpus > 1:
+            return f"{executor.gpus:g} {name}"
+        return f"{'' if executor.gpus == 1 else SHARES.get(executor.gpus, f'{executor.gpus:g} of ')}one {name}"
+
+    names: Counter[str] = Counter()
+    for found, count in executor.seen.items():
+        names[found.device] += count
+    parts = []
+    for name, count in names.items():
+        if executor.gpus == 0:
+            parts.append(f"{counted(count)} on {'CPU cores' if count > 1 else 'a CPU core'}")
+        elif name == "cpu":
+            parts.append(f"{counted(count)}, each with {device('GPU')} that torch does not see, so on CPU cores")
+        else:
+            parts.append(f"{counted(count)}, each on {device(name)}")
+    missing = executor.workers - names.total()
+    if missing > 0:
+        parts.append(f"{counted(missing)} yet to come, {'each with ' + device('GPU') if executor.gpus else 'on CPUs'}")
+    return "; ".join(parts).replace("1 worker, each", "1 worker")
 
 
 @dataclass(slots=True)
@@ -251,6 +374,7 @@ class _Slot:
     events: Any = None  # the job's ObjectRefGenerator
     node: str = ""  # where its last job started
     deadline: float | None = None  # on the monotonic clock, once the job has started
+    seen: Seen | None = None  # what its actor trains on, once it is warm
     stopped: bool = False  # its last job was stopped, and none has started since
     patience: float | None = None  # on the monotonic clock: until then a stopped job must have made room for this one
 
@@ -263,31 +387,39 @@ class RayPool:
 
     def __init__(
         self,
-        workers: int,
+        workers: int = 0,
         *,
         address: str | None = None,
-        gpus_per_trial: float = 0.0,
+        gpus_per_trial: float | None = None,
         timeout: float | None = None,
     ) -> None:
-        self._ray = ray = join_cluster(workers, address, gpus_per_trial)
-        self._gpus = gpus_per_trial
-        self.memory = None if gpus_per_trial else cpu_memory(ray)  # of a GPU, its worker knows how much it has
+        joined = join_cluster(workers, address, gpus_per_trial)
+        self._ray = ray = joined.ray
+        self.workers, self.gpus = joined.workers, joined.gpus
+        self.memory = None if self.gpus else cpu_memory(ray)  # of a GPU, its worker knows how much it has
         self._home = ray_node()
-        self.workers = workers
         self._timeout = timeout
         self._actor_class = ray.remote(
-            num_cpus=1,
-            num_gpus=gpus_per_trial,
+            num_cpus=joined.cpus,
+            num_gpus=joined.gpus,
             max_restarts=0,
             concurrency_groups={CONTROL: 1},  # a stop reaches the actor while a job runs
         )(_Worker)
         self._code = code_hash()
         self._failures = 0  # of workers to start, since one did
-        self._slots = [_Slot(*self._new_actor()) for _ in range(workers)]
+        self._slots = [_Slot(*self._new_actor()) for _ in range(self.workers)]
         # Warm before the first job. On a cluster that has yet to grow, the others are taken up as they come.
         until = time.monotonic() + WARM_UP_SECONDS
-        while self.free < workers and (left := until - time.monotonic()) > 0:
-            self._warm(left)
+        try:
+            while self.free < self.workers and (left := until - time.monotonic()) > 0:
+                self._warm(left)
+        except UserError:
+            self.close()
+            raise
+
+    @property
+    def seen(self) -> Mapping[Seen, int]:
+        return Counter(slot.seen for slot in self._slots if slot.seen is not None)
 
     def resources(self) -> dict[str, float]:
         """CPUs, GPUs and bytes of memory of the cluster."""
@@ -295,7 +427,7 @@ class RayPool:
         return {name: found[name] for name in ("CPU", "GPU", "memory") if name in found}
 
     def _new_actor(self) -> tuple[Any, Any]:
-        actor = self._actor_class.remote()
+        actor = self._actor_class.remote(self.gpus > 0)
         return actor, actor.ready.remote()
 
     def _warm(self, timeout: float) -> None:
@@ -307,7 +439,7 @@ class RayPool:
         for promise in ready:
             slot = coming[promise]
             try:
-                code, where, gpu_memory = self._ray.get(promise)
+                code, where, found = self._ray.get(promise)
             except self._ray.exceptions.RayError as error:
                 self._failures += 1
                 if self._failures > START_ATTEMPTS * self.workers:
@@ -318,9 +450,10 @@ class RayPool:
                 self._replace(slot)
                 continue
             check_code(code, where, self._code)
-            slot.ready, self._failures = None, 0
-            if gpu_memory is not None:
-                self.memory = max(self.memory or 0.0, gpu_memory * min(1.0, self._gpus))
+            check_usable(found, where)
+            slot.ready, slot.seen, self._failures = None, found, 0
+            if (share := share_of_gpu(found, self.gpus)) is not None:
+                self.memory = max(self.memory or 0.0, share)
 
     @property
     def running(self) -> int:
@@ -335,7 +468,7 @@ class RayPool:
         slot = next((slot for slot in idle if slot.ready is None), idle[0])
         slot.job, slot.deadline = job, None
         slot.patience = time.monotonic() + STOP_SECONDS if slot.stopped else None
-        slot.events = slot.actor.run.remote(job)
+        slot.events = slot.actor.run.remote(placed(job, self.gpus))
 
     def wait(self, timeout: float) -> list[Event]:
         busy = {slot.events: slot for slot in self._slots if slot.job is not None}
@@ -383,14 +516,14 @@ class RayPool:
             elif slot.patience is not None and now > slot.patience:
                 job = slot.job
                 self._replace(slot)
-                slot.job, slot.events = job, slot.actor.run.remote(job)
+                slot.job, slot.events = job, slot.actor.run.remote(placed(job, self.gpus))
         return out
 
     def _replace(self, slot: _Slot) -> None:
         """A new process in place of a dead or overdue one."""
         self._ray.kill(slot.actor)
         slot.actor, slot.ready = self._new_actor()
-        slot.job, slot.events = None, None
+        slot.job, slot.events, slot.seen = None, None, None
         slot.stopped, slot.patience, slot.deadline = False, None, None
 
     def stop(self, trial: int) -> None:
@@ -413,7 +546,10 @@ class RayPool:
 class _Worker:
     """What runs in the actor's process: one job after the other, and beside it whatever stops one."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: bool) -> None:
+        if not gpu:
+            hide_gpus()
+        self._gpu = gpu
         import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
         from kernels._cpu import keep_freed_memory
 
@@ -421,9 +557,9 @@ class _Worker:
 
         self._stopped: set[tuple[int, int]] = set()  # (trial, token) of jobs to put down
 
-    def ready(self) -> tuple[str, str, float | None]:
-        """The code that this process runs, where, and the bytes of its GPU, if it was given one."""
-        return code_hash(), platform.node(), worker.gpu_memory()
+    def ready(self) -> tuple[str, str, Seen]:
+        """The code that this process runs, where, and on what."""
+        return code_hash(), platform.node(), worker.seen(self._gpu)
 
     def run(self, job: Job) -> Iterator[Started | Event]:
         name = (job.trial, job.token)
@@ -496,11 +632,11 @@ def _listens(host: str, port: int) -> OSError | None:
 
 
 def make_executor(
-    engine: str, workers: int, *, address: str | None, gpus_per_trial: float, timeout: float | None
+    engine: str, workers: int, *, address: str | None, gpus_per_trial: float | None, timeout: float | None
 ) -> Executor:
     """`ray`, `tune` or `inline`. Raises UserError as the pools do."""
     if engine == "inline":
-        return Inline(timeout)
+        return Inline(timeout, gpus_per_trial)
     if engine == "tune":
         set_environment(own_cluster=address is None)
         from nas.tune import TunePool

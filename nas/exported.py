@@ -19,7 +19,7 @@ from torch import nn
 from nas.errors import UserError
 from nas.records import Recipe
 from nas.tasks import TASKS
-from nas.train import deterministic, score
+from nas.train import deterministic, score, worker_device
 from search_spaces import load_space
 from search_spaces.base import Space, SpaceError
 from search_spaces.blocks import cut
@@ -107,8 +107,13 @@ def space_of(folder: str | Path, config: Mapping[str, Any]) -> tuple[Space, Any]
         raise UserError(f"{folder} cannot be built here: {error}; its model.py stands alone") from error
 
 
-def generate(folder: str, prompt: str, *, count: int, temperature: float, seed: int) -> str:
-    """`prompt` and `count` sampled bytes after it. Raises UserError for a model of images or an empty prompt."""
+def generate(
+    folder: str, prompt: str, *, count: int, temperature: float, seed: int, device: torch.device | None = None
+) -> str:
+    """`prompt` and `count` sampled bytes after it. Raises UserError for a model of images or an empty prompt.
+
+    A seed draws the same bytes on the same kind of device; None is the GPU, where there is one.
+    """
     config = read_config(folder)
     if "vocab" not in config["arch"]:
         raise UserError(f"{folder} classifies images: only a language model continues a text")
@@ -117,13 +122,17 @@ def generate(folder: str, prompt: str, *, count: int, temperature: float, seed: 
         raise UserError("--prompt: wanted some text to continue")
     if max(tokens) >= config["arch"]["vocab"]:
         raise UserError(f"--prompt: {folder} has {config['arch']['vocab']} tokens, and bytes go up to {max(tokens)}")
-    model: Any = _load(folder, config)
-    out = model.generate(torch.tensor([tokens]), count, temperature, torch.Generator().manual_seed(seed))
+    device = device or worker_device()
+    model: Any = _load(folder, config).to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    out = model.generate(torch.tensor([tokens], device=device), count, temperature, generator)
     return bytes(min(token, 255) for token in out[0].tolist()).decode(errors="replace")
 
 
-def evaluate(folder: str, data_path: str | None) -> dict[str, Any]:
+def evaluate(folder: str, data_path: str | None, device: torch.device | None = None) -> dict[str, Any]:
     """Scores the model on the validation part of `data_path`, or of the data it was trained on.
+
+    On `device`; None is the GPU, where there is one.
 
     Returns `nas evaluate --json`: the data's name and hash, loss and accuracy. Raises UserError, and DataError when
     the data cannot be read.
@@ -131,7 +140,7 @@ def evaluate(folder: str, data_path: str | None) -> dict[str, Any]:
     config = read_config(folder)
     space, arch = space_of(folder, config)
     task = TASKS[space.task]
-    model = _load(folder, config)
+    model = _load(folder, config).to(device or worker_device())
     data = task.load(data_path or config["data"]["path"])
     trained = config["training"]
     if space.task == "images":

@@ -1,24 +1,23 @@
 """Starts a search from the command line's values: checks everything, opens the study, runs it, says what came of it."""
 
-import os
+import shlex
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from shlex import quote
 from typing import Any
 
 import click
 
 from nas.checkpoints import open_folder
-from nas.config import StudyConfig, resumed
+from nas.config import StudyConfig, own_code, resumed
 from nas.driver import Outcome, run
 from nas.errors import StoreError, StudyError, UserError
-from nas.executors import make_executor
+from nas.executors import on_what
 from nas.progress import front_table, make_view, print_table
 from nas.scale import Ladder, ablation, analyse, climb, contenders, keep, measure_baseline
 from nas.store import Store
-from nas.study import Search, open_search, prepare
+from nas.study import Search, check_resumed, executor_of, open_search, prepare, ran_on
 from nas.summary import status_of, verdict
 from nas.tasks import TASKS
 from nas.warm_start import warm_start
@@ -32,21 +31,22 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
     if stored is not None:
         if not config.resume:
             raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
+        if "space" not in stored and "space" not in given:
+            raise StudyError(
+                f"study {config.study!r} searches a space of its own: --resume wants its --space FILE.py:Class again, "
+                "as no study names code for others to run"
+            )
         config = resumed(stored, given)
     prepared = prepare(config)  # whatever is wrong is found before anything is written
     first = warm_start(config.warm_start, config.store, prepared.plan) if config.warm_start else []
     if config.checkpoints is not None:
         open_folder(config.checkpoints)
-    workers = config.workers or default_workers(config)
-    executor = make_executor(
-        config.engine,
-        workers,
-        address=config.address,
-        gpus_per_trial=config.gpus_per_trial,
-        timeout=config.trial_timeout,
-    )
-    prepared = replace(prepared, plan=replace(prepared.plan, memory=executor.memory))
+    executor = executor_of(config)
+    config = replace(config, gpus_per_trial=executor.gpus)
+    prepared = replace(prepared, config=config, plan=replace(prepared.plan, memory=executor.memory))
     with closing(executor), Store(config.store, create=True) as store:
+        check_resumed(store, config, executor)
+        click.echo(on_what(executor), err=True)
         yardstick = None
         if stored is None and "ceg" in prepared.plan.objectives:
             yardstick = measure_baseline(store, executor, config, prepared.plan, partial(click.echo, err=True))
@@ -55,13 +55,20 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
         unit = TASKS[search.plan.space.task].unit
         click.echo(
             f"study {config.study!r}: {'resumed at ' + str(finished) + ' of ' if finished else ''}{search.plan.trials} "
-            f"trials of {search.plan.recipe.tokens:,} {unit}s, {workers} workers, "
+            f"trials of {search.plan.recipe.tokens:,} {unit}s, "
             f"{'halving, ' if search.halving else ''}{'inheriting, ' if config.inherit else ''}"
             f"results in {store.shown}",
             err=True,
         )
         with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:
-            outcome = run(search, executor, view, seconds=config.time, device_hours=config.device_hours)
+            outcome = run(
+                search,
+                executor,
+                view,
+                seconds=config.time,
+                device_hours=config.device_hours,
+                other_device=config.other_device,
+            )
         return _conclude(store, search, outcome)
 
 
@@ -79,17 +86,19 @@ def launch_scale(
                 raise UserError(f"--ablate takes one trial apart, and there are {len(climbers) - 1}: give --trials N")
             climbers = ablation(load_space(searched.space.name), *climbers)
         path = searched.settings["data_path"]
+        ladder_study = f"{config.study}-scale"
         config = replace(
-            config,
-            study=f"{config.study}-scale",
+            StudyConfig(**ran_on(store, ladder_study) | dict(given)),
+            study=ladder_study,
             space=searched.space.name,
             settings={"data.path": path} if path else {},
             kernels=searched.settings["kernels"],
             seed=searched.settings["seed"],
             halving=False,
         )
-        workers = config.workers or default_workers(config)
-        with closing(make_executor(config.engine, workers, address=None, gpus_per_trial=0.0, timeout=None)) as executor:
+        with closing(executor_of(config)) as executor:
+            check_resumed(store, config, executor)
+            click.echo(on_what(executor), err=True)
             climbed = climb(store, executor, config, climbers, ladder, lambda text: click.echo(text, err=True))
         data = analyse(climbed, climbers, seed=config.seed)
         keep(store, searched, config.study, data)
@@ -115,31 +124,30 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
         click.echo("the space holds nothing new: every further proposal was trained before", err=True)
         return 0
     why = "interrupted" if outcome.interrupted else "out of its budget" if outcome.over_budget else "not finished"
-    again = f"nas search --study {quote(search.row.name)} --store {quote(store.to_type)} --resume"
-    if store.url.password:
-        again = f"PGPASSWORD=... {again}"
-    click.echo(f"{why}; nothing is lost. Continue with: {again}", err=True)
+    click.echo(f"{why}; nothing is lost. Continue with: {_again(store, search)}", err=True)
     return 1
 
 
+def _again(store: Store, search: Search) -> str:
+    """The command that goes on with a search: whole but for a password, and what --resume repeats by itself."""
+    config = search.config
+    command = ["nas", "search", "--study", search.row.name, "--store", store.to_type, "--resume"]
+    if own_code(config.space):
+        command += ["--space", config.space]
+    for flag, value in (("--address", config.address), ("--checkpoints", config.checkpoints)):
+        command += [flag, value] if value else []
+    command += ["--other-device"] if config.other_device else []
+    return ("PGPASSWORD=... " if store.url.password else "") + shlex.join(command)
+
+
 def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
-    """The settings of the study if the store is there and holds it; creates nothing."""
+    """The settings of the study if the store is there and holds it, and what it ran on; creates nothing."""
     try:
         with Store(config.store) as store:
-            if any(row["name"] == config.study for row in store.studies()):
-                return store.study(config.study).settings
+            if all(row["name"] != config.study for row in store.studies()):
+                return None
+            return {**store.study(config.study).settings, **ran_on(store, config.study)}
     except StoreError as error:
         if not error.missing:
             raise
     return None
-
-
-def default_workers(config: StudyConfig) -> int:
-    """One a GPU share where GPUs are asked for, otherwise one a core."""
-    if config.engine == "inline":
-        return 1
-    if config.gpus_per_trial:
-        import torch
-
-        return max(1, int(torch.cuda.device_count() / config.gpus_per_trial))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -106,6 +106,7 @@ class Job:
     data_seed: int
     kernels: str = "auto"
     compile: bool = False
+    device: str = "auto"  # auto: the GPU of the process that trains, if it has one; cpu: its CPU all the same
     measured: tuple[str, ...] = ()  # objectives that take measuring: latency_ms, peak_bytes
     max_latency_ms: float | None = None  # over it, the trial fails
     repeats: int = 1  # seeds to train with, from the recipe's on; the values are their means
@@ -114,6 +115,16 @@ class Job:
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from
     inherits: Inheritance | None = None  # None: initial weights are drawn
     evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Notice, Report and one Result
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a worker trains on, as its process sees it and as its trials' rows will say."""
+
+    device: str  # "cpu", or the GPU's name
+    precision: str
+    memory: float | None = None  # bytes of the whole GPU
+    problem: str = ""  # why the GPU that it was given cannot be used
 
 
 @dataclass(frozen=True, slots=True)

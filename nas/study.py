@@ -6,23 +6,22 @@ trained again.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
-
 from nas import pareto
 from nas.artifacts import find_weights
 from nas.checkpoints import checkpoint_path
-from nas.config import MEASURED, Plan, StudyConfig, make_plan, to_json, with_data
+from nas.config import MEASURED, RAN_ON, Plan, StudyConfig, make_plan, to_json, with_data
 from nas.errors import StudyError
+from nas.executors import Executor, make_executor
 from nas.halving import stops_early
 from nas.inherit import INHERITED, PARENT
 from nas.proposals import Proposals
-from nas.records import RUNGS, Inheritance, Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
+from nas.records import RUNGS, Inheritance, Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
 from nas.samplers import chosen
 from nas.scaling import Yardstick
 from nas.store import Proposal, Store
@@ -172,6 +171,7 @@ def make_job(store: Store, row: StudyRow, trial: Trial) -> Job:
         data_seed=row.settings["seed"],
         kernels=row.settings["kernels"],
         compile=row.settings["compile"],
+        device="cpu" if trial.provenance.get("device") == "cpu" else "auto",  # a trained row, as it was trained
         measured=tuple(name for name in row.objectives if name in MEASURED),
         repeats=row.settings.get("repeats", 1),
         micro_batches=trial.provenance.get("micro_batches", 1),
@@ -190,6 +190,61 @@ def _inheritance(store: Store, row: StudyRow, trial: Trial) -> Inheritance | Non
     weights = find_weights(store, row, parent.number)
     job = replace(make_job(store, row, parent), repeats=1) if weights is None else None
     return Inheritance(parent.number, parent.arch, change, weights, job)
+
+
+def ran_on(store: Store, study: str) -> dict[str, Any]:
+    """On what the study ran last, by the names of the flags: engine, GPUs a trial, workers. Nothing if it is unknown.
+
+    A study older than that was noted goes on on CPUs if all of it was trained there.
+    """
+    if all(row["name"] != study for row in store.studies()):
+        return {}
+    row = store.study(study)
+    found = {name: row.settings[name] for name in RAN_ON if row.settings.get(name) is not None}
+    if "gpus_per_trial" not in found and {device for device, _ in computed_in(store, row)} == {"cpu"}:
+        found["gpus_per_trial"] = 0.0
+    return found
+
+
+def computed_in(store: Store, row: StudyRow) -> set[tuple[str, str]]:
+    """The kinds of device, cpu or cuda, and the precisions that the study's trials were trained in."""
+    trained = (trial.provenance for trial in store.trials(row))
+    return {kind_of(found["device"], found["precision"]) for found in trained if "precision" in found}
+
+
+def kind_of(device: str, precision: str) -> tuple[str, str]:
+    """Of a device by the name that rows have of it: cpu or cuda; and the precision."""
+    return "cpu" if device == "cpu" else "cuda", precision
+
+
+def check_device(row: StudyRow, before: Collection[tuple[str, str]], seen: Iterable[Seen]) -> None:
+    """Raises StudyError when a worker would train in none of the ways that the study's trials `before` were."""
+    for found in seen:
+        kind = kind_of(found.device, found.precision)
+        if before and kind not in before:
+            was = " and ".join(" in ".join(some) for some in sorted(before))
+            raise StudyError(
+                f"study {row.name!r} was trained on {was}, and here it would be on {' in '.join(kind)}: numbers would "
+                "differ for that alone; --other-device goes on all the same, or go on where it was"
+            )
+
+
+def executor_of(config: StudyConfig) -> Executor:
+    """What runs a study's trials. Raises UserError as `make_executor` does."""
+    return make_executor(
+        config.engine,
+        config.workers,
+        address=config.address,
+        gpus_per_trial=config.gpus_per_trial,
+        timeout=config.trial_timeout,
+    )
+
+
+def check_resumed(store: Store, config: StudyConfig, executor: Executor) -> None:
+    """`check_device` for the workers there are, if there is such a study: before a word of it is changed."""
+    if not config.other_device and any(row["name"] == config.study for row in store.studies()):
+        row = store.study(config.study)
+        check_device(row, computed_in(store, row), executor.seen)
 
 
 def artifacts_folder(store: Store, study: str) -> str:
@@ -300,8 +355,7 @@ def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
             plan.space.largest(),
             plan.recipe,
             plan.data_path,
-            # A worker that asks for no GPU sees none; one in this process sees what there is.
-            device=worker_device() if config.gpus_per_trial or config.engine == "inline" else torch.device("cpu"),
+            device=worker_device("auto" if config.gpus_per_trial else "cpu"),
             kernels=config.kernels,
             compile=config.compile,
         ),

@@ -13,12 +13,12 @@ from nas.checkpoints import checkpoint_path
 from nas.config import Plan, StudyConfig, make_plan, recipe_with, split_settings, with_data
 from nas.driver import run
 from nas.errors import UserError
-from nas.executors import Executor
+from nas.executors import Executor, on_what
 from nas.progress import make_view
 from nas.proposals import config_hash
 from nas.records import Job, Recipe, Report, Result, SpaceSpec, StudyRow, Trial
 from nas.store import Proposal, Store
-from nas.study import Prepared, checkpoints_folder, make_job, open_study
+from nas.study import Prepared, check_resumed, checkpoints_folder, make_job, open_study
 from nas.tasks import TASKS
 from search_spaces import load_space
 from search_spaces.base import arch_to_json
@@ -37,7 +37,9 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
     Raises SpaceError and UserError for bad input before anything is trained, KeyboardInterrupt when
     interrupted; the same call then continues. Trials that another process has in hand are waited for.
     """
-    prepared, proposals = _prepare(replace(config, resume=True), configurations)
+    config = replace(config, resume=True, gpus_per_trial=executor.gpus)
+    check_resumed(store, config, executor)
+    prepared, proposals = _prepare(config, configurations)
     space = prepared.plan.space
     dearest = max((space.cost(space.from_json(p.arch)) for p in proposals), key=lambda cost: cost.flops_total)
     row = open_study(store, prepared, dearest)
@@ -47,8 +49,11 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
     store.update_settings(row, row.settings)
     work, finished = FixedList(store, row, missing.values()), store.finished(row)
     with make_view(work.asked, finished, TASKS[space.task].unit, lambda: store.front(row)) as view:
-        view.message(f"study {row.name}: {finished} of {work.asked} trials are finished, results in {store.shown}")
-        outcome = run(work, executor, view)
+        view.message(
+            f"study {row.name}: {finished} of {work.asked} trials are finished, {on_what(executor)}, "
+            f"results in {store.shown}"
+        )
+        outcome = run(work, executor, view, other_device=config.other_device)
     if outcome.interrupted:
         raise KeyboardInterrupt
     trials = {config_hash(trial.arch_hash, trial.recipe): trial for trial in store.trials(row)}

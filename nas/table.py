@@ -18,19 +18,18 @@ from nas import pareto
 from nas.config import Plan, StudyConfig, make_plan
 from nas.driver import run
 from nas.errors import UserError
-from nas.executors import make_executor
+from nas.executors import on_what
 from nas.progress import make_view
 from nas.proposals import config_hash
 from nas.records import Recipe, State, StudyRow
 from nas.store import Store
-from nas.study import open_search, prepare
+from nas.study import check_resumed, executor_of, open_search, prepare, ran_on
 from nas.tasks import TASKS
 from nas.train import BACKWARD
 from search_spaces.base import FixedTrial, Suggest
 
 TABLE = Path(__file__).parent / "tables" / "lm.json"
 STUDY = "table"
-WORKERS = 2
 # Depth, width, both shapes of feed-forward net, streams and gates, each at four learning rates around the best: 192
 # configurations, over a factor of 5 in FLOPs.
 GRID = {
@@ -76,21 +75,27 @@ def configurations(plan: Plan) -> list[dict[str, Any]]:
     return [dict(zip(names.choices, values, strict=True)) for values in product(*names.choices.values())]
 
 
-def record(store: str, out: Path, workers: int = WORKERS) -> int:
+def record(store: str, out: Path, given: Mapping[str, Any]) -> int:
     """Trains every configuration of the grid that `store` does not hold yet, and writes the table; the exit code.
 
-    Interrupted, it returns 1; called again, it goes on where it stopped.
+    `given` are the flags that say on what, by their names in StudyConfig. Interrupted, it returns 1; called again, it
+    goes on where it stopped. Raises UserError as a search does.
     """
     with Store(store, create=True) as opened:
         resume = any(study["name"] == STUDY for study in opened.studies())
-        prepared = prepare(StudyConfig(study=STUDY, settings=GRID, sampler="random", resume=resume))
+        flags = ran_on(opened, STUDY) | dict(given)
+        config = StudyConfig(study=STUDY, settings=GRID, sampler="random", resume=resume, **flags)
+        prepared = prepare(config)
         grid = [prepared.plan.suggest(FixedTrial(params)) for params in configurations(prepared.plan)]
         prepared = replace(prepared, plan=replace(prepared.plan, trials=len(grid)))
-        with closing(make_executor("ray", workers, address=None, gpus_per_trial=0.0, timeout=None)) as executor:
-            search = open_search(opened, prepared, enqueued=grid)
+        with closing(executor_of(config)) as executor:
+            config = replace(config, gpus_per_trial=executor.gpus)
+            check_resumed(opened, config, executor)
+            search = open_search(opened, replace(prepared, config=config), enqueued=grid)
             unit = TASKS[prepared.plan.space.task].unit
             with make_view(len(grid), opened.finished(search.row), unit, lambda: opened.front(search.row)) as view:
-                outcome = run(search, executor, view)
+                view.message(on_what(executor))
+                outcome = run(search, executor, view, other_device=config.other_device)
         if outcome.finished < len(grid):
             return 1
         write(out, _table(opened, search.row))

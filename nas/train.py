@@ -195,9 +195,9 @@ def deterministic(space: Any = None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, and nothing here reads unwritten memory
 
 
-def worker_device() -> torch.device:
-    """Where this process trains: a GPU if it was given one. (Workers that asked for none see none.)"""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def worker_device(asked: str = "auto") -> torch.device:
+    """Where this process trains, by what a job or a flag asks for: auto, a GPU if it has one; cpu, its CPU."""
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -265,7 +265,7 @@ def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
     """
     space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
     deterministic(space)
-    device = worker_device()
+    device = worker_device(job.device)
     _dispatch.forget_chosen()
     with _dispatch.use_backend(job.kernels), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(job.recipe.seed)  # dropout in a user's space draws from the seed too

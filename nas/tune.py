@@ -11,7 +11,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
@@ -24,21 +24,26 @@ from ray.tune.search import Searcher
 
 from kernels._cpu import keep_freed_memory
 from nas import worker
+from nas.errors import UserError
 from nas.executors import (
     STOP_SECONDS,
+    WARM_UP_SECONDS,
     Event,
     check_code,
     check_home,
+    check_usable,
     code_hash,
     cpu_memory,
-    gpu_memory,
+    hide_gpus,
     join_cluster,
     lost,
     node_lives,
+    placed,
     ray_node,
+    share_of_gpu,
     timed_out,
 )
-from nas.records import Job, Result
+from nas.records import Job, Result, Seen
 
 # Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
 # result by itself, no opinion on which metrics there must be.
@@ -64,12 +69,13 @@ class _Started:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A new actor's first sign of life, with its first job: the node it is on, and the code that it runs."""
+    """A new actor's first sign of life, with its first job: the node it is on, the code it runs, and on what."""
 
     job: Job
     node: str
     machine: str
     code: str
+    seen: Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +114,21 @@ class TunePool:
 
     def __init__(
         self,
-        workers: int,
+        workers: int = 0,
         *,
         address: str | None = None,
-        gpus_per_trial: float = 0.0,
+        gpus_per_trial: float | None = None,
         timeout: float | None = None,
     ) -> None:
         os.environ.update(TUNE_ENVIRONMENT)
-        self._ray = join_cluster(workers, address, gpus_per_trial)
-        self.memory = gpu_memory(self._ray, gpus_per_trial) if gpus_per_trial else cpu_memory(self._ray)
+        self._cluster = join_cluster(workers, address, gpus_per_trial)
+        self._ray = self._cluster.ray
+        self.workers, self.gpus = self._cluster.workers, self._cluster.gpus
         self._home = ray_node()
         self._code = code_hash()
-        self.workers = workers
+        self.memory = None if self.gpus else cpu_memory(self._ray)
+        self.seen: Counter[Seen] = Counter()
+        self._ask_one()
         self._timeout = timeout
         self._running: dict[int, _Running] = {}
         self._stopping: dict[tuple[int, int], tuple[_Running, float]] = {}  # killed after the given moment
@@ -127,8 +136,25 @@ class TunePool:
         self._heard: Queue[_Heard] = Queue()
         self._nodes: dict[Any, str] = {}  # by actor
         self._failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._experiment, args=(gpus_per_trial,), daemon=True)
+        self._thread = threading.Thread(target=self._experiment, daemon=True)
         self._thread.start()
+
+    def _ask_one(self) -> None:
+        """Asks a process with a worker's share of the cluster on what it trains: Tune's own start with their jobs."""
+        given = {"num_cpus": self._cluster.cpus, "num_gpus": self.gpus}
+        asked = self._ray.remote(**given)(_ready).remote(self.gpus > 0)
+        if not self._ray.wait([asked], timeout=WARM_UP_SECONDS)[0]:
+            self._ray.cancel(asked)
+            return
+        where, found = self._ray.get(asked)
+        try:
+            check_usable(found, where)
+        except UserError:
+            self._ray.shutdown()
+            raise
+        self.seen[found] = self.workers  # as far as one can tell for all
+        if self.gpus:
+            self.memory = share_of_gpu(found, self.gpus)
 
     @property
     def running(self) -> int:
@@ -140,6 +166,7 @@ class TunePool:
         return self.workers - self.running
 
     def submit(self, job: Job) -> None:
+        job = placed(job, self.gpus)
         self._running[job.trial] = _Running(job)
         self._offers.append(job)
 
@@ -182,6 +209,8 @@ class TunePool:
         if isinstance(heard, _Placed):
             self._nodes[entry.actor] = entry.node = heard.node
             check_code(heard.code, heard.machine, self._code)
+            check_usable(heard.seen, heard.machine)
+            self.seen |= Counter([heard.seen])
             return []
         if isinstance(heard, _Ended):
             if entry.actor is None and entry.refused < self.workers:
@@ -232,13 +261,13 @@ class TunePool:
             self._thread.join(CLOSE_SECONDS)
         self._ray.shutdown()
 
-    def _experiment(self, gpus_per_trial: float) -> None:
+    def _experiment(self) -> None:
         """What the thread does: Tune's own loop, until the pool is closed."""
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
             with tempfile.TemporaryDirectory(prefix="nas-tune-", ignore_cleanup_errors=True) as folder:
                 tune.Tuner(
-                    tune.with_resources(_Jobs, {"cpu": 1, "gpu": gpus_per_trial}),
+                    tune.with_resources(_Jobs, {"cpu": self._cluster.cpus, "gpu": self.gpus}),
                     tune_config=tune.TuneConfig(
                         search_alg=self._offers,
                         scheduler=_Stops(self._stopping),
@@ -260,11 +289,21 @@ class TunePool:
                 self._failed = error
 
 
+def _ready(gpu: bool) -> tuple[str, Seen]:
+    """Where a process with a worker's share runs, and on what it trains."""
+    if not gpu:
+        hide_gpus()
+    return platform.node(), worker.seen(gpu)
+
+
 class _Jobs(tune.Trainable):
     """What runs in Tune's actor: each step is the job's next event, but for an actor's first."""
 
     def setup(self, config: dict[str, Any]) -> None:
         keep_freed_memory()
+        self._gpu = config["job"].device != "cpu"
+        if not self._gpu:
+            hide_gpus()
         self._begin(config["job"])
         self._placed = False
 
@@ -280,7 +319,8 @@ class _Jobs(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if not self._placed:
             self._placed = True
-            return {"heard": _Placed(self._job, ray_node(), platform.node(), code_hash()), "done": False}
+            placed = _Placed(self._job, ray_node(), platform.node(), code_hash(), worker.seen(self._gpu))
+            return {"heard": placed, "done": False}
         event = next(self._events)
         ended = isinstance(event, Result)
         if ended:

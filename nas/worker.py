@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from nas.checkpoints import identity, seeds_path, write_whole
-from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result
+from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
 from nas.repeats import averaged
 from search_spaces.base import SpaceError
 
@@ -41,9 +42,24 @@ def run(job: Job) -> Generator[Event]:
             cuda_graph.release()  # others on this GPU may need the memory before our next job does
 
 
-def gpu_memory() -> float | None:
-    """Bytes of the GPU that this worker sees; None without one, whatever the cluster says it has."""
-    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+def seen(gpu: bool) -> Seen:
+    """What this process trains on, given a GPU or not. That a GPU can be used, only an allocation on it shows.
+
+    Where a cluster declares a GPU on a machine without a driver for one, it trains on the CPU, and `device` says so.
+    """
+    from nas.train import precision
+
+    cpu = Seen("cpu", precision(torch.device("cpu")))
+    if not gpu:
+        return cpu
+    device = torch.device("cuda")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without CUDA
+        there = torch.cuda.is_available() or shutil.which("nvidia-smi") is not None
+        return replace(cpu, problem=str(error).strip().partition("\n")[0]) if there else cpu
+    memory = float(torch.cuda.get_device_properties(device).total_memory)
+    return Seen(torch.cuda.get_device_name(device), precision(device), memory)
 
 
 def failure_kind(error: BaseException) -> FailureKind:

@@ -9,11 +9,9 @@ and images come with the installation. Run again after an interruption, it goes 
 something else, edit the arms.
 """
 
-import argparse
 import csv
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -23,14 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from safetensors.torch import load
 
+from nas.cli import cluster_options, given_flags
 from nas.config import StudyConfig
-from nas.executors import Executor, RayPool
+from nas.errors import UserError
+from nas.executors import Executor
 from nas.export import trained_weights
 from nas.records import State, Trial
 from nas.store import Store
+from nas.study import executor_of, ran_on
 from nas.sweep import sweep
 from nas.tasks import TASKS
 from nas.train import deterministic
@@ -107,6 +109,7 @@ class Bench:
 
     store: Store
     executor: Executor
+    runs_on: Mapping[str, Any]  # the flags that the executor was made by
     tokens: int
     images: int
 
@@ -114,7 +117,7 @@ class Bench:
         images = space == "vision"
         common = {**IMAGES, "train.images": self.images} if images else {**TEXT, "train.tokens": self.tokens}
         loss = TASKS["images" if images else "text"].loss
-        config = StudyConfig(study=study, space=space)
+        config = StudyConfig(study=study, space=space, **self.runs_on)
 
         def run(settings: Sequence[Mapping[str, Any]]) -> list[Trial]:
             return sweep(self.store, self.executor, config, [{**common, **own} for own in settings])
@@ -434,28 +437,36 @@ def write(findings: Mapping[str, Finding], bench: Bench, folder: Path) -> None:
         writer.writerows(rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", default="runs/ideas.db", help="where the studies are kept")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of ideas.md and ideas.csv")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; repeat for more")
-    parser.add_argument("--tokens", type=int, default=TEXT["train.tokens"], help="a trial on text")
-    parser.add_argument("--images", type=int, default=IMAGES["train.images"], help="a trial on images")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trials at once")
-    given = parser.parse_args(argv)
-    Path(given.store).parent.mkdir(parents=True, exist_ok=True)
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--store", default="runs/ideas.db", show_default=True, metavar="URL", help="Where the studies are kept.")
+@click.option("--out", type=Path, default=Path("docs/results"), show_default=True, help="Of ideas.md and ideas.csv.")
+@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, help="Only this; repeat for more.")
+@click.option("--tokens", type=int, default=TEXT["train.tokens"], show_default=True, help="A trial on text.")
+@click.option("--images", type=int, default=IMAGES["train.images"], show_default=True, help="A trial on images.")
+@cluster_options
+def command(store: str, out: Path, parts: Sequence[str], tokens: int, images: int, **flags: Any) -> None:
+    Path(store).parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    try:
-        with closing(RayPool(given.workers)) as pool, Store(given.store, create=True) as store:
-            bench = Bench(store, pool, given.tokens, given.images)
-            findings = {part: PARTS[part](bench) for part in PARTS if not given.part or part in given.part}
+    with Store(store, create=True) as opened:
+        given = ran_on(opened, "ideas-text") | given_flags(flags)
+        with closing(executor_of(StudyConfig(**given))) as executor:
+            bench = Bench(opened, executor, given, tokens, images)
+            findings = {part: PARTS[part](bench) for part in PARTS if not parts or part in parts}
             text = report(findings, bench)
-            write(findings, bench, given.out)
-    except KeyboardInterrupt:
+            write(findings, bench, out)
+    print(text)
+    print(f"written to {out} after {time.monotonic() - start:.0f} seconds", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        command.main(argv, standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):
         print("interrupted; nothing is lost: the same command continues", file=sys.stderr)
         return 1
-    print(text)
-    print(f"written to {given.out} after {time.monotonic() - start:.0f} seconds", file=sys.stderr)
+    except (UserError, click.ClickException) as error:
+        print(error if isinstance(error, UserError) else error.format_message(), file=sys.stderr)
+        return 2
     return 0
 
 

@@ -10,10 +10,8 @@ sizes with one seed. Says first how long it will take: less than an hour on two 
 interruption, it goes on; nothing is trained twice.
 """
 
-import argparse
 import csv
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,12 +19,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import click
+
+from nas.cli import cluster_options, given_flags
 from nas.config import StudyConfig
-from nas.executors import RayPool
+from nas.errors import UserError
 from nas.launch import launch
 from nas.records import State
 from nas.scale import TOGETHER, Contender, Ladder, analyse, climb, describe
 from nas.store import Store
+from nas.study import executor_of, ran_on
 from nas.tasks import TASKS
 from search_spaces import load_space
 from search_spaces.base import arch_to_json
@@ -54,15 +56,14 @@ COMPONENTS: Mapping[str, tuple[Mapping[str, str], Mapping[str, str], str]] = {
 PAPER_TOGETHER = "1.33 or 1.97"
 
 
-def families(store: str, workers: int) -> list[Contender]:
+def families(store: str, runs_on: Mapping[str, Any]) -> list[Contender]:
     """The baseline first. The winner is what the sampler of a quick search found with the lowest loss; the ladder takes
     its shape, not its size."""
     space = load_space("lm")
     named = [Contender(name, arch_to_json(space.from_json(arch)), {**TRAINING, **training})
              for name, (arch, training) in FAMILIES.items()]  # fmt: skip
     given = {"study": FOUND, "store": store, "preset": "quick", "settings": TEXT, "halving": False}
-    given |= {"workers": workers, "resume": True}
-    if launch(given):
+    if launch({**given, **runs_on, "resume": True}):
         raise KeyboardInterrupt
     with Store(store) as opened:
         complete = opened.trials(opened.study(FOUND), states=(State.COMPLETE,))
@@ -174,34 +175,42 @@ def write(data: Mapping[str, Any], parts: Mapping[str, Any], folder: Path) -> No
         writer.writerows(rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", default="runs/scale.db", help="where the studies are kept")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of scale.md and scale.csv")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trainings at once")
-    given = parser.parse_args(argv)
-    Path(given.store).parent.mkdir(parents=True, exist_ok=True)
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--store", default="runs/scale.db", show_default=True, metavar="URL", help="Where the studies are kept.")
+@click.option("--out", type=Path, default=Path("docs/results"), show_default=True, help="Of scale.md and scale.csv.")
+@cluster_options
+def command(store: str, out: Path, **flags: Any) -> None:
+    Path(store).parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    try:
-        climbers = families(given.store, given.workers)
-        config = StudyConfig(study=f"{FOUND}-scale", halving=False)
-        with closing(RayPool(given.workers)) as pool, Store(given.store) as store:
-            climbed = climb(store, pool, config, climbers, LADDER, lambda text: print(text, file=sys.stderr))
+    climbers = families(store, given_flags(flags))
+    with Store(store) as opened:
+        given = ran_on(opened, FOUND) | given_flags(flags)  # all that follows runs on what the search ran on
+        config = StudyConfig(study=f"{FOUND}-scale", halving=False, **given)
+        with closing(executor_of(config)) as executor:
+            climbed = climb(opened, executor, config, climbers, LADDER, lambda text: print(text, file=sys.stderr))
             data = analyse(climbed, climbers, seed=config.seed)
-            row = store.study(config.study)
-            store.update_settings(row, {**row.settings, "scale": data})
+            row = opened.study(config.study)
+            opened.update_settings(row, {**row.settings, "scale": data})
             taken = components()
-            single = StudyConfig(study="components", halving=False)
-            climbed = climb(store, pool, single, taken, ABLATION, lambda text: print(text, file=sys.stderr))
+            single = StudyConfig(study="components", halving=False, **given)
+            climbed = climb(opened, executor, single, taken, ABLATION, lambda text: print(text, file=sys.stderr))
             parts = analyse(climbed, taken, seed=single.seed)
-            row = store.study(single.study)
-            store.update_settings(row, {**row.settings, "scale": parts})
-        write(data, parts, given.out)
-    except KeyboardInterrupt:
+            row = opened.study(single.study)
+            opened.update_settings(row, {**row.settings, "scale": parts})
+    write(data, parts, out)
+    print(report(data, parts))
+    print(f"written to {out} after {time.monotonic() - start:.0f} seconds", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        command.main(argv, standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):
         print("interrupted; nothing is lost: the same command continues", file=sys.stderr)
         return 1
-    print(report(data, parts))
-    print(f"written to {given.out} after {time.monotonic() - start:.0f} seconds", file=sys.stderr)
+    except (UserError, click.ClickException) as error:
+        print(error if isinstance(error, UserError) else error.format_message(), file=sys.stderr)
+        return 2
     return 0
 
 

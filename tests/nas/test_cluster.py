@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from nas.cli import main
 from nas.config import StudyConfig
 from nas.driver import retrain, run
 from nas.errors import UserError
 from nas.executors import Executor, make_executor, set_environment
 from nas.progress import Silent
-from nas.records import Job, Recipe, Report, Result, SpaceSpec, State, StudyRow, Trial
+from nas.records import Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
 from nas.store import Store
 from nas.study import make_job, open_search, prepare
 
@@ -37,7 +38,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-def pooled(cluster: Any, workers: int, engine: str = "ray", gpus: float = 0.0) -> Executor:
+def pooled(cluster: Any, workers: int, engine: str = "ray", gpus: float | None = 0.0) -> Executor:
     return make_executor(engine, workers, address=cluster.address, gpus_per_trial=gpus, timeout=None)
 
 
@@ -142,7 +143,7 @@ def test_a_gpu_is_shared_by_as_many_trials_as_fit(cluster: Any) -> None:
 
 def test_tune_knows_the_memory_of_a_share_of_a_gpu(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY)
-    monkeypatch.setattr("nas.worker.gpu_memory", lambda: 8e9)  # declared, the GPU has none
+    monkeypatch.setattr("nas.tune._ready", lambda gpu: ("here", Seen("declared", "", 8e9)))
     pool = pooled(cluster, 2, engine="tune", gpus=0.25)
     try:
         assert pool.memory == 2e9
@@ -155,6 +156,89 @@ def test_more_gpus_than_any_node_has_is_one_message(cluster: Any) -> None:
     cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY)
     with pytest.raises(UserError, match="--gpus-per-trial 3: the largest node has 2 GPUs"):
         pooled(cluster, 1, gpus=3)
+
+
+@pytest.mark.parametrize("engine", ["ray", "tune"])
+@pytest.mark.parametrize(("asked", "gpus", "workers", "visible"), [(None, 1, 2, {"0", "1"}), (0, 0, 3, {""})])
+def test_trials_take_the_gpus_of_a_cluster_unless_cpus_are_asked_for(
+    engine: str, asked: float | None, gpus: float, workers: int, visible: set[str], cluster: Any
+) -> None:
+    cluster.add_node(num_cpus=3, num_gpus=2, object_store_memory=MEMORY)
+    pool = pooled(cluster, 0, engine, asked)
+    try:
+        assert (pool.gpus, pool.workers) == (gpus, workers)
+        for trial in range(workers):
+            pool.submit(job(trial))
+        assert {result.provenance["gpus"] for result in ended(pool, workers, 120.0)} == visible
+    finally:
+        pool.close()
+
+
+TOLD = "2 workers, each with one GPU that torch does not see, so on CPU cores"
+CPUS = "3 workers on CPU cores"
+
+
+@pytest.fixture
+def declared(cluster: Any, tmp_path: Path, text: str) -> tuple[list[str], list[str]]:
+    """Flags of a store and of a cluster, of three CPUs and two GPUs that are only declared; and those of a study."""
+    cluster.add_node(num_cpus=3, num_gpus=2, object_store_memory=MEMORY)
+    settings = TINY | {"data.path": text, "train.tokens": "1024"}
+    keys = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return ["--store", str(tmp_path / "nas.db"), "--address", cluster.address], ["--halving", "off", *keys]
+
+
+def kept(store: str, study: str) -> tuple[float, str]:
+    with Store(store) as opened:
+        settings = opened.study(study).settings
+    return settings["gpus_per_trial"], settings["engine"]
+
+
+@pytest.mark.parametrize("engine", ["ray", "tune"])
+def test_a_search_on_declared_gpus_says_so_and_is_resumed_on_what_it_ran_on(
+    engine: str, declared: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, study = declared
+    search = ["search", "--study", "s", *where, "--resume"]
+    first, cpus = [*study, "--engine", engine], ["--gpus-per-trial", "0"]
+    steps = [(first, TOLD, 1), ([], TOLD, 1), (cpus, CPUS, 0), ([], CPUS, 0)]
+    for trials, (flags, said, gpus) in enumerate(steps if engine == "ray" else steps[:2], start=3):
+        capsys.readouterr()
+        assert main([*search, "--trials", str(trials), *flags]) == 0
+        assert capsys.readouterr().err.startswith(said) and kept(where[1], "s") == (gpus, engine)
+
+
+def test_ladders_take_gpus_as_searches_do_and_go_on_on_what_they_ran_on(
+    declared: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, study = declared
+    assert main(["search", "--study", "s", *where[:2], *study, "--trials", "4", "--engine", "inline"]) == 0
+    ladder = ["--trials", "3", "--ladder", "10k,16k,25k,40k", "--tokens-per-parameter", "0.1", "--seeds", "1"]
+    scale = ["scale", "--study", "s", *where, *ladder]
+    for flags, said, gpus in (([], TOLD, 1), (["--gpus-per-trial", "0"], CPUS, 0), ([], CPUS, 0)):
+        capsys.readouterr()
+        assert main([*scale, *flags]) == 0
+        err = capsys.readouterr().err
+        assert err.startswith(said) and f"trials are finished, {said}" in err  # the ladder's sweeps say it too
+        assert kept(where[1], "s-scale") == (gpus, "ray")
+
+
+def test_a_table_is_recorded_on_gpus_too(
+    declared: tuple[list[str], list[str]],
+    tmp_path: Path,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    few = {"depth": "1", "d_model": "16", "streams.n": "1", "gates.placement": "none", "attention.ratio": "1"}
+    few |= {"ffn.ratio": "2.0", "optim.lr": "0.001,0.003,0.009", "context": "32", "data.path": text, "head_dim": "8"}
+    monkeypatch.setattr("nas.table.GRID", few | {"train.tokens": "1024", "train.batch_tokens": "256"})
+    where, _ = declared
+    record = ["bench", "search", "--record", "--out", str(tmp_path / "table.json"), *where]
+    for flags, said in (([], TOLD), (["--gpus-per-trial", "0"], CPUS)):
+        capsys.readouterr()
+        assert main([*record, *flags]) == 0
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "table.json").exists()
 
 
 def test_a_search_begins_on_the_workers_there_are_and_takes_up_those_that_come(

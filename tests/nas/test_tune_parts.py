@@ -30,7 +30,7 @@ def tune() -> Iterator[Any]:
     patch = pytest.MonkeyPatch()
     for name, value in TUNE_ENVIRONMENT.items():
         patch.setenv(name, value)
-    ray = join_cluster(2, None, 0.0)
+    ray = join_cluster(2, None, 0.0).ray
     from ray import tune
 
     yield tune
