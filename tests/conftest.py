@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared texts are kept for this session alone. Compiled kernels stay: their name is a hash of what they are of."""
+    """Prepared texts are kept for this session alone. Compiled kernels stay, named by a hash of what they depend on."""
     from kernels import _cpu
 
     before = os.environ.get("XDG_CACHE_HOME")
