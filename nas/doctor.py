@@ -25,7 +25,14 @@ class Line:
 
 def examine(store: str, study: str | None, space: str = "lm", address: str | None = None) -> list[Line]:
     """Every check, in order; none stops the others."""
-    checks: list[tuple[str, Callable[[], str]]] = [
+    return [run_check(name, check) for name, check in checks(store, study, space, address)]
+
+
+def checks(
+    store: str, study: str | None, space: str = "lm", address: str | None = None
+) -> list[tuple[str, Callable[[], str]]]:
+    """The checks by name; each returns what it found and raises RuntimeError for what is wrong."""
+    listed: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: sys.version.split()[0]),
         ("store", lambda: _store(store)),
         ("disk", _disk),
@@ -37,8 +44,8 @@ def examine(store: str, study: str | None, space: str = "lm", address: str | Non
         ("largest architecture", lambda: _step(space, largest=True)),
     ]
     if study is not None:
-        checks.append((f"study {study}", lambda: _study(store, study)))
-    return [run_check(name, check) for name, check in checks]
+        listed.append((f"study {study}", lambda: _study(store, study)))
+    return listed
 
 
 def device_checks() -> list[tuple[str, Callable[[], str]]]:

@@ -23,8 +23,9 @@ from typing import Any
 
 SECONDS = 540.0  # for all steps together
 ROOT = Path(__file__).parent.parent
-PYTEST = ("-m", "pytest", "-q", "-ra", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider")
-ON_GPU = (*PYTEST, "-m", "gpu")
+# Verbose: what passed and failed is known also where the step is ended at its limit.
+PYTEST = ("-m", "pytest", "-v", "-ra", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider")
+ON_GPU = (*PYTEST, "-p", "no:benchmark", "--tb=short", "-m", "gpu")
 GPU_TESTS = sorted(
     f"tests/nas/{path.name}" for path in (ROOT / "tests/nas").glob("*.py") if "mark.gpu" in path.read_text()
 )
@@ -49,22 +50,22 @@ class Step:
 
 
 STEPS = (
-    Step("versions", "env.txt", 40, "what ran", (*PIECE, "versions")),
-    Step("ceilings", "env.txt", 30, "the device's floors", (*PIECE, "ceilings")),
+    Step("versions", "env.txt", 50, "what ran", (*PIECE, "versions")),
+    Step("ceilings", "env.txt", 20, "the device's floors", (*PIECE, "ceilings")),
     Step(
-        "kernels", "kernels.txt", 120, "outputs and gradients against float64, equal bits twice",
+        "kernels", "kernels.txt", 90, "outputs and gradients against float64, equal bits twice",
         (*ON_GPU, "-n", "14", "tests/kernels"), dry=(*ON_GPU, "--collect-only", "tests/kernels"), needs=TESTS,
     ),
     Step(
-        "graphs", "graphs.txt", 120, "capture, freeing; a job twice and through a checkpoint: equal bits",
-        (*ON_GPU, "-n", "6", *GPU_TESTS), dry=(*ON_GPU, "--collect-only", *GPU_TESTS), needs=TESTS,
+        "graphs", "graphs.txt", 100, "capture, freeing; a job twice and through a checkpoint: equal bits",
+        (*ON_GPU, "-n", "8", *GPU_TESTS), dry=(*ON_GPU, "--collect-only", *GPU_TESTS), needs=TESTS,
     ),
-    Step("ops", "ops.txt", 90, "kernels by graph replay", (*PIECE, "ops")),
-    Step("steps", "steps.txt", 110, "training steps", (*PIECE, "steps")),
+    Step("ops", "ops.txt", 60, "kernels by graph replay", (*PIECE, "ops")),
+    Step("steps", "steps.txt", 100, "training steps", (*PIECE, "steps")),
     Step("profile", "steps.txt", 30, "where a step's time goes", (*PIECE, "profile")),
-    Step("search", "search.txt", 60, "the product, its time by phase", (*PIECE, "search"), needs=SEARCH),
-    Step("one worker", "ray.txt", 60, "one trial on the GPU", (*PIECE, "workers", "1"), needs=(*SEARCH, "ray")),
-    Step("four workers", "ray.txt", 60, "four trials on it", (*PIECE, "workers", "4"), needs=(*SEARCH, "ray")),
+    Step("search", "search.txt", 90, "the product, its time by phase", (*PIECE, "search"), needs=SEARCH),
+    Step("one worker", "ray.txt", 75, "one trial on the GPU", (*PIECE, "workers", "1"), needs=(*SEARCH, "ray")),
+    Step("four workers", "ray.txt", 75, "four trials on it", (*PIECE, "workers", "4"), needs=(*SEARCH, "ray")),
     Step(
         "memcheck", "kernels.txt", 40, "no stray access",
         ("--tool", "memcheck", *SANITIZER), dry=(*PIECE, "boundary"), program="compute-sanitizer",

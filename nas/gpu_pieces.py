@@ -32,7 +32,7 @@ def say_row(row: dict[str, Any]) -> None:
 
 def versions() -> None:
     """The device, the software, and what `nas doctor` says of both."""
-    from nas.doctor import device_checks, examine, run_check
+    from nas.doctor import checks, device_checks, run_check
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}")
     if GPU:
@@ -42,9 +42,9 @@ def versions() -> None:
         query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit,mig.mode.current"
         print(subprocess.run(["nvidia-smi", query, "--format=csv"], capture_output=True, text=True, check=False).stdout)
     with tempfile.TemporaryDirectory() as folder:
-        lines = examine(str(Path(folder) / "nas.db"), None) if GPU else [run_check(*check) for check in device_checks()]
-    for line in lines:
-        print(f"{'ok  ' if line.ok else 'FAIL'} {line.check}: {line.found}" + (f"; {line.do}" if line.do else ""))
+        for check in checks(str(Path(folder) / "nas.db"), None) if GPU else device_checks():
+            line = run_check(*check)
+            print(f"{'ok  ' if line.ok else 'FAIL'} {line.check}: {line.found} {line.do}".rstrip(), flush=True)
 
 
 def ceilings() -> None:
@@ -93,8 +93,10 @@ def profile() -> None:
     """What takes the time of a step."""
     from nas.bench_train import SIZES, TINY, profile_of
 
-    size = SIZES[-1] if GPU else TINY
-    for net in ("plain", "kromhc n=4") if GPU else ("plain",):
+    profiled = [(TINY, "plain")]
+    if GPU:
+        profiled = [(SIZES[1], "plain"), (SIZES[1], "kromhc n=4"), (SIZES[0], "plain"), (SIZES[0], "kromhc n=4")]
+    for size, net in profiled:
         for row in profile_of(DEVICE, size, net, "graphs" if GPU else "eager"):
             say_row(row)
 
@@ -127,7 +129,8 @@ def _search(name: str, flags: list[str]) -> None:
     ended = [row for row in rows if row.state == "COMPLETE"]
     say(f"{name}: complete", len(ended), "trials")
     for row in rows:
-        print(row.number, row.state, dict(row.values), row.failure)
+        seconds_of = f"{row.train_seconds or 0:.1f} s of training, {row.evaluate_seconds or 0:.1f} s of scoring"
+        print(row.number, row.state, seconds_of, row.provenance.get("cuda_graph"), dict(row.values), row.failure)
     say(f"{name}: wall", round(seconds, 1), "s")
     say(f"{name}: trials a minute", round(60 * len(ended) / seconds, 2), "")
     say(f"{name}: training", round(sum(row.train_seconds or 0 for row in ended), 1), "s of all trials together")
