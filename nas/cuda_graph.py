@@ -70,7 +70,7 @@ def capture(model: nn.Module, inputs: Tensor, precision: Precision) -> nn.Module
     result is dropped and `release` was called: torch ties it into a cycle. Raises RuntimeError where something in the
     step cannot be captured.
     """
-    # A graph's gradients come from the stream of its capture. Autograd waits for them, and warns of it at every training.
+    # A graph's gradients come from the stream of its capture: autograd waits for them, and would warn of it each time.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     with _same_stream(), undisturbed(model, inputs.device):
         # Unused: a parameter that the loss does not depend on has no gradient, as without graphs.
