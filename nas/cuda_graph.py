@@ -70,7 +70,7 @@ def capture(model: nn.Module, inputs: Tensor, precision: Precision) -> nn.Module
     result is dropped and `release` was called: torch ties it into a cycle. Raises RuntimeError where something in the
     step cannot be captured.
     """
-    with _same_stream(), undisturbed(model, inputs.device):
+    with undisturbed(model, inputs.device), _same_stream():
         # Unused: a parameter that the loss does not depend on has no gradient, as without graphs.
         whole = Forward(model, precision).train()
         torch.cuda.make_graphed_callables(whole, (inputs.clone(),), allow_unused_input=True)  # in place
