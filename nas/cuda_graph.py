@@ -72,7 +72,7 @@ def capture(model: nn.Module, inputs: Tensor, precision: Precision) -> nn.Module
     """
     # A graph's gradients come from the stream of its capture: autograd waits for them, and would warn of it each time.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-    with _same_stream(), undisturbed(model, inputs.device):
+    with undisturbed(model, inputs.device), _same_stream():
         # Unused: a parameter that the loss does not depend on has no gradient, as without graphs.
         whole = Forward(model, precision).train()
         torch.cuda.make_graphed_callables(whole, (inputs.clone(),), allow_unused_input=True)  # in place
