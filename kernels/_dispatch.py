@@ -139,10 +139,18 @@ def _decide(op: Op, device: str, dtype: torch.dtype) -> Choice:
 
 
 def self_test(op: Op, backend: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Compare `backend` with the float64 reference on the op's example. Raises BackendError naming what is off."""
+    """Compare `backend` with the float64 reference on the op's example. Raises BackendError naming what is off, or what
+    the back end's compiler or its launch raised."""
     # In a thread of its own, which starts without the caller's inference mode, autocast and tracing.
-    with ThreadPoolExecutor(1) as pool:
-        errors = pool.submit(lambda: relative_errors(op, op.example(dtype, device), backend)).result()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            errors = pool.submit(lambda: relative_errors(op, op.example(dtype, device), backend)).result()
+    except (BackendError, torch.OutOfMemoryError):  # memory that ran out says nothing of the kernel
+        raise
+    except Exception as error:  # compilers raise what they like, and a trial can do without a kernel
+        lines = str(error).strip().splitlines()
+        said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise BackendError(f"{backend} cannot run {op.name} in {str(dtype).removeprefix('torch.')}: {said}") from error
     wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE[dtype]}
     if wrong:
         listed = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())

@@ -40,7 +40,7 @@ def blocks(total: int, size: int) -> int:
     return -(-total // size)
 
 
-def row_tile(C: int) -> dict[str, int]:
-    """Tile of a kernel that holds whole rows of C elements: 4096 elements on 4 warps, or one longer row."""
+def row_tile(C: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tile of a kernel that holds whole rows of C elements: 4096 elements, 2 KiB a warp, or one longer row."""
     width = 1 << max(C - 1, 15).bit_length()
-    return {"BT": max(1, 4096 // width), "BC": width, "num_warps": 4 if width <= 4096 else 16}
+    return {"BT": max(1, 4096 // width), "BC": width, "num_warps": 16 if width > 4096 else 2 * dtype.itemsize}

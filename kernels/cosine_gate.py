@@ -52,7 +52,7 @@ def _forward(x: Tensor, branch: Tensor, gate: Tensor, backend: str) -> tuple[Ten
     inputs = (x.contiguous(), branch.contiguous(), gate.to(outputs[1].dtype).contiguous())
     tokens, C = gate.numel(), x.shape[-1]
     if backend == "triton":
-        tile = row_tile(C)
+        tile = row_tile(C, x.dtype)
         grid = (blocks(tokens, tile["BT"]),)
         _forward_kernel[grid](*inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
     else:
@@ -77,7 +77,7 @@ def _backward(
     inputs = (x.contiguous(), branch.contiguous(), gate.to(dots.dtype).contiguous(), dots)
     tokens, C = gate.numel(), x.shape[-1]
     if backend == "triton":
-        tile = row_tile(C)
+        tile = row_tile(C, x.dtype)
         grid = (blocks(tokens, tile["BT"]),)
         _backward_kernel[grid](*gradients, *inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
     else:

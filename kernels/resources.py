@@ -1,8 +1,10 @@
 """What the Triton kernels need of a GPU, read from code compiled for it without having one.
 
-`python -m kernels.resources` prints the table of docs/kernels.md: for each shipped kernel, shape and target the
+`python -m kernels.resources` prints the table of docs/kernels.md: for each shipped kernel, dtype, shape and target the
 registers, spills and shared memory, and how many of its global loads are 128 bits wide. Launches are taken from the ops
 themselves, so what is compiled is what would run. Needs a process in which TRITON_INTERPRET is not set.
+Training launches nothing that the table lacks: float32 streams, norms and gates, bfloat16 between matrix products
+(tests/kernels/test_resources.py records what it launches).
 """
 
 import re
@@ -12,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,6 +43,20 @@ TARGETS = {
 }
 # Shared memory a block may use, in bytes: A100, H100, B200, MI300.
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+MODULES = (
+    stream_boundary,
+    stream_chain,
+    stream_mix,
+    stream_read,
+    sinkhorn,
+    rms_norm,
+    swiglu,
+    cosine_gate,
+    narrow_mlp,
+)
+# ptxas gives up a register or two of its own accord where one more block fits on a multiprocessor then: so many
+# instructions, out of about a thousand.
+SPILLS_ALLOWED = 4
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float64: "*fp64"}
 
 
@@ -50,6 +65,7 @@ class Launch:
     """One kernel as an op launches it."""
 
     kernel: str
+    dtype: torch.dtype
     shape: str
     function: Any
     signature: dict[str, str | tuple[str, ...]]
@@ -60,6 +76,7 @@ class Launch:
 @dataclass(frozen=True, slots=True)
 class Resources:
     kernel: str
+    dtype: torch.dtype
     shape: str
     target: str
     registers: int
@@ -69,11 +86,21 @@ class Resources:
     loads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An op's call whose kernels the table holds."""
+
+    op: _dispatch.Op
+    dtype: torch.dtype
+    shape: str
+    arguments: tuple[Any, ...]
+
+
 class _Recorder:
     """Stands in for a kernel: notes what it would be launched with."""
 
-    def __init__(self, function: Any, shape: str, launches: list[Launch]):
-        self.function, self.shape, self.launches = function, shape, launches
+    def __init__(self, function: Any, case: Case, launches: list[Launch]):
+        self.function, self.case, self.launches = function, case, launches
 
     def __getitem__(self, grid: tuple[int, ...]) -> "_Recorder":
         return self
@@ -87,7 +114,8 @@ class _Recorder:
         fixed = {name: given[name] for name in names if signature[name] == "constexpr"}
         inner = self.function.fn
         name = inner.__module__.removeprefix("kernels.") + inner.__name__.removesuffix("_kernel")
-        self.launches.append(Launch(name, self.shape, self.function, signature, fixed, options))
+        case = self.case
+        self.launches.append(Launch(name, case.dtype, case.shape, self.function, signature, fixed, options))
 
 
 def _type_of(value: Any, constant: bool) -> Any:
@@ -101,71 +129,64 @@ def _type_of(value: Any, constant: bool) -> Any:
 
 
 @contextmanager
-def _recording(module: ModuleType, shape: str, launches: list[Launch]) -> Iterator[None]:
-    kernels = {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
+def _recording(case: Case, launches: list[Launch]) -> Iterator[None]:
+    """Kernels of every op note their launches in place of running: one op's backward may call another's."""
+    kernels = [
+        (module, name, value) for module in MODULES for name, value in vars(module).items() if name.endswith("_kernel")
+    ]
     try:
-        for name, kernel in kernels.items():
-            setattr(module, name, _Recorder(kernel, shape, launches))
+        for module, name, kernel in kernels:
+            setattr(module, name, _Recorder(kernel, case, launches))
         yield
     finally:
-        for name, kernel in kernels.items():
+        for module, name, kernel in kernels:
             setattr(module, name, kernel)
 
 
-def shipped_launches(dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
-    """Every kernel at the shapes that docs/kernels.md lists."""
-    cpu, launches = torch.device("cpu"), list[Launch]()
-    cases: list[tuple[ModuleType, _dispatch.Op, str, tuple[Any, ...]]] = []
+def shipped_cases() -> list[Case]:
+    """Every op at the shapes that docs/kernels.md lists, in both dtypes; Sinkhorn's iteration has one."""
+    return [case for dtype in (torch.float32, torch.bfloat16) for case in _cases(dtype)]
+
+
+def _cases(dtype: torch.dtype) -> Iterator[Case]:
+    cpu = torch.device("cpu")
     for n in (1, 2, 4, 8):
         boundary = stream_boundary.example_arguments(64, n, 256, dtype, cpu)
-        cases.append((stream_boundary, stream_boundary.STREAM_BOUNDARY, f"n={n} C=256", boundary))
+        yield Case(stream_boundary.STREAM_BOUNDARY, dtype, f"n={n} C=256", boundary)
+        if n == 4:  # a net's first read, before anything was written
+            first = (boundary[0], None, None, *boundary[3:])
+            yield Case(stream_boundary.STREAM_BOUNDARY, dtype, f"n={n} C=256 first", first)
     for n in (2, 4, 8):
         chain = stream_chain.example_arguments(64, n, 256, 4, dtype, cpu)
-        cases.append((stream_chain, stream_chain.STREAM_CHAIN, f"n={n} C=256 L=4", chain))
+        yield Case(stream_chain.STREAM_CHAIN, dtype, f"n={n} C=256 L=4", chain)
     for n in (3, 4, 9):
         mix = stream_mix.example_arguments(64, n, 256, dtype, cpu)
-        cases.append((stream_mix, stream_mix.STREAM_MIX, f"n={n} C=256", mix))
-    for n in (2, 4, 8):
-        read = stream_read.example_arguments(64, n, 256, dtype, cpu)
-        cases.append((stream_read, stream_read.STREAM_READ, f"n={n} C=256 m={len(read[2])}", read))
-    for n in (4, 8):
-        logits = sinkhorn.example_arguments(64, n, torch.float32, cpu)
-        cases.append((sinkhorn, sinkhorn.SINKHORN, f"n={n}", logits))
-    for module, op in (
-        (rms_norm, rms_norm.RMS_NORM),
-        (swiglu, swiglu.SWIGLU),
-        (cosine_gate, cosine_gate.COSINE_GATE),
-    ):
-        cases.append((module, op, "C=256", module.example_arguments(64, 256, dtype, cpu)))
+        yield Case(stream_mix.STREAM_MIX, dtype, f"n={n} C=256", mix)
+    for n, m in ((1, 6), (2, 8), (4, 24), (8, 80)):  # the first: each stream of hyper-connections for itself
+        read = stream_read.example_arguments(64, n, 256, dtype, cpu, m)
+        yield Case(stream_read.STREAM_READ, dtype, f"n={n} C=256 m={m}", read)
+    if dtype == torch.float32:
+        for n in (4, 8):
+            yield Case(sinkhorn.SINKHORN, dtype, f"n={n}", sinkhorn.example_arguments(64, n, dtype, cpu))
+    yield Case(rms_norm.RMS_NORM, dtype, "C=256", rms_norm.example_arguments(64, 256, dtype, cpu))
+    yield Case(swiglu.SWIGLU, dtype, "C=256", swiglu.example_arguments(64, 256, dtype, cpu))
+    yield Case(cosine_gate.COSINE_GATE, dtype, "C=256", cosine_gate.example_arguments(64, 256, dtype, cpu))
     for H in (64, 128, 256):
         mlp = narrow_mlp.example_arguments(64, 512, H, dtype, cpu)
-        cases.append((narrow_mlp, narrow_mlp.NARROW_MLP, f"D=512 H={H}", mlp))
-    modules = (
-        stream_boundary,
-        stream_chain,
-        stream_mix,
-        stream_read,
-        sinkhorn,
-        rms_norm,
-        swiglu,
-        cosine_gate,
-        narrow_mlp,
-    )
-    for module, op, shape, arguments in cases:
-        own: list[Launch] = []
-        with _all_recording(modules, shape, own), _dispatch.forcing("triton"):
-            _dispatch.outputs_and_gradients(op.function, arguments)
-        launches += [launch for launch in own if launch.kernel.startswith(module.__name__.removeprefix("kernels."))]
-    return launches
+        yield Case(narrow_mlp.NARROW_MLP, dtype, f"D=512 H={H}", mlp)
 
 
-@contextmanager
-def _all_recording(modules: tuple[ModuleType, ...], shape: str, launches: list[Launch]) -> Iterator[None]:
-    if not modules:
-        yield
-        return
-    with _recording(modules[0], shape, launches), _all_recording(modules[1:], shape, launches):
-        yield
+def launches_of(case: Case) -> list[Launch]:
+    """The op's own kernels, forward and backward, as the call launches them."""
+    launches: list[Launch] = []
+    with _recording(case, launches), _dispatch.forcing("triton"):
+        _dispatch.outputs_and_gradients(case.op.function, case.arguments)
+    return [launch for launch in launches if launch.kernel.startswith(case.op.name)]
+
+
+def shipped_launches() -> list[Launch]:
+    """Every kernel of `shipped_cases`."""
+    return [launch for case in shipped_cases() for launch in launches_of(case)]
 
 
 def compile_for(launch: Launch, target: str) -> Resources:
@@ -187,7 +208,7 @@ def compile_for(launch: Launch, target: str) -> Resources:
     )
     compiled = triton.compile(source, target=TARGETS[target], options=launch.options | {"enable_fp_fusion": True})
     numbers = _nvidia(compiled) if target.startswith("sm_") else _amd(compiled)
-    return Resources(launch.kernel, launch.shape, target, shared=compiled.metadata.shared, **numbers)
+    return Resources(launch.kernel, launch.dtype, launch.shape, target, shared=compiled.metadata.shared, **numbers)
 
 
 def _nvidia(compiled: Any) -> dict[str, int]:
@@ -228,17 +249,19 @@ def _amd(compiled: Any) -> dict[str, int]:
 
 
 def table(rows: list[Resources]) -> str:
-    """Markdown: a kernel and shape a line, `registers / spills / shared KiB / wide loads of all` for each target."""
+    """Markdown: a kernel, dtype and shape a line, `registers / spills / shared KiB / wide loads of all` a target."""
     targets = list(dict.fromkeys(row.target for row in rows))
-    lines = ["| kernel | shape | " + " | ".join(targets) + " |", "|---|---|" + "---|" * len(targets)]
-    cells: dict[tuple[str, str], dict[str, str]] = {}
+    lines = ["| kernel | dtype | shape | " + " | ".join(targets) + " |", "|---|---|---|" + "---|" * len(targets)]
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
         text = f"{row.registers} / {row.spills} / {row.shared / 1024:.0f} / {row.wide_loads} of {row.loads}"
-        cells.setdefault((row.kernel, row.shape), {})[row.target] = text
-    for (kernel, shape), by_target in cells.items():
-        lines.append(f"| {kernel} | {shape} | " + " | ".join(by_target[target] for target in targets) + " |")
+        key = (row.kernel, str(row.dtype).removeprefix("torch."), row.shape)
+        cells.setdefault(key, {})[row.target] = text
+    for key, by_target in cells.items():
+        lines.append(f"| {' | '.join(key)} | " + " | ".join(by_target[target] for target in targets) + " |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
+    print(f"triton {triton.__version__}\n")
     print(table([compile_for(launch, target) for launch in shipped_launches() for target in TARGETS]))

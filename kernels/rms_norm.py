@@ -39,7 +39,7 @@ def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
     C = x.shape[-1]
     tokens = x.numel() // C
     if backend == "triton":
-        tile = row_tile(C)
+        tile = row_tile(C, x.dtype)
         grid = (blocks(tokens, tile["BT"]),)
         _forward_kernel[grid](
             x.contiguous(), _exact(x, weight), out, tokens, eps, C=C, ACC=accumulator(x.dtype), **tile
@@ -61,7 +61,7 @@ def _backward(g: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) ->
     tokens = x.numel() // C
     arguments = (g.contiguous(), x.contiguous(), _exact(x, weight))
     if backend == "triton":
-        tile = row_tile(C)
+        tile = row_tile(C, x.dtype)
         programs = min(256, blocks(tokens, tile["BT"]))
         steps = blocks(tokens, programs * tile["BT"])
         partial = dweight.new_empty((programs, C))

@@ -84,7 +84,7 @@ def _empty_outputs(X: Tensor, ys: Sequence[Tensor], coefficients: Sequence[Tenso
 
 # Triton. A program owns BT tokens and BC of their channels. Streams are a run-time loop, in which each y is read n
 # times, the first time from memory and then from the L1 cache: registers grow with neither n nor L.
-TILE = {"BT": 32, "BC": 64, "num_warps": 4}
+TILE = {"BT": 16, "BC": 64, "num_warps": 4}
 
 
 @triton.jit

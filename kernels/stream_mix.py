@@ -86,7 +86,7 @@ def _plain(X: Tensor, y: Tensor, H: Tensor, post: Tensor) -> tuple[Tensor, Tenso
 
 # Triton. A program owns BT tokens, and forward BC of their channels. Streams are run-time loops, so registers do not
 # grow with n; each row is read n times, the first time from memory and then from the L1 cache.
-TILE = {"BT": 32, "BC": 64, "num_warps": 4}
+TILE = {"BT": 16, "BC": 64, "num_warps": 4}
 
 
 def _grid(tokens: int, C: int | None = None) -> tuple[int, ...]:

@@ -43,7 +43,6 @@ from kernels import (
 )
 from kernels import block_diagonal_linear as block_diagonal
 from kernels import gather_scatter as gather
-from kernels import linear_cross_entropy as cross_entropy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS = 15
@@ -216,12 +215,6 @@ def _torch_case(op: str, C: int, T: int, dtype: torch.dtype, device: torch.devic
             return block_diagonal.dense_linear(x, weights)
 
         return _case(None, blocks, (x, *weights), dense, (x, *weights), T * size, (2 * C, 4 * C))
-    if op == "linear_cross_entropy":
-        weight = (torch.randn(4 * C, C) * C**-0.5).to(device, dtype)
-        target = torch.arange(T, device=device) % (4 * C)
-        arguments = (x, weight, target)
-        plain = cross_entropy.linear_cross_entropy_reference
-        return _case(None, cross_entropy.linear_cross_entropy, arguments, plain, arguments, T * size, (C, 2 * C))
     raise ValueError(f"--op {op}: wanted one of {', '.join(OPS)}")
 
 
@@ -237,7 +230,6 @@ OPS = (
     "narrow_mlp",
     "gather_scatter",
     "block_diagonal_linear",
-    "linear_cross_entropy",
 )
 
 

@@ -2,6 +2,7 @@
 because TRITON_INTERPRET must be set before triton is imported, and such a process can compile nothing."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,32 @@ def test_triton_agrees_with_float64(agrees, op, make, shape, dtype):
 @pytest.mark.parametrize("tokens, n, iterations", SINKHORN_CASES)
 def test_sinkhorn_agrees_with_float64(agrees, tokens, n, iterations, dtype):
     agrees(sinkhorn.SINKHORN, (*sinkhorn.example_arguments(tokens, n, dtype, CPU), iterations), "triton")
+
+
+class OffByLittle:
+    """A kernel whose result is 1e-4 too large, as a compiler's fault might make it."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(x, out, *rest, **tile):
+            self.kernel[grid](x, out, *rest, **tile)
+            out.mul_(1.0001)
+
+        return launch
+
+
+def test_where_a_gpus_kernel_is_wrong_the_reference_runs_and_the_record_says_so(monkeypatch):
+    # As on a GPU, but for where the example lies: the interpreter takes tensors of the CPU.
+    op = replace(swiglu.SWIGLU, name="as_on_a_gpu", example=lambda dtype, device: swiglu.SWIGLU.example(dtype, CPU))
+    monkeypatch.setattr(_dispatch, "interpreting", lambda: False)
+    assert _dispatch.choose(op, "cuda", torch.float32) == "triton"
+    monkeypatch.setattr(swiglu, "_forward_kernel", OffByLittle(swiglu._forward_kernel))
+    wrong = replace(op, name="wrong_on_a_gpu")
+    with pytest.warns(UserWarning, match="wrong_on_a_gpu runs on the reference back end: triton differs"):
+        assert _dispatch.choose(wrong, "cuda", torch.float32) == "reference"
+    assert "output 0 1.0e-04" in _dispatch.chosen()["wrong_on_a_gpu"].reason
 
 
 def test_compile_sees_through_the_fused_mlp():

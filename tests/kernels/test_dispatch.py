@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from kernels import _dispatch
 from kernels._dispatch import BackendError, Choice, chosen, forget_chosen, set_backend, use_backend
@@ -53,6 +54,36 @@ def test_a_wrong_back_end_is_reported_and_not_used():
         assert _dispatch.choose(wrong, "cpu", torch.float32) == "reference"
     with use_backend("cpu"), pytest.raises(BackendError, match=r"output 0 1\.0e-04"):
         _dispatch.choose(wrong, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Triton Error [CUDA]: an illegal instruction was encountered"),
+        OutOfResources(300_000, 232_448, "shared memory"),
+        PTXASError("ptxas fatal"),
+        AssertionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_back_end_that_does_not_compile_or_launch_is_reported_and_not_used(error):
+    def unlaunchable(x, weight, eps=1e-6):
+        raise error
+
+    broken = replace(RMS_NORM, name=f"no_norm_{type(error).__name__}", function=unlaunchable)
+    with pytest.warns(UserWarning, match=f"cpu cannot run {broken.name} in float32: {type(error).__name__}"):
+        assert _dispatch.choose(broken, "cpu", torch.float32) == "reference"
+    assert type(error).__name__ in chosen()[broken.name].reason
+    with use_backend("cpu"), pytest.raises(BackendError, match="cannot run no_norm"):
+        _dispatch.choose(broken, "cpu", torch.float32)
+
+
+def test_memory_that_runs_out_is_no_verdict_on_a_back_end():
+    def hungry(x, weight, eps=1e-6):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        _dispatch.choose(replace(RMS_NORM, name="hungry_norm", function=hungry), "cpu", torch.float32)
 
 
 def test_a_missing_compiler_gives_one_clear_line_and_the_reference(monkeypatch):
