@@ -23,7 +23,7 @@ DOCUMENT = ROOT / "docs/kernels.md"
 
 
 def assert_fits(row: resources.Resources) -> None:
-    assert row.spills <= resources.SPILLS_ALLOWED, row
+    assert row.spills <= (0 if row.target == "sm_90" else resources.SPILLS_ALLOWED), row
     assert row.shared <= resources.SHARED_LIMIT[row.target], row
     # An AMD block has twice the threads a warp: half a tile's numbers each, which in bfloat16 are 64 bits.
     assert row.wide_loads > 0 or row.target == "gfx942", row
@@ -54,13 +54,18 @@ def test_no_shipped_kernel_spills_and_the_documented_table_is_this_one(target):
     assert printed is not None
     if printed[1] != triton.__version__:
         pytest.skip(f"docs/kernels.md was printed with triton {printed[1]}, here is {triton.__version__}")
-    column = list(resources.TARGETS).index(target) + 3
-    lines = re.findall(r"^\| (?:stream|sinkhorn|rms|swiglu|cosine|narrow)\w+ \| (?:float32|bfloat16) .*$",
-                       DOCUMENT.read_text(), re.MULTILINE)  # fmt: skip
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    documented = {tuple(row[:3]): row[column] for row in cells}
-    now = [[cell.strip() for cell in line.strip("|").split("|")] for line in resources.table(rows).splitlines()[2:]]
-    assert {tuple(row[:3]): row[3] for row in now} == documented
+    header, *lines = re.findall(
+        r"^\| (?:kernel \| dtype|\w+ \| (?:float32|bfloat16)) .*$", DOCUMENT.read_text(), re.MULTILINE
+    )
+    if target not in header:
+        pytest.skip(f"docs/kernels.md has no column for {target}")
+    column = cells(header).index(target)
+    documented = {tuple(cells(line)[:3]): cells(line)[column] for line in lines}
+    assert {tuple(cells(line)[:3]): cells(line)[3] for line in resources.table(rows).splitlines()[2:]} == documented
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 @pytest.mark.slow
@@ -76,7 +81,7 @@ def test_no_kernel_that_training_launches_spills_when_another_triton_compiles_it
         "import triton; from kernels import resources; print(triton.__version__)\n"
         "for launch in resources.shipped_launches():\n"
         "    row = resources.compile_for(launch, 'sm_90')\n"
-        "    if row.spills > resources.SPILLS_ALLOWED or row.shared > resources.SHARED_LIMIT['sm_90']: print(row)\n"
+        "    if row.spills or row.shared > resources.SHARED_LIMIT['sm_90']: print(row)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
