@@ -46,6 +46,13 @@ class Op:
     example: Callable[[torch.dtype, torch.device], tuple[Any, ...]]
     backends: tuple[str, ...]
 
+    def backend_for(self, device: str, dtype: torch.dtype) -> str:
+        """What `choose` answers. A method, since torch.compile takes no frozen dataclass as a constant's argument."""
+        return choose(self, device, dtype)
+
+    # torch.compiler.assume_constant_result sets the same mark, but imports the compiler: two seconds a process.
+    backend_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
 
 _requested = "auto"
 _chosen: dict[str, dict[tuple[str, torch.dtype], Choice]] = {}
@@ -106,10 +113,6 @@ def choose(op: Op, device: str, dtype: torch.dtype) -> str:
         choice = _cache[key] = _decide(op, device, dtype)
     _chosen.setdefault(op.name, {})[device, dtype] = choice
     return choice.backend
-
-
-# As torch.compiler.assume_constant_result marks it, which imports the compiler: two seconds of every process's start.
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _decide(op: Op, device: str, dtype: torch.dtype) -> Choice:

@@ -31,8 +31,11 @@ def accumulator(dtype: torch.dtype) -> Any:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """`input_precision` of tl.dot: exact for float32, because tf32 keeps 10 bits only; ignored for bfloat16."""
-    return "ieee" if dtype != torch.bfloat16 else "tf32"
+    """`input_precision` of tl.dot: for float32 three products of tf32, on an NVIDIA GPU's matrix units as exact as its
+    other units and several times as fast; tf32 alone keeps 10 bits. Ignored for bfloat16."""
+    if dtype == torch.bfloat16:
+        return "tf32"
+    return "tf32x3" if dtype == torch.float32 and not torch.version.hip else "ieee"
 
 
 def blocks(total: int, size: int) -> int:

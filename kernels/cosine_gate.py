@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels import _cpu
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, row_tile, tl, triton
 
 
@@ -39,7 +39,7 @@ def cosine_gate(x: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor
             f"want branch like x, {tuple(x.shape)} {x.dtype}, and gate {tuple(x.shape[:-1])};"
             f" got {tuple(branch.shape)} {branch.dtype} and {tuple(gate.shape)}"
         )
-    backend = choose(COSINE_GATE, x.device.type, x.dtype)
+    backend = COSINE_GATE.backend_for(x.device.type, x.dtype)
     if backend == "reference":
         return cosine_gate_reference(x, branch, gate)
     return torch.ops.hypernas.cosine_gate(x, branch, gate, backend)[:3]

@@ -13,7 +13,7 @@ Source: hourglass FFN, 2602.06471; SwiGLU, 2002.05202.
 import torch
 from torch import Tensor
 
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, precision, tl, triton
 from kernels.rms_norm import rms_norm
 from kernels.swiglu import swiglu
@@ -37,7 +37,7 @@ def narrow_mlp(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor, eps: floa
     for (name, shape), tensor in zip(want.items(), (norm, gate_up, down), strict=True):
         if tensor.shape != shape:
             raise ValueError(f"want {name} {shape} for x {tuple(x.shape)}, got {tuple(tensor.shape)}")
-    backend = choose(NARROW_MLP, x.device.type, x.dtype)
+    backend = NARROW_MLP.backend_for(x.device.type, x.dtype)
     if backend == "reference":
         return narrow_mlp_reference(x, norm, gate_up, down, eps)
     if backend == "triton" and H <= WIDEST:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import _cpu
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, row_tile, tl, triton
 
 
@@ -27,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """Normalise the last axis of x. Raises ValueError when weight does not match it."""
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"want weight {tuple(x.shape[-1:])} for x {tuple(x.shape)}, got {tuple(weight.shape)}")
-    backend = choose(RMS_NORM, x.device.type, x.dtype)
+    backend = RMS_NORM.backend_for(x.device.type, x.dtype)
     if backend == "reference":
         return rms_norm_reference(x, weight, eps)
     return torch.ops.hypernas.rms_norm(x, weight, eps, backend)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels import _cpu
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, tl, triton
 
 
@@ -35,7 +35,7 @@ def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
         raise ValueError(f"want (..., n, n) and at least 1 iteration, got {tuple(logits.shape)} and {iterations}")
     if logits.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"want float32 or float64 logits, got {logits.dtype}: 40 steps in less drift from 1")
-    backend = choose(SINKHORN, logits.device.type, logits.dtype)
+    backend = SINKHORN.backend_for(logits.device.type, logits.dtype)
     if backend == "reference":
         return sinkhorn_reference(logits, iterations)
     return torch.ops.hypernas.sinkhorn(logits, iterations, backend)

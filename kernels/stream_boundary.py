@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from kernels import _cpu
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, precision, tl, triton
 from kernels.stream_chain import recorder, written
 
@@ -89,7 +89,7 @@ def stream_boundary(
 def _boundary(
     X: Tensor, y: Tensor | None, coefficients: Tensor | None, phi: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backend = choose(STREAM_BOUNDARY, X.device.type, X.dtype)
+    backend = STREAM_BOUNDARY.backend_for(X.device.type, X.dtype)
     if backend == "reference":
         return stream_boundary_reference(X, y, coefficients, phi, bias, eps)
     streams, u, following, _, _ = torch.ops.hypernas.stream_boundary(X, y, coefficients, phi, bias, eps, backend)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from kernels import _cpu
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, tl, triton
 
 
@@ -49,7 +49,7 @@ def stream_chain(X: Tensor, ys: Sequence[Tensor], coefficients: Sequence[Tensor]
         for tensor in tensors:
             if tensor.shape != shape:
                 raise ValueError(f"want {name} {shape} for X {tuple(X.shape)}, got {tuple(tensor.shape)}")
-    return _run(X, ys, coefficients, choose(STREAM_CHAIN, X.device.type, X.dtype))
+    return _run(X, ys, coefficients, STREAM_CHAIN.backend_for(X.device.type, X.dtype))
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ class _Chain:
         # Detached: a branch's graph would hold the boundaries before it, and through them this chain.
         self.X, self.ys, self.coefficients = X.detach(), list[Tensor](), list[Tensor]()
         self.streams: list[weakref.ref[_Streams]] = []
-        self.backend = choose(STREAM_CHAIN, X.device.type, X.dtype)
+        self.backend = STREAM_CHAIN.backend_for(X.device.type, X.dtype)
 
     def append(self, y: Tensor, coefficients: Tensor) -> _Streams:
         streams = _Streams(self)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import _cpu
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, tl, triton
 
 
@@ -31,7 +31,7 @@ def stream_mix(X: Tensor, y: Tensor, H: Tensor, post: Tensor) -> Tensor:
     for (name, shape), tensor in zip(want.items(), (y, H, post), strict=True):
         if tensor.shape != shape:
             raise ValueError(f"want {name} {shape} for X {tuple(X.shape)}, got {tuple(tensor.shape)}")
-    backend = choose(STREAM_MIX, X.device.type, X.dtype)
+    backend = STREAM_MIX.backend_for(X.device.type, X.dtype)
     if backend == "reference":
         return stream_mix_reference(X, y, H, post)
     return torch.ops.hypernas.stream_mix(X, y, H, post, backend)

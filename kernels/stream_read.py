@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels import _cpu
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, precision, tl, triton
 
 
@@ -42,7 +42,7 @@ def stream_read(X: Tensor, phi: Tensor, bias: Tensor, eps: float = 1e-24) -> tup
             f"want phi (m, {n * C}) with m >= {n} and bias (m,) for X {tuple(X.shape)}, "
             f"got {tuple(phi.shape)} and {tuple(bias.shape)}"
         )
-    backend = choose(STREAM_READ, X.device.type, X.dtype)
+    backend = STREAM_READ.backend_for(X.device.type, X.dtype)
     if backend == "reference":
         return stream_read_reference(X, phi, bias, eps)
     u, logits, _, _ = torch.ops.hypernas.stream_read(X, phi, bias, eps, backend)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import _cpu
-from kernels._dispatch import Op, choose
+from kernels._dispatch import Op
 from kernels._triton import accumulator, blocks, tl, triton
 
 
@@ -27,7 +27,7 @@ def swiglu(x: Tensor) -> Tensor:
     """Gate the second half of the last axis with the first. Raises ValueError when that axis is odd."""
     if x.shape[-1] % 2:
         raise ValueError(f"want gate and up projections side by side, an even last axis; got x {tuple(x.shape)}")
-    backend = choose(SWIGLU, x.device.type, x.dtype)
+    backend = SWIGLU.backend_for(x.device.type, x.dtype)
     if backend == "reference":
         return swiglu_reference(x)
     return torch.ops.hypernas.swiglu(x, backend)
