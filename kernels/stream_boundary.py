@@ -377,9 +377,10 @@ def _projection_kernel(
 
 
 def _tiles(X: Tensor, y: Tensor | None) -> dict[str, Any]:
-    """Compile-time arguments. On 4 warps 16 tokens by 64 channels, above 4 streams 128 bytes of channels, spill nothing
-    and leave registers for 12 warps or more a multiprocessor (docs/kernels.md); 32 tokens do neither in float32."""
+    """Compile-time arguments. 16 tokens by so many channels spill nothing on an H100 (docs/kernels.md) and in float32
+    leave registers for 12 warps or more a multiprocessor; 32 tokens do neither."""
     n, C = X.shape[-2:]
+    channels, warps = (64, 4) if n <= 4 else (128, 8) if X.dtype == torch.bfloat16 else (32, 4)
     columns = 16 if 2 * n + n.bit_length() - 1 <= 16 else (32 if n <= 8 else 64)
     sums = {"ACC": accumulator(X.dtype), "PRECISION": precision(X.dtype)}
     return {
@@ -387,9 +388,9 @@ def _tiles(X: Tensor, y: Tensor | None) -> dict[str, Any]:
         "n": n,
         "M": columns,
         "BT": 16,
-        "BC": 64 if n <= 4 else 128 // X.element_size(),
+        "BC": channels,
         "WRITE": y is not None,
-        "num_warps": 4,
+        "num_warps": warps,
         "num_stages": 2,
         **sums,
     }

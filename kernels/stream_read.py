@@ -262,7 +262,7 @@ def _launch_backward(gu, glogits, X, phi, logits, z, r, dX, dphi, dbias):
     # Partial sums in a fixed order rather than atomics: the same bits every run.
     splits = max(1, min(64, tokens // 512))
     D = tiles.pop("n") * tiles.pop("C")
-    tiles["num_warps"] = 4
+    tiles |= {"BC": 128 // X.element_size(), "num_warps": 4}
     partial = z.new_empty((splits, m, D))
     steps = blocks(blocks(tokens, splits), tiles["BT"])
     _projection_kernel[(blocks(D, tiles["BC"]), chunks, splits)](X, weights, partial, tokens, m, steps, D=D, **tiles)

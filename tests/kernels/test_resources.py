@@ -50,7 +50,7 @@ def test_no_shipped_kernel_spills_and_the_documented_table_is_this_one(target):
     rows = [resources.compile_for(launch, target) for launch in resources.shipped_launches()]
     for row in rows:
         assert_fits(row)
-    printed = re.search(r"printed with triton ([\d.]+)", DOCUMENT.read_text())
+    printed = re.search(r"printed\s+with triton ([\d.]+\d)", DOCUMENT.read_text())
     assert printed is not None
     if printed[1] != triton.__version__:
         pytest.skip(f"docs/kernels.md was printed with triton {printed[1]}, here is {triton.__version__}")
