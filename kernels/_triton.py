@@ -22,7 +22,7 @@ except ImportError:  # Triton exists for Linux only
 
     triton, tl = _Triton(), _Language()
 
-__all__ = ["accumulator", "blocks", "precision", "row_tile", "tl", "triton"]
+__all__ = ["accumulator", "blocks", "long_precision", "precision", "row_tile", "tl", "triton"]
 
 
 def accumulator(dtype: torch.dtype) -> Any:
@@ -31,11 +31,14 @@ def accumulator(dtype: torch.dtype) -> Any:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """`input_precision` of tl.dot: for float32 three products of tf32, on an NVIDIA GPU's matrix units as exact as its
-    other units and several times as fast; tf32 alone keeps 10 bits. Ignored for bfloat16."""
-    if dtype == torch.bfloat16:
-        return "tf32"
-    return "tf32x3" if dtype == torch.float32 and not torch.version.hip else "ieee"
+    """`input_precision` of a tl.dot over few terms: exact for float32 (tf32 keeps 10 bits); bfloat16 ignores it."""
+    return "ieee" if dtype != torch.bfloat16 else "tf32"
+
+
+def long_precision(dtype: torch.dtype) -> str:
+    """`precision` of a tl.dot over a whole row: for float32 three products of tf32, as exact (3e-7 on an H100) and done
+    by an NVIDIA GPU's matrix units. Over few terms they cost more than they save."""
+    return "tf32x3" if dtype == torch.float32 and not torch.version.hip else precision(dtype)
 
 
 def blocks(total: int, size: int) -> int:

@@ -25,7 +25,6 @@ from triton.compiler import ASTSource
 from kernels import (
     _dispatch,
     cosine_gate,
-    narrow_mlp,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -52,7 +51,6 @@ MODULES = (
     rms_norm,
     swiglu,
     cosine_gate,
-    narrow_mlp,
 )
 # ptxas gives up a register or two of its own accord where one more block fits on a multiprocessor then: so many
 # instructions, out of about a thousand.
@@ -171,9 +169,6 @@ def _cases(dtype: torch.dtype) -> Iterator[Case]:
     yield Case(rms_norm.RMS_NORM, dtype, "C=256", rms_norm.example_arguments(64, 256, dtype, cpu))
     yield Case(swiglu.SWIGLU, dtype, "C=256", swiglu.example_arguments(64, 256, dtype, cpu))
     yield Case(cosine_gate.COSINE_GATE, dtype, "C=256", cosine_gate.example_arguments(64, 256, dtype, cpu))
-    for H in (64, 128, 256):
-        mlp = narrow_mlp.example_arguments(64, 512, H, dtype, cpu)
-        yield Case(narrow_mlp.NARROW_MLP, dtype, f"D=512 H={H}", mlp)
 
 
 def launches_of(case: Case) -> list[Launch]:

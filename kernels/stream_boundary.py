@@ -29,7 +29,7 @@ from torch import Tensor
 
 from kernels import _cpu
 from kernels._dispatch import Op
-from kernels._triton import accumulator, blocks, precision, tl, triton
+from kernels._triton import accumulator, blocks, long_precision, precision, tl, triton
 from kernels.stream_chain import recorder, written
 
 
@@ -377,8 +377,7 @@ def _projection_kernel(
 
 
 def _tiles(X: Tensor, y: Tensor | None) -> dict[str, Any]:
-    """Compile-time arguments. 16 tokens by so many channels spill nothing on an H100 (docs/kernels.md) and in float32
-    leave registers for 12 warps or more a multiprocessor; 32 tokens do neither."""
+    """Compile-time arguments. 16 tokens by so many channels spill nothing on an H100 (docs/kernels.md)."""
     n, C = X.shape[-2:]
     channels, warps = (64, 4) if n <= 4 else (128, 8) if X.dtype == torch.bfloat16 else (32, 4)
     columns = 16 if 2 * n + n.bit_length() - 1 <= 16 else (32 if n <= 8 else 64)
@@ -397,7 +396,7 @@ def _tiles(X: Tensor, y: Tensor | None) -> dict[str, Any]:
 
 
 def _launch_forward(X, y, coefficients, phi, bias, eps, *outputs):
-    tokens, tiles = outputs[4].numel(), _tiles(X, y)
+    tokens, tiles = outputs[4].numel(), _tiles(X, y) | {"PRECISION": long_precision(X.dtype)}
     K = X.shape[-2].bit_length() - 1
     grid = (blocks(tokens, tiles["BT"]),)
     _forward_kernel[grid](X, y, coefficients, phi.to(X.dtype), bias, *outputs, tokens, eps, K=K, **tiles)

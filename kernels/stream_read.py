@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels import _cpu
 from kernels._dispatch import Op
-from kernels._triton import accumulator, blocks, precision, tl, triton
+from kernels._triton import accumulator, blocks, long_precision, precision, tl, triton
 
 
 def stream_read_reference(X: Tensor, phi: Tensor, bias: Tensor, eps: float = 1e-24) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def _forward(X: Tensor, phi: Tensor, bias: Tensor, eps: float, backend: str) -> 
     n, C = X.shape[-2:]
     tokens, m = r.numel(), len(bias)
     if backend == "triton":
-        tiles = _tiles(X, m)
+        tiles = _tiles(X, m) | {"PRECISION": long_precision(X.dtype)}
         grid = (blocks(tokens, tiles["BT"]), blocks(m, tiles["M"]))
         _forward_kernel[grid](X, phi.to(X.dtype), bias, u, logits, z, r, tokens, m, eps, **tiles)
     else:

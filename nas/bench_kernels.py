@@ -32,7 +32,6 @@ from kernels import (
     _cpu,
     _dispatch,
     cosine_gate,
-    narrow_mlp,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -148,10 +147,6 @@ def naive_sinkhorn(logits: Tensor) -> Tensor:
     return matrix
 
 
-def naive_narrow_mlp(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    return x + F.linear(naive_swiglu(F.linear(naive_rms_norm(x, norm), gate_up)), down)
-
-
 def case_of(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: torch.device) -> Case:
     """The op's arguments and its yardsticks. Raises ValueError for an unknown op."""
     size, T = dtype.itemsize, tokens
@@ -190,9 +185,6 @@ def case_of(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: to
     if op == "rms_norm":
         arguments = rms_norm.example_arguments(T, C, dtype, device)
         return _simple(rms_norm.RMS_NORM, arguments, naive_rms_norm, T * size, (2 * C, 3 * C))
-    if op == "narrow_mlp":
-        arguments = narrow_mlp.example_arguments(T, C, C // 2, dtype, device)
-        return _simple(narrow_mlp.NARROW_MLP, arguments, naive_narrow_mlp, T * size, (2 * C, 4 * C))
     return _torch_case(op, C, T, dtype, device)
 
 
@@ -227,7 +219,6 @@ OPS = (
     "cosine_gate",
     "swiglu",
     "rms_norm",
-    "narrow_mlp",
     "gather_scatter",
     "block_diagonal_linear",
 )
@@ -442,7 +433,8 @@ def rotated(
         graph, _ = captured(calls, repeats)
     except RuntimeError as error:
         reason = str(error.__context__ or error).partition("\n")[0]
-        return Candidate(partial(in_turn, calls, repeats), sets * repeats, sets, f"single calls: {reason}")
+        few = calls[:CALLS]  # launched from Python, they take far longer than what they read
+        return Candidate(partial(in_turn, few, 1), len(few), len(few), f"single calls: {reason}")
     return Candidate(graph.replay, sets * repeats, sets, "graph", calls)
 
 

@@ -16,7 +16,6 @@ import interpreter
 from kernels import (
     _dispatch,
     cosine_gate,
-    narrow_mlp,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -47,9 +46,6 @@ for op, make in (
     (cosine_gate.COSINE_GATE, cosine_gate.example_arguments),
 ):
     CASES += [(op, make, shape) for shape in [(1, 2), (37, 70), (65, 257)]]
-CASES += [
-    (narrow_mlp.NARROW_MLP, narrow_mlp.example_arguments, shape) for shape in [(2, 5, 3), (37, 70, 20), (65, 33, 17)]
-]
 CASES += [
     (stream_chain.STREAM_CHAIN, stream_chain.example_arguments, shape)
     for shape in [(1, 1, 1, 1), (37, 4, 70, 3), (5, 8, 130, 6)]
@@ -102,15 +98,6 @@ def test_where_a_gpus_kernel_is_wrong_the_reference_runs_and_the_record_says_so(
     with pytest.warns(UserWarning, match="wrong_on_a_gpu runs on the reference back end: triton differs"):
         assert _dispatch.choose(wrong, "cuda", torch.float32) == "reference"
     assert "output 0 1.0e-04" in _dispatch.chosen()["wrong_on_a_gpu"].reason
-
-
-def test_compile_sees_through_the_fused_mlp():
-    arguments = [a.requires_grad_() for a in narrow_mlp.example_arguments(5, 8, 4, torch.float32, CPU)]
-    with _dispatch.use_backend("triton"):
-        out = torch.compile(narrow_mlp.narrow_mlp, fullgraph=True, backend="aot_eager")(*arguments)
-    gradients = torch.autograd.grad(out.sum(), arguments)
-    want = torch.autograd.grad(narrow_mlp.narrow_mlp_reference(*arguments).sum(), arguments)
-    torch.testing.assert_close(gradients, want)
 
 
 @pytest.mark.parametrize("n, C", [(1, 256), (4, 256), (8, 128)])
@@ -222,14 +209,6 @@ def test_sinkhorn_moves_the_bytes_of_its_formula_without_races_or_stray_accesses
         torch.ops.hypernas.sinkhorn_backward(out, logits, 5, "triton")
     assert trace.out_of_bounds == [] and trace.races == []
     assert trace.bytes_moved() == T * 3 * n * n * 4
-
-
-def test_the_fused_mlp_moves_its_input_and_output_and_the_weights_once():
-    T, D, H, size = 64, 96, 32, 2
-    with interpreter.tracing() as trace:
-        torch.ops.hypernas.narrow_mlp(*narrow_mlp.example_arguments(T, D, H, torch.bfloat16, CPU), 1e-6)
-    assert trace.out_of_bounds == [] and trace.races == []
-    assert trace.bytes_moved() <= 1.1 * (2 * T * D + 3 * D * H) * size
 
 
 @triton.jit

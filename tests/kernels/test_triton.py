@@ -11,7 +11,6 @@ import torch
 from kernels import (
     _dispatch,
     cosine_gate,
-    narrow_mlp,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -104,8 +103,6 @@ def shapes() -> Iterator[tuple[_dispatch.Op, Callable[..., tuple], tuple[int, ..
             yield rms_norm.RMS_NORM, rms_norm.example_arguments, (C,), dtype
             yield swiglu.SWIGLU, swiglu.example_arguments, (C,), dtype
             yield cosine_gate.COSINE_GATE, cosine_gate.example_arguments, (C,), dtype
-        for D, H in ((65, 20), (512, 64), (512, 128), (512, 256)):
-            yield narrow_mlp.NARROW_MLP, narrow_mlp.example_arguments, (D, H), dtype
     for n in range(1, 10):
         yield sinkhorn.SINKHORN, sinkhorn.example_arguments, (n,), F32
 
@@ -143,7 +140,6 @@ ONE_OF_EACH = [
     (cosine_gate.COSINE_GATE, cosine_gate.example_arguments, (256,), F32),
     (swiglu.SWIGLU, swiglu.example_arguments, (256,), F32),
     (swiglu.SWIGLU, swiglu.example_arguments, (256,), BF16),
-    (narrow_mlp.NARROW_MLP, narrow_mlp.example_arguments, (512, 128), F32),
 ]
 
 
