@@ -115,7 +115,7 @@ def workers(count: str) -> None:
 def _search(name: str, flags: list[str]) -> None:
     from nas.store import Store
 
-    trials = 12 if GPU else 2
+    trials = 12 if GPU else 1
     size = [] if GPU else ["--set", "train.tokens=4000", "--set", "depth=1", "--set", "d_model=32"]
     with tempfile.TemporaryDirectory() as folder:
         url = str(Path(folder) / "nas.db")
