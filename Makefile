@@ -9,7 +9,7 @@ BUILD := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
 
-.PHONY: install search test test-slow bench lint dashboard screenshots study-ideas study-scale clean
+.PHONY: install search test test-slow bench gpu-check lint dashboard screenshots study-ideas study-scale clean
 
 install: $(VENV)/installed
 

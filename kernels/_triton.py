@@ -36,7 +36,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def long_precision(dtype: torch.dtype) -> str:
-    """`precision` of a tl.dot over a whole row: for float32 three products of tf32, as exact (3e-7 on an H100) and done
+    """`precision` of a tl.dot over a whole row: for float32 three products of tf32, as exact (4e-7 on an H100) and done
     by an NVIDIA GPU's matrix units. Over few terms they cost more than they save."""
     return "tf32x3" if dtype == torch.float32 and not torch.version.hip else precision(dtype)
 

@@ -185,7 +185,7 @@ def shipped_launches() -> list[Launch]:
 
 
 def _exact_on(target: str, constants: dict[str, Any]) -> dict[str, str]:
-    """What `precision` answers on an AMD GPU, whatever it answered here."""
+    """What `long_precision` answers on an AMD GPU, whatever it answered here."""
     return {"PRECISION": "ieee"} if constants.get("PRECISION") == "tf32x3" and not target.startswith("sm_") else {}
 
 

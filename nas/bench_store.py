@@ -117,7 +117,7 @@ def _sent(trials: int) -> dict[str, int]:
         )
         event.listen(store._engine, "before_cursor_execute", lambda *_: count("statements"))
         event.listen(store._engine, "commit", lambda *_: count("transactions"))
-        run(search, Inline(), Silent())
+        run(search, Inline(gpus_per_trial=0), Silent())
     return counts
 
 

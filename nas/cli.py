@@ -99,7 +99,7 @@ CLUSTER_OPTIONS = (
         "--other-device",
         is_flag=True,
         default=None,
-        help="Go on with a study in another precision, or on GPUs after CPUs or CPUs after GPUs.",
+        help="Go on with a study in another precision, or on the other of GPUs and CPUs (name it: --gpus-per-trial).",
     ),
 )
 

@@ -85,6 +85,7 @@ def replay_of(call: Callable[[], object]) -> Callable[[], None]:
     Raises RuntimeError where something in it cannot be captured.
     """
     graph = torch.cuda.CUDAGraph()
+    gc.collect()  # nothing of before, such as a training's graphs, may be freed during the capture
     with _same_stream(), torch.cuda.graph(graph):
         call()
     return graph.replay

@@ -90,8 +90,10 @@ def _disk() -> str:
 def _device() -> str:
     import torch
 
+    from nas.worker import driver_lists_gpus
+
     if not torch.cuda.is_available():
-        if shutil.which("nvidia-smi"):
+        if driver_lists_gpus():
             raise RuntimeError(
                 f"torch {torch.__version__} sees no GPU beside its driver -> install torch with constraints-cuda.txt"
             )

@@ -288,8 +288,8 @@ def _shared_out(
     room = sum(_fitting(node, cpus, gpus) for node in nodes)
     if own and workers > room:
         raise UserError(
-            f"--workers {workers}: with {gpus:g} GPUs a trial this machine has room for {room}; "
-            "a smaller --gpus-per-trial shares a GPU"
+            f"--workers {workers} (given, or what the study ran on last): with --gpus-per-trial {gpus:g} this machine "
+            f"has room for {room}; give fewer workers, a smaller --gpus-per-trial, or 0 for CPUs"
         )
     return Cluster(ray, workers or max(1, room), cpus, gpus)
 
@@ -299,7 +299,8 @@ def _fitting(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     if not gpus:
         return int(node.get("CPU", 0.0))
     whole = node.get("GPU", 0.0)
-    by_gpu = int(whole / gpus) if gpus >= 1 else int(whole) * int(1 / gpus + 1e-9)
+    # Ray counts shares in ten thousandths.
+    by_gpu = int(whole / gpus) if gpus >= 1 else int(whole) * int(1 / round(gpus, 4) + 1e-9)
     return min(by_gpu, int(node.get("CPU", 0.0))) if cpus else by_gpu
 
 
@@ -328,8 +329,8 @@ def check_usable(found: Seen, where: str) -> None:
     """Raises UserError when a worker was given a GPU that it cannot use."""
     if found.problem:
         raise UserError(
-            f"the GPU of the worker on {where} cannot be used ({found.problem}): install a torch that fits its driver "
-            "(nas doctor says more), or search on CPUs with --gpus-per-trial 0"
+            f"the GPU of {where} cannot be used ({found.problem}): see nas doctor there, or use its CPUs with "
+            "--gpus-per-trial 0"
         )
 
 

@@ -165,7 +165,9 @@ def check(out: Path, steps: Sequence[Step] = STEPS, seconds: float = SECONDS) ->
             list(pool.map(run, sorted(by_file, key=lambda several: -len(several[0].needs))))  # the longest first
     else:
         run(steps)
-    return sorted(done, key=lambda each: steps.index(each.step))
+    done.sort(key=lambda each: steps.index(each.step))
+    (out / "summary.md").write_text(summary(done, dry=dry))  # of two files at a time, either may have written last
+    return done
 
 
 def _has_gpu() -> bool:
@@ -228,6 +230,8 @@ def _rows(step: Step, text: str) -> list[dict[str, Any]]:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:  # cut off by the step's end
                 continue
+        elif complete := re.search(r"^trial \d+ done: .* \[(\d+)/\d+", line):  # also where the search was ended
+            rows.append({"name": f"{step.name}: complete", "value": int(complete[1]), "unit": "trials"})
         elif errors := re.search(r"(?:ERROR SUMMARY|RACECHECK SUMMARY): (\d+)", line):
             rows.append({"name": f"{step.name}: errors", "value": int(errors[1]), "unit": ""})
         elif re.search(r"\d (passed|failed|errors?)\b.* in [\d.]+s", line):

@@ -83,10 +83,6 @@ def steps() -> None:
                 say(f"against plain/{net}, {size.name}, {mode}", row["ratio"], "times its tokens/s")
     for net in nets:
         say_row(launches_on(DEVICE, sizes[0], net, "eager"))
-    if GPU:
-        for size in reversed(SIZES):
-            for mode in ("compiled", "compiled whole"):
-                say_row(steps_on(DEVICE, size, "plain", mode))
 
 
 def profile() -> None:
@@ -127,7 +123,6 @@ def _search(name: str, flags: list[str]) -> None:
         with Store(url) as store:
             rows = store.trials(store.study("check"))
     ended = [row for row in rows if row.state == "COMPLETE"]
-    say(f"{name}: complete", len(ended), "trials")
     for row in rows:
         seconds_of = f"{row.train_seconds or 0:.1f} s of training, {row.evaluate_seconds or 0:.1f} s of scoring"
         print(row.number, row.state, seconds_of, row.provenance.get("cuda_graph"), dict(row.values), row.failure)

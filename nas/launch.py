@@ -31,6 +31,8 @@ def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> in
     if stored is not None:
         if not config.resume:
             raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
+        if stored.get("imported"):
+            raise StudyError(f"study {config.study!r} was imported from Optuna, to be looked at: start another study")
         if "space" not in stored and "space" not in given:
             raise StudyError(
                 f"study {config.study!r} searches a space of its own: --resume wants its --space FILE.py:Class again, "
@@ -146,7 +148,9 @@ def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
         with Store(config.store) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None
-            return {**store.study(config.study).settings, **ran_on(store, config.study)}
+            kept = {**store.study(config.study).settings, **ran_on(store, config.study)}
+            # Older rows name a space of one's own: code that a store names is not run.
+            return {name: value for name, value in kept.items() if name != "space" or not own_code(value)}
     except StoreError as error:
         if not error.missing:
             raise

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from nas.config import COUNTED, RATE_GRID, Plan, StudyConfig, picked
 from nas.errors import UserError
@@ -35,8 +36,8 @@ from nas.scaling import (
 )
 from nas.store import Store
 from nas.sweep import sweep
-from nas.tasks import EVALUATION_SHARE, TASKS, steps_of
-from nas.train import BACKWARD, RUNGS, deterministic, make_optimizers, seeded_build, train_step
+from nas.tasks import EVALUATION_SHARE, TASKS, steps_of, to_device
+from nas.train import BACKWARD, RUNGS, deterministic, make_optimizers, seeded_build, train_step, worker_device
 from search_spaces import load_space
 from search_spaces.base import Space, SpaceError, arch_to_json
 from search_spaces.gallery import named
@@ -230,7 +231,8 @@ def climb(
         for seed in ladder.seeds_of(size)
     ]
     # Rates are not known yet, and cost nothing.
-    seconds = expected_seconds(space, config, tuning + [settings(c, s, r, 1e-3, seed) for c, s, r, seed in steps])
+    trainings = tuning + [settings(c, s, r, 1e-3, seed) for c, s, r, seed in steps]
+    seconds = expected_seconds(space, config, trainings, worker_device("auto" if executor.gpus else "cpu"))
     say(
         f"{len(tuning)} trainings to find learning rates, then {len(steps)}; all of them take about "
         f"{_lasting(seconds / executor.workers)} with {executor.workers} workers, by the time of a step of each"
@@ -316,9 +318,12 @@ def extrapolated_rate(best: Mapping[int, float | None], size: int) -> float:
     return float(f"{rate:.3g}")
 
 
-def expected_seconds(space: Space, config: StudyConfig, configurations: Sequence[Mapping[str, Any]]) -> float:
-    """Of one worker for all of them: every different net takes three steps here, the last two on the clock."""
-    deterministic()
+def expected_seconds(
+    space: Space, config: StudyConfig, configurations: Sequence[Mapping[str, Any]], device: torch.device
+) -> float:
+    """Of one worker on such a device for all of them: every different net takes three steps here, the last two on the
+    clock."""
+    deterministic(space)
     task = TASKS[space.task]
     data = task.load(config.settings.get("data.path"))
     seconds_of: dict[tuple, float] = {}
@@ -331,13 +336,13 @@ def expected_seconds(space: Space, config: StudyConfig, configurations: Sequence
         recipe = Recipe(learning_rate=1e-3, tokens=tokens, batch_tokens=batch_tokens)
         spent = steps_of(task, arch, recipe)
         if key not in seconds_of:
-            model = seeded_build(space, arch, 0)
+            model = seeded_build(space, arch, 0).to(device)
             optimizers = make_optimizers(model, recipe)
-            batch = task.batch(data, arch, 0, 0, spent.samples)
-            train_step(model, optimizers, batch, recipe, 0, 3)
+            batch = to_device(task.batch(data, arch, 0, 0, spent.samples), device)
+            float(train_step(model, optimizers, batch, recipe, 0, 3))  # a GPU is waited for by the number
             start = time.perf_counter()
             for step in (1, 2):
-                train_step(model, optimizers, batch, recipe, step, 3)
+                float(train_step(model, optimizers, batch, recipe, step, 3))
             seconds_of[key] = (time.perf_counter() - start) / 2
         total += spent.count * seconds_of[key] * (1 + len(RUNGS) * EVALUATION_SHARE / (1 + BACKWARD))
     return total

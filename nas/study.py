@@ -15,7 +15,7 @@ from uuid import uuid4
 from nas import pareto
 from nas.artifacts import find_weights
 from nas.checkpoints import checkpoint_path
-from nas.config import MEASURED, RAN_ON, Plan, StudyConfig, make_plan, to_json, with_data
+from nas.config import MEASURED, RAN_ON, Plan, StudyConfig, make_plan, own_code, to_json, with_data
 from nas.errors import StudyError
 from nas.executors import Executor, make_executor
 from nas.halving import stops_early
@@ -209,7 +209,13 @@ def ran_on(store: Store, study: str) -> dict[str, Any]:
 def computed_in(store: Store, row: StudyRow) -> set[tuple[str, str]]:
     """The kinds of device, cpu or cuda, and the precisions that the study's trials were trained in."""
     trained = (trial.provenance for trial in store.trials(row))
-    return {kind_of(found["device"], found["precision"]) for found in trained if "precision" in found}
+    return {kind_of(found["device"], _precision(found)) for found in trained if "device" in found}
+
+
+def _precision(provenance: Mapping[str, Any]) -> str:
+    """Of a row, also of one that was written before rows said so: then a CPU computed in float32 alone."""
+    older = "float32" if provenance["device"] == "cpu" else "bfloat16 products: cuda"
+    return str(provenance.get("precision", older))
 
 
 def kind_of(device: str, precision: str) -> tuple[str, str]:
@@ -318,7 +324,8 @@ def open_study(
         row = store.study(config.study)
         _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
         # The same data may lie elsewhere by now.
-        settings = dict(row.settings) | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
+        before = {name: value for name, value in row.settings.items() if name != "space" or not own_code(value)}
+        settings = before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
         store.update_settings(row, settings)
         return replace(row, settings=settings)
     if "ceg" in plan.objectives and yardstick is None:

@@ -132,7 +132,7 @@ class TunePool:
         self._timeout = timeout
         self._running: dict[int, _Running] = {}
         self._stopping: dict[tuple[int, int], tuple[_Running, float]] = {}  # killed after the given moment
-        self._offers = _Offers(workers)
+        self._offers = _Offers(self.workers)
         self._heard: Queue[_Heard] = Queue()
         self._nodes: dict[Any, str] = {}  # by actor
         self._failed: BaseException | None = None
@@ -146,12 +146,16 @@ class TunePool:
         if not self._ray.wait([asked], timeout=WARM_UP_SECONDS)[0]:
             self._ray.cancel(asked)
             return
-        where, found = self._ray.get(asked)
         try:
+            where, found = self._ray.get(asked)
             check_usable(found, where)
         except UserError:
             self._ray.shutdown()
             raise
+        except self._ray.exceptions.RayError as error:
+            self._ray.shutdown()
+            last = str(error).strip().splitlines()[-1]
+            raise UserError(f"workers cannot start: {last}; is the same hypernas installed everywhere?") from error
         self.seen[found] = self.workers  # as far as one can tell for all
         if self.gpus:
             self.memory = share_of_gpu(found, self.gpus)

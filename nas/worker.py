@@ -2,7 +2,8 @@
 
 import importlib
 import json
-import shutil
+import os
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
@@ -55,11 +56,25 @@ def seen(gpu: bool) -> Seen:
     device = torch.device("cuda")
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch that was built without CUDA
-        there = torch.cuda.is_available() or shutil.which("nvidia-smi") is not None
+    except torch.OutOfMemoryError:
+        pass  # it can be used: others who share it fill it just now
+    # An AssertionError comes of a torch that was built without CUDA.
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        there = torch.cuda.is_available() or driver_lists_gpus()
         return replace(cpu, problem=str(error).strip().partition("\n")[0]) if there else cpu
     memory = float(torch.cuda.get_device_properties(device).total_memory)
     return Seen(torch.cuda.get_device_name(device), precision(device), memory)
+
+
+def driver_lists_gpus() -> bool:
+    """Whether NVIDIA's driver has a GPU here, and nobody hid it from this process."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return False
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.stdout.startswith("GPU ")
 
 
 def failure_kind(error: BaseException) -> FailureKind:

@@ -71,7 +71,7 @@ def test_on_a_cluster_of_our_own_a_gpu_is_shared_by_more_workers_than_there_are_
 def test_workers_for_whom_there_is_no_room_are_waited_for_only_where_a_cluster_may_grow() -> None:
     nodes = [{"CPU": 8, "GPU": 2}]
     assert _shared_out(None, nodes, 5, 1, own=False).workers == 5
-    with pytest.raises(UserError, match="--workers 5: with 1 GPUs a trial this machine has room for 2; a smaller"):
+    with pytest.raises(UserError, match=r"--workers 5 \(given.+\): with .+ 1 this machine has room for 2; give"):
         _shared_out(None, nodes, 5, 1, own=True)
 
 
@@ -150,17 +150,25 @@ def test_a_gpu_that_is_asked_for_and_not_here_is_refused_with_what_to_do() -> No
     assert asked_device(None) == asked_device(0) == torch.device("cpu")
 
 
+def driver_with_a_gpu(folder: Path) -> None:
+    """A program nvidia-smi in the folder that lists a GPU."""
+    (folder / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: some'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+
+
 @no_gpu
 def test_a_driver_whose_gpu_torch_cannot_use_is_a_problem_and_a_gpu_without_driver_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert worker.seen(gpu=True) == worker.seen(gpu=False)  # declared to a cluster, and nothing else
-    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    driver_with_a_gpu(tmp_path)
     assert worker.seen(gpu=True).problem
-    with pytest.raises(UserError, match=r"cannot be used \(.+\): install a torch that fits its driver .*--gpus-per-"):
+    with pytest.raises(UserError, match=r"cannot be used \(.+\): see nas doctor there, .*--gpus-per-trial 0"):
         asked_device(None)
     assert asked_device(0) == torch.device("cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the usual way to hide it
+    assert asked_device(None) == torch.device("cpu")
 
 
 @no_gpu
@@ -179,14 +187,14 @@ def test_a_search_on_gpus_that_are_not_here_is_one_sentence(engine: str, tmp_pat
 def test_a_search_whose_gpu_cannot_be_used_ends_with_what_to_do(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "nvidia-smi").touch(mode=0o755)
+    driver_with_a_gpu(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')  # what Ray would find there
     command = [sys.executable, "-m", "nas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     (said,) = done.stderr.strip().splitlines()
-    assert "cannot be used" in said and said.endswith("search on CPUs with --gpus-per-trial 0")
+    assert "cannot be used" in said and said.endswith("or use its CPUs with --gpus-per-trial 0")
     assert not (tmp_path / "nas.db").exists()
 
 

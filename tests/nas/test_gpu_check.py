@@ -49,7 +49,6 @@ def test_every_step_runs_in_its_dry_form_and_without_database_or_cluster(tmp_pat
     )
     printed = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert done.returncode == 0, done.stdout + str({name: text[-2000:] for name, text in printed.items()})
-    assert len(printed) <= 8  # as many as are brought home
     for step in STEPS:
         skipped = set(step.needs) & set(BLOCKED) or step.real
         assert f"{step.name}: {'skipped' if skipped else 'ok'}" in done.stdout
@@ -61,7 +60,8 @@ def test_searches_run_in_their_dry_form(tmp_path: Path) -> None:
     searches = [step for step in STEPS if "optuna" in step.needs]
     done = check(tmp_path, searches)
     assert {entry.ended for entry in done if not entry.step.real} == {"ok"}, (tmp_path / "search.txt").read_text()
-    assert [row["value"] for entry in done for row in entry.rows if row["name"].endswith(": complete")] == [1, 1]
+    found = [row["value"] for entry in done for row in entry.rows if row["name"].endswith(": complete")]
+    assert found == [1, 1]
 
 
 def test_a_step_over_its_limit_is_ended_with_what_it_started_and_the_next_runs(tmp_path: Path) -> None:
@@ -97,6 +97,7 @@ def test_what_a_step_printed_before_it_died_is_kept(tmp_path: Path) -> None:
         ("2 errors in 1.00s", {"passed": 0, "failed": 2, "skipped": 0}),
         ("1 failed, 2 errors in 1.00s", {"passed": 0, "failed": 3, "skipped": 0}),
         ("========= ERROR SUMMARY: 0 errors", {"errors": 0}),
+        ("trial 5 done: 4.71 bits/byte, accuracy 0.275, 0.234 MFLOPs/token [6/12, about 60 s left]", {"complete": 6}),
         ("========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)", {"errors": 2}),
     ],
 )
