@@ -207,6 +207,7 @@ def test_a_search_on_declared_gpus_says_so_and_is_resumed_on_what_it_ran_on(
         assert capsys.readouterr().err.startswith(said) and kept(where[1], "s") == (gpus, engine)
 
 
+@pytest.mark.slow
 def test_ladders_take_gpus_as_searches_do_and_go_on_on_what_they_ran_on(
     declared: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +223,7 @@ def test_ladders_take_gpus_as_searches_do_and_go_on_on_what_they_ran_on(
         assert kept(where[1], "s-scale") == (gpus, "ray")
 
 
+@pytest.mark.slow
 def test_a_table_is_recorded_on_gpus_too(
     declared: tuple[list[str], list[str]],
     tmp_path: Path,
