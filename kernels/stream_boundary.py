@@ -379,7 +379,10 @@ def _projection_kernel(
 def _tiles(X: Tensor, y: Tensor | None) -> dict[str, Any]:
     """Compile-time arguments. 16 tokens by so many channels spill nothing on an H100 (docs/kernels.md)."""
     n, C = X.shape[-2:]
-    channels, warps = (64, 4) if n <= 4 else (128, 8) if X.dtype == torch.bfloat16 else (32, 4)
+    if X.dtype == torch.bfloat16:
+        channels, warps = (64, 4) if n <= 4 else (128, 8)
+    else:
+        channels, warps = 64 if n in (2, 4) else 32, 4
     columns = 16 if 2 * n + n.bit_length() - 1 <= 16 else (32 if n <= 8 else 64)
     sums = {"ACC": accumulator(X.dtype), "PRECISION": precision(X.dtype)}
     return {
