@@ -42,6 +42,7 @@ from kernels import (
 )
 from kernels import block_diagonal_linear as block_diagonal
 from kernels import gather_scatter as gather
+from nas import cuda_graph
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS = 15
@@ -432,9 +433,8 @@ def rotated(
     try:
         graph, _ = captured(calls, repeats)
     except RuntimeError as error:
-        reason = str(error.__context__ or error).partition("\n")[0]
         few = calls[:CALLS]  # launched from Python, they take far longer than what they read
-        return Candidate(partial(in_turn, few, 1), len(few), len(few), f"single calls: {reason}")
+        return Candidate(partial(in_turn, few, 1), len(few), len(few), f"single calls: {cuda_graph.cause(error)}")
     return Candidate(graph.replay, sets * repeats, sets, "graph", calls)
 
 

@@ -9,7 +9,6 @@ On a GPU (`--device cuda`) a row is one net at one size trained in one mode, `st
 mode; `profile_of` says where a step's time goes. A profiler slows what its process launches afterwards: time first.
 """
 
-import gc
 import statistics
 import time
 import warnings
@@ -323,9 +322,8 @@ class Made:
 def _step_on(device: torch.device, size: Size, net: str, mode: str) -> Made:
     """The step, in memory that the one made before gave back if it is not used any more."""
     deterministic()
-    gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        cuda_graph.release()
         torch.cuda.reset_peak_memory_stats(device)
     space = LanguageModels()
     arch = space.from_json({**size.settings, **NETS[net]})

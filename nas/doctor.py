@@ -90,22 +90,16 @@ def _disk() -> str:
 def _device() -> str:
     import torch
 
-    from nas.worker import driver_lists_gpus
+    from nas.worker import seen
 
-    if not torch.cuda.is_available():
-        if driver_lists_gpus():
-            raise RuntimeError(
-                f"torch {torch.__version__} sees no GPU beside its driver -> install torch with constraints-cuda.txt"
-            )
-        return f"torch {torch.__version__}, CPU only, {torch.backends.cpu.get_cpu_capability()}"
-    try:
-        torch.ones(1, device="cuda").add_(1).item()
-    except RuntimeError as error:
-        first_line = str(error).partition("\n")[0]
+    found = seen(gpu=True)
+    if found.problem:
         raise RuntimeError(
-            f"torch {torch.__version__} sees a GPU and cannot use it: {first_line} -> "
-            "see nvidia-smi, or search with --gpus-per-trial 0"
-        ) from error
+            f"torch {torch.__version__} cannot use the GPU here: {found.problem} -> "
+            "install torch with constraints-cuda.txt, see nvidia-smi, or search with --gpus-per-trial 0"
+        )
+    if found.device == "cpu":
+        return f"torch {torch.__version__}, CPU only, {torch.backends.cpu.get_cpu_capability()}"
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     listed = {f"{device.name}, {device.total_memory / 2**30:.0f} GiB" for device in devices}
     return f"torch {torch.__version__}, CUDA {torch.version.cuda}, {len(devices)} GPUs ({'; '.join(sorted(listed))})"
