@@ -9,17 +9,24 @@ BUILD := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
 
-.PHONY: install search test test-slow bench gpu-check lint dashboard screenshots study-ideas study-scale clean
+# What an import of hypernas finds, without an installation: a folder of links. `nas/` is the package, the others its own.
+TREE := build/tree
+
+.PHONY: tree install search test test-slow bench gpu-check lint dashboard screenshots study-ideas study-scale clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints-$(BUILD).txt
+$(VENV)/installed: pyproject.toml setup.py constraints-$(BUILD).txt
 	@test -n "$(PYTHON)" || { echo "wanted Python 3.11, 3.12 or 3.13 on the PATH"; exit 1; }
 	@echo "== creating $(VENV) with $(PYTHON)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "== installing hypernas and what it needs ($(BUILD) build of torch)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-$(BUILD).txt -e '.[dev]'
 	@touch $@
+
+tree:
+	@rm -rf $(TREE)/hypernas && mkdir -p $(TREE)/hypernas
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard nas/*) kernels search_spaces dashboards) $(TREE)/hypernas/
 
 search: install
 	@echo "== searching: 20 trials on real text; results in $(RUNS)/nas.db"
@@ -37,7 +44,7 @@ test: install
 test-slow: install
 	$(PYTEST) -m slow --timeout=2400
 
-lint: install
+lint: install tree
 	@! git grep -nE '^(<<<<<<<|>>>>>>>) ' || { echo "a merge left its markers"; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,8 +52,8 @@ lint: install
 	$(BIN)/python -m mypy docs/studies
 
 # Also without an installation, where Python 3 has torch and pytest: it runs from this tree and names what it skips.
-gpu-check:
-	@$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m nas.gpu_check $(OUT)
+gpu-check: tree
+	@PYTHONPATH=$(CURDIR)/$(TREE):$(PYTHONPATH) $(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m hypernas.gpu_check $(OUT)
 
 bench: install
 	$(BIN)/nas bench search --part overhead
@@ -63,7 +70,7 @@ dashboard: install
 	$(BIN)/nas dashboard --store $(RUNS)/nas.db
 
 screenshots: install
-	$(BIN)/python -m dashboards.screenshots
+	$(BIN)/python -m hypernas.dashboards.screenshots
 
 clean:
 	rm -rf $(VENV) $(RUNS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

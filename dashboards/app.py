@@ -19,15 +19,15 @@ import pandas as pd
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from dashboards import figures, frames, pages
-from dashboards.live import LiveStudy, Watch, scale_of
-from dashboards.picture import architecture_figure, connection_names, gate_names
-from dashboards.texts import label, number, short
-from nas import records
-from nas.artifacts import find_weights
-from nas.errors import StudyError, UserError
-from nas.pareto import LOGARITHMIC
-from nas.store import Store
+from hypernas import records
+from hypernas.artifacts import find_weights
+from hypernas.dashboards import figures, frames, pages
+from hypernas.dashboards.live import LiveStudy, Watch, scale_of
+from hypernas.dashboards.picture import architecture_figure, connection_names, gate_names
+from hypernas.dashboards.texts import label, number, short
+from hypernas.errors import StudyError, UserError
+from hypernas.pareto import LOGARITHMIC
+from hypernas.store import Store
 
 TICK = 2_000  # milliseconds
 ALL_CURVES = 100  # trials whose curves a live page draws
@@ -508,14 +508,14 @@ def _find_trial(store: Store, study: LiveStudy, wanted: str | None) -> records.T
 
 def _is_kept(store: Store, study: LiveStudy, number: int) -> bool:
     """Whether an export needs no training, and runs no code but ours."""
-    from search_spaces import SPACES
+    from hypernas.search_spaces import SPACES
 
     return study.row.space.name in SPACES and find_weights(store, study.row, number) is not None
 
 
 def export_zip(store: Store, study: str, trial: int) -> bytes:
     """`nas export` of a trial as a zip archive. Raises UserError."""
-    from nas.export import export_trial  # brings torch: only taking a model home needs it
+    from hypernas.export import export_trial  # brings torch: only taking a model home needs it
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / f"trial-{trial}"
@@ -529,8 +529,8 @@ def export_zip(store: Store, study: str, trial: int) -> bytes:
 
 def cost_frame(study: LiveStudy, trial: records.Trial) -> pd.DataFrame | None:
     """Parameters and FLOPs by part; None for a space of the user's own, whose code a page does not run."""
-    from search_spaces import SPACES, load_space
-    from search_spaces.base import SpaceError
+    from hypernas.search_spaces import SPACES, load_space
+    from hypernas.search_spaces.base import SpaceError
 
     if study.row.space.name not in SPACES:
         return None

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboards.texts import pseudo
+from hypernas.dashboards.texts import pseudo
 
 CELLS = 256  # along a side at most: of what falls into one cell the strongest is drawn
 FRAME = "#D55E00"

@@ -1,4 +1,4 @@
-"""DataFrames of `dashboards.frames` as Plotly figures.
+"""DataFrames of `hypernas.dashboards.frames` as Plotly figures.
 
 Colours are from Okabe and Ito's palette, each legible on white and on black, and never alone: shape or dash says
 the same. Backgrounds are transparent and texts are coloured by the page's style sheet. Whatever comes from the
@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboards.frames import front_frame, scale_gain_frame, scale_law_frame, scale_run_frame, seed_frame
-from dashboards.texts import better, label, number, pseudo, setting, short
-from nas.pareto import LOGARITHMIC
-from nas.records import State
+from hypernas.dashboards.frames import front_frame, scale_gain_frame, scale_law_frame, scale_run_frame, seed_frame
+from hypernas.dashboards.texts import better, label, number, pseudo, setting, short
+from hypernas.pareto import LOGARITHMIC
+from hypernas.records import State
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, GREY = "#2380C4", "#B87F00", "#009E73", "#D55E00", "#C0659A", "#808080"
 HEIGHT, MESSAGE_HEIGHT = 460, 200  # pixels

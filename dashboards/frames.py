@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nas import pareto
-from nas.progress import describe_arch
-from nas.records import Report, State, Trial
-from nas.repeats import BY_SEED
+from hypernas import pareto
+from hypernas.progress import describe_arch
+from hypernas.records import Report, State, Trial
+from hypernas.repeats import BY_SEED
 
 LOSSES = ("bits_per_byte", "loss")
 COSTS = ("flops_per_token", "flops_per_image")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from dashboards import frames
-from nas.errors import StoreError, StudyError
-from nas.records import Report, StudyRow, Trial
-from nas.store import Store
+from hypernas.dashboards import frames
+from hypernas.errors import StoreError, StudyError
+from hypernas.records import Report, StudyRow, Trial
+from hypernas.store import Store
 
 MOST_NAMED = 1000  # trials in one query; databases limit the parameters of a statement
 
@@ -69,7 +69,7 @@ class LiveStudy:
 
     def utilisation(self) -> float | None:
         """The share of the workers' time spent training and evaluating, as `nas status` has it."""
-        from nas.summary import utilisation  # brings torch
+        from hypernas.summary import utilisation  # brings torch
 
         return utilisation(list(self._trials.values()))
 

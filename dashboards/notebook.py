@@ -6,9 +6,9 @@ All raise StoreError when the store cannot be opened and StudyError when it has 
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboards import figures, frames
-from dashboards.texts import axes
-from nas.store import Store
+from hypernas.dashboards import figures, frames
+from hypernas.dashboards.texts import axes
+from hypernas.store import Store
 
 
 def frame(study: str, store: str = "nas.db") -> pd.DataFrame:

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from dash import dcc, html
 
-from dashboards import figures, frames
-from dashboards.live import LiveStudy
-from dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain, setting, short
-from nas.pareto import LOGARITHMIC
-from nas.records import Report, State, StudyRow, Trial
+from hypernas.dashboards import figures, frames
+from hypernas.dashboards.live import LiveStudy
+from hypernas.dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain, setting, short
+from hypernas.pareto import LOGARITHMIC
+from hypernas.records import Report, State, StudyRow, Trial
 
 PAGES = {"/": "Front", "/trial": "Trial", "/space": "Space", "/scale": "Scale", "/cluster": "Cluster"}
 ROWS = 50  # trials in a table
@@ -367,7 +367,7 @@ def scale_said(scale: Mapping[str, Any] | None, study: str) -> Any:
     """The analysis in words, or the command that makes one."""
     if scale is None:
         return html.P(["Nothing yet. ", html.Code(f"nas scale --study {quote(plain(study))}"), " trains a ladder."])
-    from nas.scale import describe  # brings torch
+    from hypernas.scale import describe  # brings torch
 
     return html.Pre(plain("\n".join(describe(scale)), 20_000))
 

@@ -6,11 +6,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
 
-from dashboards import figures, frames
-from dashboards.live import scale_of
-from dashboards.texts import axes
-from nas.errors import UserError
-from nas.store import Store
+from hypernas.dashboards import figures, frames
+from hypernas.dashboards.live import scale_of
+from hypernas.dashboards.texts import axes
+from hypernas.errors import UserError
+from hypernas.store import Store
 
 NO_BROWSER = "pictures need kaleido and Chrome or Chromium (pip install kaleido, apt-get install chromium)"
 WIDTH, HEIGHT, SCALE = 900, 540, 2  # pixels, and PNG pixels to each

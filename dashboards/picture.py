@@ -5,8 +5,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dashboards.figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, blank_figure, message_figure
-from dashboards.texts import pseudo
+from hypernas.dashboards.figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, blank_figure, message_figure
+from hypernas.dashboards.texts import pseudo
 
 MAX_LAYERS = 24
 LAYER_PIXELS = 96
@@ -24,7 +24,7 @@ def gate_names(arch: Mapping[str, Any]) -> list[tuple[int, str]]:
     placement, depth = str(arch.get("gates.placement", "none")), int(arch.get("depth", 0))
     if placement == "none":
         return []
-    from search_spaces.gates import gated_layers  # brings torch: only drawing a gated architecture needs it
+    from hypernas.search_spaces.gates import gated_layers  # brings torch: only drawing a gated architecture needs it
 
     parts = [part for part in ("attention", "ffn") if placement in (part, "both")]
     gated = gated_layers(str(arch["gates.layers"]), depth)

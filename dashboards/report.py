@@ -14,14 +14,14 @@ import plotly.graph_objects as go
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from dashboards import figures, frames
-from dashboards.live import scale_of
-from dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain
-from nas.errors import UserError
-from nas.records import StudyRow
-from nas.repeats import deviations
-from nas.store import Store
-from nas.summary import verdict
+from hypernas.dashboards import figures, frames
+from hypernas.dashboards.live import scale_of
+from hypernas.dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain
+from hypernas.errors import UserError
+from hypernas.records import StudyRow
+from hypernas.repeats import deviations
+from hypernas.store import Store
+from hypernas.summary import verdict
 
 DRAW = """
 for (const box of document.querySelectorAll("[data-figure]")) {
@@ -159,7 +159,7 @@ def _scale_said(scale: Mapping[str, Any] | None) -> str:
     """Laws, gains with their intervals and interactions in numbers."""
     if scale is None:
         return ""
-    from nas.scale import describe  # brings torch
+    from hypernas.scale import describe  # brings torch
 
     return f'<pre tabindex="0">{escape(plain(chr(10).join(describe(scale)), 20_000))}</pre>\n'
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from dashboards import pages
-from dashboards.app import make_app_server
-from dashboards.live import scale_of
-from nas.errors import UserError
-from nas.store import Store
+from hypernas.dashboards import pages
+from hypernas.dashboards.app import make_app_server
+from hypernas.dashboards.live import scale_of
+from hypernas.errors import UserError
+from hypernas.store import Store
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
@@ -84,7 +84,7 @@ def take_own(out: Path) -> list[Path]:
     """`take` of a small study that is searched for it. Raises UserError when the search does not finish."""
     target = out.resolve()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        command = [sys.executable, "-m", "nas", "search", *SEARCH]
+        command = [sys.executable, "-m", "hypernas", "search", *SEARCH]
         if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
             raise UserError(f"the search for the pictures failed: {' '.join(command)}")
         return take("nas.db", SEARCH[1], target)

@@ -3,7 +3,7 @@
 import re
 from html import escape
 
-from nas.pareto import LOGARITHMIC, MAXIMIZED
+from hypernas.pareto import LOGARITHMIC, MAXIMIZED
 
 CLIP = 200  # characters of a text in a hover or a table cell
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels._dispatch import BackendError
+from hypernas.kernels._dispatch import BackendError
 
 # The kernels are vectorised by hand: -O3 takes twice as long to compile and gains nothing, and -ffast-math would only
 # bring its harm: a diverged run whose NaN disappears, and, at link time, crtfastmath.o, which flushes denormals in the
@@ -88,7 +88,7 @@ def build(folder: Path, extra_flags: tuple[str, ...] = ()) -> Path:
     compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
     if compiler is None:
         raise BackendError("no C++ compiler: install g++ for the fast CPU kernels, or pass --kernels reference")
-    with as_file(files("kernels") / "cpu") as sources:
+    with as_file(files("hypernas.kernels") / "cpu") as sources:
         target = folder / f"kernels-{_fingerprint(sources, compiler, extra_flags)}.so"
         if target.exists():
             return target

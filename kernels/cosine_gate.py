@@ -15,9 +15,9 @@ Bytes: forward reads x, F and writes out, 3 C elements a token; backward reads x
 import torch
 from torch import Tensor
 
-from kernels import _cpu
-from kernels._dispatch import Op
-from kernels._triton import accumulator, blocks, row_tile, tl, triton
+from hypernas.kernels import _cpu
+from hypernas.kernels._dispatch import Op
+from hypernas.kernels._triton import accumulator, blocks, row_tile, tl, triton
 
 
 def cosine_gate_reference(x: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import (
+from hypernas.kernels import (
     _dispatch,
     cosine_gate,
     rms_norm,
@@ -111,7 +111,7 @@ class _Recorder:
         signature = {name: _type_of(given[name], name in constants) for name in names}
         fixed = {name: given[name] for name in names if signature[name] == "constexpr"}
         inner = self.function.fn
-        name = inner.__module__.removeprefix("kernels.") + inner.__name__.removesuffix("_kernel")
+        name = inner.__module__.removeprefix("hypernas.kernels.") + inner.__name__.removesuffix("_kernel")
         case = self.case
         self.launches.append(Launch(name, case.dtype, case.shape, self.function, signature, fixed, options))
 

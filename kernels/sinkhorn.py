@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import _cpu
-from kernels._dispatch import Op
-from kernels._triton import accumulator, blocks, tl, triton
+from hypernas.kernels import _cpu
+from hypernas.kernels._dispatch import Op
+from hypernas.kernels._triton import accumulator, blocks, tl, triton
 
 
 def sinkhorn_reference(logits: Tensor, iterations: int = 20) -> Tensor:

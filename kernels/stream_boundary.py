@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import _cpu
-from kernels._dispatch import Op
-from kernels._triton import accumulator, blocks, long_precision, precision, tl, triton
-from kernels.stream_chain import recorder, written
+from hypernas.kernels import _cpu
+from hypernas.kernels._dispatch import Op
+from hypernas.kernels._triton import accumulator, blocks, long_precision, precision, tl, triton
+from hypernas.kernels.stream_chain import recorder, written
 
 
 def stream_boundary_reference(

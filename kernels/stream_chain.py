@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from kernels import _cpu
-from kernels._dispatch import Op
-from kernels._triton import accumulator, blocks, tl, triton
+from hypernas.kernels import _cpu
+from hypernas.kernels._dispatch import Op
+from hypernas.kernels._triton import accumulator, blocks, tl, triton
 
 
 @torch.no_grad()

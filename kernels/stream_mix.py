@@ -12,9 +12,9 @@ equation 1.
 import torch
 from torch import Tensor
 
-from kernels import _cpu
-from kernels._dispatch import Op
-from kernels._triton import accumulator, blocks, tl, triton
+from hypernas.kernels import _cpu
+from hypernas.kernels._dispatch import Op
+from hypernas.kernels._triton import accumulator, blocks, tl, triton
 
 
 def stream_mix_reference(X: Tensor, y: Tensor, H: Tensor, post: Tensor) -> Tensor:

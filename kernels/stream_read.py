@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import _cpu
-from kernels._dispatch import Op
-from kernels._triton import accumulator, blocks, long_precision, precision, tl, triton
+from hypernas.kernels import _cpu
+from hypernas.kernels._dispatch import Op
+from hypernas.kernels._triton import accumulator, blocks, long_precision, precision, tl, triton
 
 
 def stream_read_reference(X: Tensor, phi: Tensor, bias: Tensor, eps: float = 1e-24) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,6 @@ def load(folder: "str | Path") -> "nn.Module":
 
     No code of the folder runs. Raises nas.errors.UserError for a folder that is damaged, incomplete or newer.
     """
-    from nas.exported import load as load_export  # brings torch
+    from hypernas.exported import load as load_export  # brings torch
 
     return load_export(folder)

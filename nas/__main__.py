@@ -1,5 +1,5 @@
 """`python -m nas` is `nas`."""
 
-from nas.cli import entry
+from hypernas.cli import entry
 
 entry()

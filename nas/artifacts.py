@@ -4,8 +4,8 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
-from nas.records import StudyRow
-from nas.store import Store
+from hypernas.records import StudyRow
+from hypernas.store import Store
 
 WEIGHTS = "weights"
 

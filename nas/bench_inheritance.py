@@ -19,18 +19,18 @@ import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from nas import version
-from nas.config import Plan, StudyConfig, make_plan
-from nas.halving import rank_correlation
-from nas.inherit import change, obstacle
-from nas.optuna_io import distributions
-from nas.proposals import config_hash
-from nas.records import Inheritance, Job, Recipe, Result
-from nas.samplers import neighbour
-from nas.table import load_table
-from nas.tasks import TASKS
-from nas.train import evaluate
-from search_spaces.base import FixedTrial, SpaceError, Uniform, arch_to_json
+from hypernas import version
+from hypernas.config import Plan, StudyConfig, make_plan
+from hypernas.halving import rank_correlation
+from hypernas.inherit import change, obstacle
+from hypernas.optuna_io import distributions
+from hypernas.proposals import config_hash
+from hypernas.records import Inheritance, Job, Recipe, Result
+from hypernas.samplers import neighbour
+from hypernas.search_spaces.base import FixedTrial, SpaceError, Uniform, arch_to_json
+from hypernas.table import load_table
+from hypernas.tasks import TASKS
+from hypernas.train import evaluate
 
 PAIRS = 7  # of each kind of change
 DRAWN = 2000  # mutations, for the shares that can inherit

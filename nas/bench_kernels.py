@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import (
+from hypernas import cuda_graph
+from hypernas.kernels import (
     _cpu,
     _dispatch,
     cosine_gate,
@@ -40,9 +41,8 @@ from kernels import (
     stream_read,
     swiglu,
 )
-from kernels import block_diagonal_linear as block_diagonal
-from kernels import gather_scatter as gather
-from nas import cuda_graph
+from hypernas.kernels import block_diagonal_linear as block_diagonal
+from hypernas.kernels import gather_scatter as gather
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS = 15

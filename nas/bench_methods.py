@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nas import pareto
-from nas.proposals import Proposals
-from nas.records import RUNGS, Failure, FailureKind, Report, State, Trial
-from nas.store import Proposal
-from nas.table import Recorded, Table
-from search_spaces.base import Uniform
+from hypernas import pareto
+from hypernas.proposals import Proposals
+from hypernas.records import RUNGS, Failure, FailureKind, Report, State, Trial
+from hypernas.search_spaces.base import Uniform
+from hypernas.store import Proposal
+from hypernas.table import Recorded, Table
 
 WORKERS = 2
 LAST = len(RUNGS) - 1

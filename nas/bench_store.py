@@ -20,10 +20,10 @@ from typing import Any
 
 from sqlalchemy import event
 
-from nas.postgres import throw_away_postgres
-from nas.records import Recipe, Report, Result, SpaceSpec, State, Trial
-from nas.store import Proposal, Store
-from search_spaces.base import digest
+from hypernas.postgres import throw_away_postgres
+from hypernas.records import Recipe, Report, Result, SpaceSpec, State, Trial
+from hypernas.search_spaces.base import digest
+from hypernas.store import Proposal, Store
 
 DRIVERS = 4
 COUNTED = (100, 300)  # trials of the shorter and the longer search
@@ -98,11 +98,11 @@ def _statements() -> list[dict[str, Any]]:
 
 def _sent(trials: int) -> dict[str, int]:
     """The statements and transactions of a whole search."""
-    from nas.config import StudyConfig
-    from nas.driver import run
-    from nas.executors import Inline
-    from nas.progress import Silent
-    from nas.study import open_search, prepare
+    from hypernas.config import StudyConfig
+    from hypernas.driver import run
+    from hypernas.executors import Inline
+    from hypernas.progress import Silent
+    from hypernas.study import open_search, prepare
 
     counts = {"statements": 0, "transactions": 0}
 
@@ -113,7 +113,7 @@ def _sent(trials: int) -> dict[str, int]:
         search = open_search(
             store,
             prepare(StudyConfig(study="bench", trials=trials, preset="quick")),
-            evaluate="nas.trivial:evaluate",
+            evaluate="trivial",
         )
         event.listen(store._engine, "before_cursor_execute", lambda *_: count("statements"))
         event.listen(store._engine, "commit", lambda *_: count("transactions"))
@@ -193,9 +193,9 @@ def _optuna_driver(url: str, name: str, seconds: float, number: int) -> list[flo
 
 _FRONT = """
 import sys
-from nas.cli import main
+from hypernas.cli import main
 main(sys.argv[1:])
-from nas.bench_store import peak_memory
+from hypernas.bench_store import peak_memory
 print(peak_memory(), file=sys.stderr)
 """
 

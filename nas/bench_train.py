@@ -23,12 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import _cpu, _dispatch
-from nas import cuda_graph
-from nas.bench_kernels import device_name, median_ratio, product_tflops, timed, versions
-from nas.errors import UserError
-from nas.records import Recipe
-from nas.train import (
+from hypernas import cuda_graph
+from hypernas.bench_kernels import device_name, median_ratio, product_tflops, timed, versions
+from hypernas.errors import UserError
+from hypernas.kernels import _cpu, _dispatch
+from hypernas.records import Recipe
+from hypernas.search_spaces.connections import KroneckerHyperConnection
+from hypernas.search_spaces.gates import CosineGate, gates_of
+from hypernas.search_spaces.layers import ResidualStack, attention
+from hypernas.search_spaces.lm import LanguageModels
+from hypernas.train import (
     BACKWARD,
     compile_parts,
     deterministic,
@@ -38,10 +42,6 @@ from nas.train import (
     seeded_build,
     train_step,
 )
-from search_spaces.connections import KroneckerHyperConnection
-from search_spaces.gates import CosineGate, gates_of
-from search_spaces.layers import ResidualStack, attention
-from search_spaces.lm import LanguageModels
 
 BATCH_TOKENS = 2048
 SKIP_TOKENS = 32_768
@@ -526,7 +526,7 @@ def _profile(name: str, step: Callable[[], None]) -> list[dict[str, Any]]:
 
 def _attention(products: torch.dtype) -> list[dict[str, Any]]:
     """Causal attention, forward and backward, in every form it could take. Models have it as one operator, on a CPU in
-    float32: `search_spaces.layers.attention`."""
+    float32: `hypernas.search_spaces.layers.attention`."""
     generator = torch.Generator().manual_seed(0)
     *heads, cotangent = (torch.randn(ATTENTION, generator=generator).to(products) for _ in range(4))
     later = torch.ones(ATTENTION[-2], ATTENTION[-2], dtype=torch.bool).triu(1)

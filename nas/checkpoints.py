@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nas.errors import UserError
-from nas.records import Job, Report
-from search_spaces.base import digest
+from hypernas.errors import UserError
+from hypernas.records import Job, Report
+from hypernas.search_spaces.base import digest
 
 _NAME = re.compile(r"trial-(\d+)\.checkpoint(\.seeds)?")
 

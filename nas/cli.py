@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from nas.errors import UserError
+from hypernas.errors import UserError
 
 MAX_COUNT = 2**31 - 1  # what every database holds in an integer
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -187,7 +187,7 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     nas search --study mine --set data.path=book.txt --set depth=4..8 --trials 100
     nas search --study first --resume --trials 200
     """
-    from nas.config import read_toml
+    from hypernas.config import read_toml
 
     given = read_toml(config) if config else {}
     given |= given_flags(flags)
@@ -199,7 +199,7 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     for flag in ("trials", "workers"):
         if given.get(flag) is not None and given[flag] < 1:
             raise UserError(f"--{flag} {given[flag]}: wanted at least 1")
-    from nas.launch import launch
+    from hypernas.launch import launch
 
     sys.exit(launch(given))
 
@@ -213,8 +213,8 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
 @json_option
 def status(study: str, store: str, as_json: bool) -> None:
     """How far a study is: states, rate, workers, utilisation, failures by cause."""
-    from nas.store import Store
-    from nas.summary import status_of
+    from hypernas.store import Store
+    from hypernas.summary import status_of
 
     with Store(store) as opened:
         data = status_of(opened, opened.study(study))
@@ -247,9 +247,9 @@ def _shown(value: float | None, form: str) -> str:
 @click.option("--format", "form", type=click.Choice(["table", "csv"]), default="table", show_default=True)
 def front(study: str, store: str, as_json: bool, form: str) -> None:
     """The Pareto front, best loss first."""
-    from nas.progress import front_table, print_table
-    from nas.store import Store
-    from nas.summary import front_rows, variants_said, verdict
+    from hypernas.progress import front_table, print_table
+    from hypernas.store import Store
+    from hypernas.summary import front_rows, variants_said, verdict
 
     with Store(store) as opened:
         row = opened.study(study)
@@ -259,7 +259,7 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
     if as_json:
         _print_json(rows)
     elif form == "csv":
-        from nas.summary import as_csv
+        from hypernas.summary import as_csv
 
         click.echo(as_csv(rows), nl=False)
     else:
@@ -275,10 +275,10 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
 @json_option
 def show(study: str, store: str, trial: int, as_json: bool) -> None:
     """One trial: architecture, parameters and FLOPs by part, curve, timings, provenance."""
-    from nas.progress import print_table
-    from nas.store import Store
-    from nas.summary import cost_json, cost_table, show_json
-    from search_spaces import load_space
+    from hypernas.progress import print_table
+    from hypernas.search_spaces import load_space
+    from hypernas.store import Store
+    from hypernas.summary import cost_json, cost_table, show_json
 
     with Store(store) as opened:
         row = opened.study(study)
@@ -318,9 +318,9 @@ def describe(space: str, settings: dict[str, str], as_json: bool, keys: bool) ->
 
     Unset keys are as in the baseline: nas describe --set depth=12 --set streams.n=4
     """
-    from nas.progress import print_table
-    from nas.summary import cost_json, cost_table, keys_table
-    from search_spaces import load_space
+    from hypernas.progress import print_table
+    from hypernas.search_spaces import load_space
+    from hypernas.summary import cost_json, cost_table, keys_table
 
     loaded = load_space(space)
     if keys and as_json:
@@ -347,7 +347,7 @@ def gallery(as_json: bool) -> None:
     nas describe --set base=llama-like
     nas search --study around --set base=llama-like --set depth=4..12
     """
-    from search_spaces.gallery import gallery as entries
+    from hypernas.search_spaces.gallery import gallery as entries
 
     listed = entries()
     if as_json:
@@ -383,8 +383,8 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
     nas export --study first --pick knee --out winner
     nas export --study first --trial 7 --out seven
     """
-    from nas.export import export_trial
-    from nas.store import Store
+    from hypernas.export import export_trial
+    from hypernas.store import Store
 
     with Store(store) as opened:
         data = export_trial(opened, opened.study(study), trial=trial, pick=pick, out=out, formats=formats)
@@ -416,8 +416,8 @@ def train(
     \b
     nas train --study first --trial 7 --tokens 100000000 --out seven-long
     """
-    from nas.continue_training import train as run_training
-    from nas.store import Store
+    from hypernas.continue_training import train as run_training
+    from hypernas.store import Store
 
     with Store(store) as opened:
         row = opened.study(study)
@@ -443,8 +443,8 @@ def train(
 @device_option
 def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
     """Continue a text with an exported language model."""
-    from nas.executors import asked_device
-    from nas.exported import generate as continued
+    from hypernas.executors import asked_device
+    from hypernas.exported import generate as continued
 
     device = asked_device(gpus)
     click.echo(continued(folder, prompt, count=count, temperature=temperature, seed=seed, device=device))
@@ -457,8 +457,8 @@ def generate(folder: str, prompt: str, count: int, temperature: float, seed: int
 @json_option
 def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
     """Loss and accuracy of an exported model on the validation part of some data."""
-    from nas.executors import asked_device
-    from nas.exported import evaluate as scored
+    from hypernas.executors import asked_device
+    from hypernas.exported import evaluate as scored
 
     found = scored(folder, data, asked_device(gpus))
     if as_json:
@@ -521,12 +521,12 @@ def decompose(
     nas decompose winner --out winner-blocks
     nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
     """
-    from nas.decompose import decompose as take_apart
-    from nas.decompose import read_evidence
-    from nas.executors import asked_device
+    from hypernas.decompose import decompose as take_apart
+    from hypernas.decompose import read_evidence
+    from hypernas.executors import asked_device
 
     if figure is not None:
-        from dashboards.paper import check_file
+        from hypernas.dashboards.paper import check_file
 
         check_file(figure)
     report = take_apart(
@@ -542,8 +542,8 @@ def decompose(
         device=asked_device(gpus),
     )
     if figure is not None:
-        from dashboards.blocks import figure as drawn
-        from dashboards.paper import write_figure
+        from hypernas.dashboards.blocks import figure as drawn
+        from hypernas.dashboards.paper import write_figure
 
         write_figure(drawn(report["nets"], read_evidence(out)), figure)
     if as_json:
@@ -603,8 +603,8 @@ def scale(
     nas scale --study first --trials 14
     nas scale --study first --trials 14 --ablate --ladder 20k..320k
     """
-    from nas.launch import launch_scale
-    from nas.scale import Ladder, describe, parse_sizes
+    from hypernas.launch import launch_scale
+    from hypernas.scale import Ladder, describe, parse_sizes
 
     try:
         ratios = tuple(float(part) for part in tokens_per_parameter.split(","))
@@ -628,14 +628,14 @@ def scale(
 @click.option("--figures", metavar="DIR", help="Also write every figure here: PNG, SVG, and its numbers as CSV.")
 def report(study: str, store: str, out: str, figures: str | None) -> None:
     """One HTML file with front, trials, curves and hypervolume; it opens without a network."""
-    from dashboards.report import write_report
-    from nas.store import Store
+    from hypernas.dashboards.report import write_report
+    from hypernas.store import Store
 
     with Store(store) as opened:
         path = write_report(opened, study, out)
         click.echo(f"report written to {path}")
         if figures is not None:
-            from dashboards.paper import write_figures
+            from hypernas.dashboards.paper import write_figures
 
             written = write_figures(opened, study, figures)
             click.echo(f"{len(written)} figure files written to {figures}: {', '.join(path.name for path in written)}")
@@ -647,7 +647,7 @@ def report(study: str, store: str, out: str, figures: str | None) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8050, show_default=True, help="0 takes a free one.")
 def dashboard(store: str, host: str, port: int) -> None:
     """Serve the studies of a store as a web app, live while searches run. It writes nothing to the store."""
-    from dashboards.app import serve
+    from hypernas.dashboards.app import serve
 
     serve(store, host, port)
 
@@ -663,7 +663,7 @@ def dashboard(store: str, host: str, port: int) -> None:
 @json_option
 def doctor(store: str, study: str | None, space: str, address: str | None, as_json: bool) -> None:
     """Check what a search needs here: store, disk, device, compiler, data, Ray, one training step."""
-    from nas.doctor import examine
+    from hypernas.doctor import examine
 
     lines = examine(store, study, space, address)
     if as_json:
@@ -686,7 +686,7 @@ def study_group() -> None:
 @json_option
 def study_list(store: str, as_json: bool) -> None:
     """Every study in the store."""
-    from nas.store import Store
+    from hypernas.store import Store
 
     with Store(store) as opened:
         rows = opened.studies()
@@ -704,7 +704,7 @@ def study_delete(name: str, store: str, yes: bool) -> None:
     """Delete a study, its trials and its weights."""
     import shutil
 
-    from nas.store import Store
+    from hypernas.store import Store
 
     with Store(store) as opened:
         row = opened.study(name)
@@ -720,8 +720,8 @@ def study_delete(name: str, store: str, yes: bool) -> None:
 @store_option
 def study_replay(name: str, store: str) -> None:
     """Draw every proposal of a study again, from what was told when, and compare."""
-    from nas.replay import replayed
-    from nas.store import Store
+    from hypernas.replay import replayed
+    from hypernas.store import Store
 
     with Store(store) as opened:
         found = list(replayed(opened, opened.study(name)))
@@ -743,9 +743,9 @@ def study_export(name: str, store: str, to: str) -> None:
     nas study export first --to optuna.db
     optuna-dashboard sqlite:///optuna.db
     """
-    from nas.config import make_plan, resumed
-    from nas.optuna_rdb import export_study
-    from nas.store import Store
+    from hypernas.config import make_plan, resumed
+    from hypernas.optuna_rdb import export_study
+    from hypernas.store import Store
 
     with Store(store) as opened:
         row = opened.study(name)
@@ -762,8 +762,8 @@ def study_export(name: str, store: str, to: str) -> None:
 @click.option("--from", "source", required=True, metavar="URL", help="Optuna's database: a SQLite file or a URL.")
 def study_import(name: str | None, store: str, source: str) -> None:
     """Read a study from Optuna's database: one that was exported goes on, one of Optuna's own can be looked at."""
-    from nas.optuna_rdb import import_study
-    from nas.store import Store
+    from hypernas.optuna_rdb import import_study
+    from hypernas.store import Store
 
     with Store(store, create=True) as opened:
         row, count = import_study(opened, source, name)
@@ -804,31 +804,31 @@ def bench_search(
     and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock. inheritance: what
     children gain that start from their parents' weights, in ten minutes.
     """
-    from nas.progress import print_table
-    from nas.summary import bench_table
+    from hypernas.progress import print_table
+    from hypernas.summary import bench_table
 
     if record:
-        from nas.table import record as record_table
+        from hypernas.table import record as record_table
 
         sys.exit(record_table(store, Path(out), given_flags(flags)))
     if given := given_flags(flags):
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UserError(f"{names}: a flag of --record alone; the other parts measure workers of their own")
     if part == "quality":
-        from nas.bench_quality import compare
+        from hypernas.bench_quality import compare
 
         data, curves = compare(seeds)
         if figure:
-            from dashboards.paper import write_figure
-            from dashboards.quality import figure as drawn
+            from hypernas.dashboards.paper import write_figure
+            from hypernas.dashboards.quality import figure as drawn
 
             write_figure(drawn(curves), figure)
     elif part == "inheritance":
-        from nas.bench_inheritance import measure
+        from hypernas.bench_inheritance import measure
 
         data = measure()
     else:
-        from nas.bench_search import growth, overhead
+        from hypernas.bench_search import growth, overhead
 
         data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
     if as_json:
@@ -843,9 +843,9 @@ def bench_search(
 @json_option
 def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
     """Statements a trial takes, four drivers on one PostgreSQL beside Optuna's storage, and opening a large study."""
-    from nas.bench_store import measure
-    from nas.progress import print_table
-    from nas.summary import bench_table
+    from hypernas.bench_store import measure
+    from hypernas.progress import print_table
+    from hypernas.summary import bench_table
 
     data = measure(store, seconds)
     if as_json:
@@ -872,9 +872,9 @@ def bench_kernels(
 
     On a GPU by replaying CUDA graphs over data that does not fit its cache.
     """
-    from nas.bench_kernels import run_all
-    from nas.progress import print_table
-    from nas.summary import bench_table
+    from hypernas.bench_kernels import run_all
+    from hypernas.progress import print_table
+    from hypernas.summary import bench_table
 
     try:
         data = run_all(op, n, channels, tokens, dtype, backend, device)
@@ -895,10 +895,10 @@ def bench_train(device: str, as_json: bool) -> None:
     There also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
     On a GPU: single launches, CUDA graphs and compiled parts, at two sizes, with the share of the device that is used.
     """
-    from nas.bench_kernels import device_of
-    from nas.bench_train import run, run_on
-    from nas.progress import print_table
-    from nas.summary import bench_table
+    from hypernas.bench_kernels import device_of
+    from hypernas.bench_train import run, run_on
+    from hypernas.progress import print_table
+    from hypernas.summary import bench_table
 
     try:
         where = device_of(device)
@@ -936,7 +936,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _is_bad_input(error: Exception) -> bool:
     # SpaceError lives in a module that imports torch; it is only looked at when something loaded it.
-    base = sys.modules.get("search_spaces.base")
+    base = sys.modules.get("hypernas.search_spaces.base")
     return isinstance(error, UserError) or (base is not None and isinstance(error, base.SpaceError))
 
 

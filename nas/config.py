@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from nas.errors import UserError
-from nas.pareto import LOGARITHMIC
-from nas.records import Recipe, SpaceSpec
-from search_spaces import load_space
-from search_spaces.base import (
+from hypernas.errors import UserError
+from hypernas.pareto import LOGARITHMIC
+from hypernas.records import Recipe, SpaceSpec
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import (
     Choices,
     Cost,
     Domain,
@@ -229,7 +229,7 @@ class Plan:
             return True
         cost = self.space.cost(arch)
         if self.memory is not None:
-            from nas.tasks import TASKS  # brings torch
+            from hypernas.tasks import TASKS  # brings torch
 
             sample = cost.activation_bytes * TASKS[self.space.task].units(arch)
             if KEPT_BYTES * cost.parameters_total + sample > self.memory:

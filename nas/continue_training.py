@@ -20,18 +20,21 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kernels._cpu import keep_freed_memory
-from kernels._dispatch import use_backend
-from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
-from nas.errors import StudyError, UserError
-from nas.executors import asked_device
-from nas.export import free_folder, write_checked
-from nas.inherit import described
-from nas.records import Job, Notice, Report, State, StudyRow
-from nas.store import Store
-from nas.study import make_job
-from nas.tasks import TASKS, Batch, steps_of, to_device
-from nas.train import (
+from hypernas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
+from hypernas.errors import StudyError, UserError
+from hypernas.executors import asked_device
+from hypernas.export import free_folder, write_checked
+from hypernas.inherit import described
+from hypernas.kernels._cpu import keep_freed_memory
+from hypernas.kernels._dispatch import use_backend
+from hypernas.records import Job, Notice, Report, State, StudyRow
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import Space
+from hypernas.search_spaces.gates import execution_rates, reset_rates
+from hypernas.store import Store
+from hypernas.study import make_job
+from hypernas.tasks import TASKS, Batch, steps_of, to_device
+from hypernas.train import (
     BACKWARD,
     DivergedError,
     Losses,
@@ -46,9 +49,6 @@ from nas.train import (
     start_from_parent,
     train_step,
 )
-from search_spaces import load_space
-from search_spaces.base import Space
-from search_spaces.gates import execution_rates, reset_rates
 
 CHECKPOINTS = 20  # over the whole training
 SAID_SECONDS = 10.0

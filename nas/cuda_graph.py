@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces import is_built_in
-from search_spaces.gates import gates_of
+from hypernas.search_spaces import is_built_in
+from hypernas.search_spaces.gates import gates_of
 
 Precision = Callable[[torch.device], AbstractContextManager[Any]]  # of the matrix products in a forward pass
 

@@ -31,7 +31,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from nas.errors import DataError
+from hypernas.errors import DataError
 
 PLAIN_SUFFIXES = (
     *(".txt", ".text", ".md", ".rst", ".tex", ".org", ".html", ".xml", ".csv", ".tsv", ".log"),

@@ -24,19 +24,22 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nas import blocks, formats, version
-from nas.blocks import Evidence, Structure
-from nas.config import COUNTED, SEARCHED
-from nas.errors import UserError
-from nas.export import FOOTER
-from nas.exported import CARD, digest, listed, load, read_config, space_of
-from nas.inherit import INHERITED
-from nas.records import Recipe
-from nas.source import write_source
-from nas.store import Store
-from nas.summary import training_json
-from nas.tasks import TASKS, Batch, Steps, Task, steps_of, to_device
-from nas.train import (
+from hypernas import blocks, formats, version
+from hypernas.blocks import Evidence, Structure
+from hypernas.config import COUNTED, SEARCHED
+from hypernas.errors import UserError
+from hypernas.export import FOOTER
+from hypernas.exported import CARD, digest, listed, load, read_config, space_of
+from hypernas.inherit import INHERITED
+from hypernas.records import Recipe
+from hypernas.search_spaces.base import Space, arch_to_json
+from hypernas.search_spaces.blocks import cut
+from hypernas.search_spaces.layers import ACTIVATIONS, ffn_cost
+from hypernas.source import write_source
+from hypernas.store import Store
+from hypernas.summary import training_json
+from hypernas.tasks import TASKS, Batch, Steps, Task, steps_of, to_device
+from hypernas.train import (
     FINAL_RATE,
     Losses,
     checked_data,
@@ -47,9 +50,6 @@ from nas.train import (
     train_step,
     worker_device,
 )
-from search_spaces.base import Space, arch_to_json
-from search_spaces.blocks import cut
-from search_spaces.layers import ACTIVATIONS, ffn_cost
 
 DEFAULT_STORE = "nas.db"
 LEAST_CONTROLS = 3  # each is tested against two others, as the model is against all

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from nas.errors import UserError
+from hypernas.errors import UserError
 
 FREE_BYTES = 2 << 30
 
@@ -68,8 +68,8 @@ def run_check(name: str, check: Callable[[], str]) -> Line:
 
 
 def _store(url: str) -> str:
-    from nas.errors import StoreError
-    from nas.store import Store
+    from hypernas.errors import StoreError
+    from hypernas.store import Store
 
     try:
         with Store(url) as opened:
@@ -90,7 +90,7 @@ def _disk() -> str:
 def _device() -> str:
     import torch
 
-    from nas.worker import seen
+    from hypernas.worker import seen
 
     found = seen(gpu=True)
     if found.problem:
@@ -114,7 +114,7 @@ def _triton() -> str:
         raise RuntimeError(f"{error} -> pip install triton (Linux), or search with --kernels reference") from error
     if not torch.cuda.is_available():
         return f"{version('triton')}, not used: it needs a GPU"
-    from kernels import _dispatch, rms_norm
+    from hypernas.kernels import _dispatch, rms_norm
 
     start = time.perf_counter()
     try:
@@ -138,7 +138,7 @@ def _sharing() -> str:
 
 
 def _compiler() -> str:
-    from kernels._cpu import has_amx
+    from hypernas.kernels._cpu import has_amx
 
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
@@ -150,14 +150,14 @@ def _compiler() -> str:
 
 
 def _data() -> str:
-    from nas.data import load_corpus
+    from hypernas.data import load_corpus
 
     corpus = load_corpus(None)
     return f"{corpus.name}: {len(corpus.train):,} bytes to train on, {len(corpus.validation):,} to validate"
 
 
 def _ray(address: str | None) -> str:
-    from nas.executors import RayPool
+    from hypernas.executors import RayPool
 
     start = time.perf_counter()
     pool = RayPool(1, address=address)
@@ -173,17 +173,17 @@ def _ray(address: str | None) -> str:
 
 def _step(name: str, *, largest: bool) -> str:
     """Trains one step of the space's smallest or largest architecture."""
-    from nas.config import StudyConfig
-    from nas.records import Job, Result
-    from nas.study import prepare
-    from nas.worker import run
+    from hypernas.config import StudyConfig
+    from hypernas.records import Job, Result
+    from hypernas.study import prepare
+    from hypernas.worker import run
 
     prepared = prepare(StudyConfig(space=name))
     arch = prepared.plan.space.largest() if largest else prepared.plan.space.baseline()
     if not largest:
         arch = replace(arch, depth=1)
-    from nas.tasks import TASKS
-    from search_spaces.base import arch_to_json
+    from hypernas.search_spaces.base import arch_to_json
+    from hypernas.tasks import TASKS
 
     size = 2 * TASKS[prepared.plan.space.task].units(arch)
     job = Job(
@@ -205,10 +205,10 @@ def _step(name: str, *, largest: bool) -> str:
 
 
 def _study(store: str, name: str) -> str:
-    from nas.store import Store
-    from nas.tasks import TASKS
-    from search_spaces import load_space
-    from search_spaces.base import SpaceError
+    from hypernas.search_spaces import load_space
+    from hypernas.search_spaces.base import SpaceError
+    from hypernas.store import Store
+    from hypernas.tasks import TASKS
 
     with Store(store) as opened:
         row = opened.study(name)

@@ -13,11 +13,11 @@ from math import isfinite
 from types import FrameType
 from typing import Protocol
 
-from nas import worker
-from nas.artifacts import keep_weights, wanted
-from nas.checkpoints import discard, kept, open_folder
-from nas.executors import Event, Executor, Lost
-from nas.records import (
+from hypernas import worker
+from hypernas.artifacts import keep_weights, wanted
+from hypernas.checkpoints import discard, kept, open_folder
+from hypernas.executors import Event, Executor, Lost
+from hypernas.records import (
     POLICIES,
     Failure,
     FailureKind,
@@ -31,8 +31,8 @@ from nas.records import (
     StudyRow,
     Trial,
 )
-from nas.store import Store
-from nas.study import check_device, computed_in
+from hypernas.store import Store
+from hypernas.study import check_device, computed_in
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5

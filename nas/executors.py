@@ -23,10 +23,10 @@ from typing import Any, Protocol
 
 import torch
 
-from nas import worker
-from nas.config import check_gpus
-from nas.errors import UserError
-from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
+from hypernas import worker
+from hypernas.config import check_gpus
+from hypernas.errors import UserError
+from hypernas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -551,8 +551,8 @@ class _Worker:
         if not gpu:
             hide_gpus()
         self._gpu = gpu
-        import nas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
-        from kernels._cpu import keep_freed_memory
+        import hypernas.train  # noqa: F401 - imports torch now, so that the first job finds it warm
+        from hypernas.kernels._cpu import keep_freed_memory
 
         keep_freed_memory()
 
@@ -640,7 +640,7 @@ def make_executor(
         return Inline(timeout, gpus_per_trial)
     if engine == "tune":
         set_environment(own_cluster=address is None)
-        from nas.tune import TunePool
+        from hypernas.tune import TunePool
 
         return TunePool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)
     return RayPool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)

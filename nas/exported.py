@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from nas.errors import UserError
-from nas.records import Recipe
-from nas.tasks import TASKS
-from nas.train import deterministic, score, worker_device
-from search_spaces import load_space
-from search_spaces.base import Space, SpaceError
-from search_spaces.blocks import cut
+from hypernas.errors import UserError
+from hypernas.records import Recipe
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import Space, SpaceError
+from hypernas.search_spaces.blocks import cut
+from hypernas.tasks import TASKS
+from hypernas.train import deterministic, score, worker_device
 
 CONFIG_VERSION = 1
 CARD = "README.md"

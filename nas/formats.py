@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kernels._dispatch import use_backend
-from nas.errors import UserError
-from search_spaces.base import Space
-from search_spaces.layers import GatedSublayer
-from search_spaces.vision import GatedBlock
+from hypernas.errors import UserError
+from hypernas.kernels._dispatch import use_backend
+from hypernas.search_spaces.base import Space
+from hypernas.search_spaces.layers import GatedSublayer
+from hypernas.search_spaces.vision import GatedBlock
 
 FORMATS = ("py", "pt2", "onnx")
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx"}
@@ -34,7 +34,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 BARE = """\
 import sys
-for name in ("nas", "search_spaces", "kernels", "dashboards"):
+for name in ("hypernas",):
     sys.modules[name] = None  # importing it fails
 sys.path.insert(0, ".")
 import torch

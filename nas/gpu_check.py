@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 540.0  # for all steps together
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 # Verbose: what passed and failed is known also where the step is ended at its limit.
 PYTEST = ("-m", "pytest", "-v", "-ra", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider")
 ON_GPU = (*PYTEST, "-p", "no:benchmark", "--tb=short", "-m", "gpu")
 GPU_TESTS = sorted(
     f"tests/nas/{path.name}" for path in (ROOT / "tests/nas").glob("*.py") if "mark.gpu" in path.read_text()
 )
-PIECE = ("-m", "nas.gpu_pieces")
+PIECE = ("-m", "hypernas.gpu_pieces")
 SEARCH = ("click", "sqlalchemy", "alembic", "optuna", "moocore", "rich")  # what a search imports beside torch
 TESTS = ("pytest", "xdist", "hypothesis")
 SANITIZER = ("--error-exitcode", "9", sys.executable, *PIECE, "boundary")

@@ -32,7 +32,7 @@ def say_row(row: dict[str, Any]) -> None:
 
 def versions() -> None:
     """The device, the software, and what `nas doctor` says of both."""
-    from nas.doctor import checks, device_checks, run_check
+    from hypernas.doctor import checks, device_checks, run_check
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}")
     if GPU:
@@ -49,7 +49,7 @@ def versions() -> None:
 
 def ceilings() -> None:
     """What the device does at best."""
-    from nas.bench_kernels import ceilings
+    from hypernas.bench_kernels import ceilings
 
     for row in ceilings(DEVICE):
         say_row(row)
@@ -57,7 +57,7 @@ def ceilings() -> None:
 
 def ops() -> None:
     """Each op in both precisions, what there are figures to compare with first."""
-    from nas.bench_kernels import OPS, run_all
+    from hypernas.bench_kernels import OPS, run_all
 
     ours = OPS[: OPS.index("gather_scatter")]  # those after it are PyTorch's own operators
     fast, C = ("triton", 256) if GPU else ("naive", 16)
@@ -69,7 +69,7 @@ def ops() -> None:
 
 def steps() -> None:
     """Training steps: tokens a second, the share of the device's products, memory, and launches."""
-    from nas.bench_train import NETS, SIZES, TINY, against_plain, launches_on, steps_on
+    from hypernas.bench_train import NETS, SIZES, TINY, against_plain, launches_on, steps_on
 
     measured = []
     sizes, nets, count = (SIZES, list(NETS), 20) if GPU else ((TINY,), ["plain", "kromhc n=4"], 2)
@@ -87,7 +87,7 @@ def steps() -> None:
 
 def profile() -> None:
     """What takes the time of a step."""
-    from nas.bench_train import SIZES, TINY, profile_of
+    from hypernas.bench_train import SIZES, TINY, profile_of
 
     profiled = [(TINY, "plain")]
     if GPU:
@@ -109,7 +109,7 @@ def workers(count: str) -> None:
 
 
 def _search(name: str, flags: list[str]) -> None:
-    from nas.store import Store
+    from hypernas.store import Store
 
     trials = 12 if GPU else 1
     size = [] if GPU else ["--set", "train.tokens=4000", "--set", "depth=1", "--set", "d_model=32"]
@@ -117,7 +117,7 @@ def _search(name: str, flags: list[str]) -> None:
         url = str(Path(folder) / "nas.db")
         command = ["search", "--study", "check", "--store", url, "--preset", "quick", "--trials", str(trials)]
         clock = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "nas", *command, *flags, *size], check=False)
+        done = subprocess.run([sys.executable, "-m", "hypernas", *command, *flags, *size], check=False)
         seconds = time.monotonic() - clock
         say(f"{name}: exit", done.returncode, "")
         with Store(url) as store:
@@ -136,7 +136,7 @@ def _search(name: str, flags: list[str]) -> None:
 
 def boundary() -> None:
     """One op forward and backward at an awkward size, for compute-sanitizer to watch."""
-    from kernels import _dispatch, stream_boundary
+    from hypernas.kernels import _dispatch, stream_boundary
 
     op = stream_boundary.STREAM_BOUNDARY
     for dtype in (torch.float32, torch.bfloat16):

@@ -14,8 +14,8 @@ from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
-from nas import pareto
-from nas.pareto import Point
+from hypernas import pareto
+from hypernas.pareto import Point
 
 Costs = tuple[float, ...]
 

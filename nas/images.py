@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nas.data import open_binary, parquet_rows, unreadable, walk
-from nas.errors import DataError
+from hypernas.data import open_binary, parquet_rows, unreadable, walk
+from hypernas.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 KNOWN = (

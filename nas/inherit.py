@@ -10,9 +10,9 @@ from typing import Any
 from safetensors.torch import load
 from torch import nn
 
-from nas.records import Inheritance
-from search_spaces.base import Space
-from search_spaces.grid import GridSpace
+from hypernas.records import Inheritance
+from hypernas.search_spaces.base import Space
+from hypernas.search_spaces.grid import GridSpace
 
 PARENT = "parent"  # among a trial's sampler attributes: the number of the trial it is a child of
 INHERITED = "inherited"  # beside it: what is new in a child that starts from its parent's weights; and its provenance

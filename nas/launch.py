@@ -9,22 +9,22 @@ from typing import Any
 
 import click
 
-from nas.checkpoints import open_folder
-from nas.config import StudyConfig, own_code, resumed
-from nas.driver import Outcome, run
-from nas.errors import StoreError, StudyError, UserError
-from nas.executors import on_what
-from nas.progress import front_table, make_view, print_table
-from nas.scale import Ladder, ablation, analyse, climb, contenders, keep, measure_baseline
-from nas.store import Store
-from nas.study import Search, check_resumed, executor_of, open_search, prepare, ran_on
-from nas.summary import status_of, verdict
-from nas.tasks import TASKS
-from nas.warm_start import warm_start
-from search_spaces import load_space
+from hypernas.checkpoints import open_folder
+from hypernas.config import StudyConfig, own_code, resumed
+from hypernas.driver import Outcome, run
+from hypernas.errors import StoreError, StudyError, UserError
+from hypernas.executors import on_what
+from hypernas.progress import front_table, make_view, print_table
+from hypernas.scale import Ladder, ablation, analyse, climb, contenders, keep, measure_baseline
+from hypernas.search_spaces import load_space
+from hypernas.store import Store
+from hypernas.study import Search, check_resumed, executor_of, open_search, prepare, ran_on
+from hypernas.summary import status_of, verdict
+from hypernas.tasks import TASKS
+from hypernas.warm_start import warm_start
 
 
-def launch(given: Mapping[str, Any], evaluate: str = "nas.train:evaluate") -> int:
+def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
     """Runs a search to its end; the exit code. Raises UserError and SpaceError for bad input, before Ray starts."""
     config = StudyConfig(**given)
     stored = _stored_settings(config)

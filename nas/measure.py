@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas import cuda_graph
-from search_spaces.gates import gates_of
-from search_spaces.layers import ResidualStack
+from hypernas import cuda_graph
+from hypernas.search_spaces.gates import gates_of
+from hypernas.search_spaces.layers import ResidualStack
 
 
 @torch.no_grad()

@@ -21,9 +21,9 @@ from optuna.distributions import (
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas import pareto
-from nas.samplers import Answers, answers, make_sampler
-from search_spaces.base import SpaceError
+from hypernas import pareto
+from hypernas.samplers import Answers, answers, make_sampler
+from hypernas.search_spaces.base import SpaceError
 
 T = TypeVar("T")
 

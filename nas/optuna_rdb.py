@@ -17,14 +17,14 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from nas import pareto
-from nas.config import LATENCY
-from nas.errors import StoreError, StudyError, shown
-from nas.optuna_io import _Recorder
-from nas.proposals import slow
-from nas.records import FINISHED, Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
-from nas.store import Store
-from search_spaces.base import digest
+from hypernas import pareto
+from hypernas.config import LATENCY
+from hypernas.errors import StoreError, StudyError, shown
+from hypernas.optuna_io import _Recorder
+from hypernas.proposals import slow
+from hypernas.records import FINISHED, Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
+from hypernas.search_spaces.base import digest
+from hypernas.store import Store
 
 OURS = "hypernas"  # the user attribute that holds what Optuna has no place for
 CONSTRAINTS = "constraints"

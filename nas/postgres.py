@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.errors import UserError
+from hypernas.errors import UserError
 
 START_SECONDS = 30.0
 

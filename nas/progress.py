@@ -10,8 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nas.records import Progress, Report, Result, State, Trial
-from nas.repeats import spread
+from hypernas.records import Progress, Report, Result, State, Trial
+from hypernas.repeats import spread
 
 REFRESH = 4  # a second
 

@@ -114,7 +114,7 @@ class Job:
     yardstick: Mapping[str, Any] | None = None  # nas.scaling.Yardstick of the baseline, where `ceg` is an objective
     checkpoint: str | None = None  # the file that a rung's state goes to, and training resumes from
     inherits: Inheritance | None = None  # None: initial weights are drawn
-    evaluate: str = "nas.train:evaluate"  # module:function(job) -> iterator of Progress, Notice, Report and one Result
+    evaluate: str = "training"  # of EVALUATIONS, or module:function(job) -> Progress, Notice, Report and one Result
 
 
 @dataclass(frozen=True, slots=True)

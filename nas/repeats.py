@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
 
-from nas.records import Result, Trial
+from hypernas.records import Result, Trial
 
 BY_SEED = "by_seed"  # among a trial's diagnostics: {"seed": [0, 1], "bits_per_byte": [2.31, 2.33], ...}
 SUMMED = "training_flops"  # what the trial took, not what it scored

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nas.config import StudyConfig, make_plan, with_data
-from nas.proposals import JOURNAL
-from nas.records import State, StudyRow
-from nas.store import Store
-from nas.study import by_trial, make_proposals
-from nas.tasks import TASKS
+from hypernas.config import StudyConfig, make_plan, with_data
+from hypernas.proposals import JOURNAL
+from hypernas.records import State, StudyRow
+from hypernas.store import Store
+from hypernas.study import by_trial, make_proposals
+from hypernas.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from optuna.samplers import (
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from nas import pareto
-from nas.config import HUB
-from nas.errors import UserError
+from hypernas import pareto
+from hypernas.config import HUB
+from hypernas.errors import UserError
 
 Answers = tuple[tuple[str, Any], ...]  # a trial's parameters, by name
 

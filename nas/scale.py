@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from nas.config import COUNTED, RATE_GRID, Plan, StudyConfig, picked
-from nas.errors import UserError
-from nas.executors import Executor
-from nas.records import Recipe, State, StudyRow, Trial
-from nas.scaling import (
+from hypernas.config import COUNTED, RATE_GRID, Plan, StudyConfig, picked
+from hypernas.errors import UserError
+from hypernas.executors import Executor
+from hypernas.records import Recipe, State, StudyRow, Trial
+from hypernas.scaling import (
     Fit,
     Run,
     Yardstick,
@@ -34,14 +34,14 @@ from nas.scaling import (
     interaction,
     measured_range,
 )
-from nas.store import Store
-from nas.sweep import sweep
-from nas.tasks import EVALUATION_SHARE, TASKS, steps_of, to_device
-from nas.train import BACKWARD, RUNGS, deterministic, make_optimizers, seeded_build, train_step, worker_device
-from search_spaces import load_space
-from search_spaces.base import Space, SpaceError, arch_to_json
-from search_spaces.gallery import named
-from search_spaces.grid import GridSpace
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import Space, SpaceError, arch_to_json
+from hypernas.search_spaces.gallery import named
+from hypernas.search_spaces.grid import GridSpace
+from hypernas.store import Store
+from hypernas.sweep import sweep
+from hypernas.tasks import EVALUATION_SHARE, TASKS, steps_of, to_device
+from hypernas.train import BACKWARD, RUNGS, deterministic, make_optimizers, seeded_build, train_step, worker_device
 
 KAPLAN = 0.27 / 0.73  # tokens grow as parameters to this power
 STEEPEST = -0.5  # the learning rate's power of size; two noisy optima could ask for any

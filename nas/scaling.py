@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
-from nas.errors import UserError
+from hypernas.errors import UserError
 
 Array = NDArray[np.float64]
 

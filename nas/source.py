@@ -193,7 +193,7 @@ def _origin(module: ModuleType, name: str) -> tuple[ModuleType, str]:
 def _source_of(module: ModuleType, name: str) -> str:
     """The text of one top-level definition; a kernel's public op is its eager definition under the op's name."""
     wanted = name
-    if module.__name__.partition(".")[0] == "kernels" and hasattr(module, f"{name}_reference"):
+    if module.__name__.startswith("hypernas.kernels.") and hasattr(module, f"{name}_reference"):
         wanted = f"{name}_reference"
     text = inspect.getsource(module)
     lines = text.splitlines()

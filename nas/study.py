@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from nas import pareto
-from nas.artifacts import find_weights
-from nas.checkpoints import checkpoint_path
-from nas.config import MEASURED, RAN_ON, Plan, StudyConfig, make_plan, own_code, to_json, with_data
-from nas.errors import StudyError
-from nas.executors import Executor, make_executor
-from nas.halving import stops_early
-from nas.inherit import INHERITED, PARENT
-from nas.proposals import Proposals
-from nas.records import RUNGS, Inheritance, Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
-from nas.samplers import chosen
-from nas.scaling import Yardstick
-from nas.store import Proposal, Store
-from nas.tasks import TASKS
-from nas.train import measured_worst, worker_device
-from search_spaces.base import Cost, arch_to_json, digest
+from hypernas import pareto
+from hypernas.artifacts import find_weights
+from hypernas.checkpoints import checkpoint_path
+from hypernas.config import MEASURED, RAN_ON, Plan, StudyConfig, make_plan, own_code, to_json, with_data
+from hypernas.errors import StudyError
+from hypernas.executors import Executor, make_executor
+from hypernas.halving import stops_early
+from hypernas.inherit import INHERITED, PARENT
+from hypernas.proposals import Proposals
+from hypernas.records import RUNGS, Inheritance, Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
+from hypernas.samplers import chosen
+from hypernas.scaling import Yardstick
+from hypernas.search_spaces.base import Cost, arch_to_json, digest
+from hypernas.store import Proposal, Store
+from hypernas.tasks import TASKS
+from hypernas.train import measured_worst, worker_device
 
 
 class Search:
@@ -293,7 +293,7 @@ def prepare(config: StudyConfig) -> Prepared:
 def open_search(
     store: Store,
     prepared: Prepared,
-    evaluate: str = "nas.train:evaluate",
+    evaluate: str = "training",
     enqueued: Sequence[tuple[Any, Recipe]] = (),
     yardstick: Yardstick | None = None,
 ) -> Search:
@@ -315,7 +315,7 @@ def open_study(
     store: Store,
     prepared: Prepared,
     largest: Cost,
-    evaluate: str = "nas.train:evaluate",
+    evaluate: str = "training",
     yardstick: Yardstick | None = None,
 ) -> StudyRow:
     """The study, new or, when `config.resume`, as stored; `largest` bounds the hypervolume. Raises StudyError."""

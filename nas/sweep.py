@@ -9,19 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nas.checkpoints import checkpoint_path
-from nas.config import Plan, StudyConfig, make_plan, recipe_with, split_settings, with_data
-from nas.driver import run
-from nas.errors import UserError
-from nas.executors import Executor, on_what
-from nas.progress import make_view
-from nas.proposals import config_hash
-from nas.records import Job, Recipe, Report, Result, SpaceSpec, StudyRow, Trial
-from nas.store import Proposal, Store
-from nas.study import Prepared, check_resumed, checkpoints_folder, make_job, open_study
-from nas.tasks import TASKS
-from search_spaces import load_space
-from search_spaces.base import arch_to_json
+from hypernas.checkpoints import checkpoint_path
+from hypernas.config import Plan, StudyConfig, make_plan, recipe_with, split_settings, with_data
+from hypernas.driver import run
+from hypernas.errors import UserError
+from hypernas.executors import Executor, on_what
+from hypernas.progress import make_view
+from hypernas.proposals import config_hash
+from hypernas.records import Job, Recipe, Report, Result, SpaceSpec, StudyRow, Trial
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import arch_to_json
+from hypernas.store import Proposal, Store
+from hypernas.study import Prepared, check_resumed, checkpoints_folder, make_job, open_study
+from hypernas.tasks import TASKS
 
 Settings = Mapping[str, Any]  # keys of architecture and training, as `--set` has them, with one value each
 MAX_TRIALS = 2**31 - 1
@@ -61,7 +61,7 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
 
 
 class FixedList:
-    """What `nas.driver.run` asks for its trials: those that wait in the study, then the proposals in their order."""
+    """What `driver.run` asks for its trials: those that wait in the study, then the proposals in their order."""
 
     exhausted = False
 

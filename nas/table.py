@@ -14,19 +14,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from nas import pareto
-from nas.config import Plan, StudyConfig, make_plan
-from nas.driver import run
-from nas.errors import UserError
-from nas.executors import on_what
-from nas.progress import make_view
-from nas.proposals import config_hash
-from nas.records import Recipe, State, StudyRow
-from nas.store import Store
-from nas.study import check_resumed, executor_of, open_search, prepare, ran_on
-from nas.tasks import TASKS
-from nas.train import BACKWARD
-from search_spaces.base import FixedTrial, Suggest
+from hypernas import pareto
+from hypernas.config import Plan, StudyConfig, make_plan
+from hypernas.driver import run
+from hypernas.errors import UserError
+from hypernas.executors import on_what
+from hypernas.progress import make_view
+from hypernas.proposals import config_hash
+from hypernas.records import Recipe, State, StudyRow
+from hypernas.search_spaces.base import FixedTrial, Suggest
+from hypernas.store import Store
+from hypernas.study import check_resumed, executor_of, open_search, prepare, ran_on
+from hypernas.tasks import TASKS
+from hypernas.train import BACKWARD
 
 TABLE = Path(__file__).parent / "tables" / "lm.json"
 STUDY = "table"

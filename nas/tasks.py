@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.data import Corpus, load_corpus, training_batch, validation_windows
-from nas.images import ImageData, augment, image_batch, load_images, normalise
-from nas.records import Recipe
+from hypernas.data import Corpus, load_corpus, training_batch, validation_windows
+from hypernas.images import ImageData, augment, image_batch, load_images, normalise
+from hypernas.records import Recipe
 
 Batch = tuple[Tensor, Tensor]  # what the model reads, and the classes it should predict
 

@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from kernels import _cpu, _dispatch
-from nas import cuda_graph
-from nas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
-from nas.errors import DataError
-from nas.inherit import described, inherit
-from nas.measure import latency_ms, peak_bytes, stream_diagnostics
-from nas.records import RUNGS, Failure, FailureKind, Job, Notice, Progress, Recipe, Report, Result
-from nas.tasks import TASKS, Batch, Steps, steps_of, to_device
-from search_spaces import is_built_in, load_space
-from search_spaces.connections import connection_parameters, recomputing_streams
-from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
+from hypernas import cuda_graph
+from hypernas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
+from hypernas.errors import DataError
+from hypernas.inherit import described, inherit
+from hypernas.kernels import _cpu, _dispatch
+from hypernas.measure import latency_ms, peak_bytes, stream_diagnostics
+from hypernas.records import RUNGS, Failure, FailureKind, Job, Notice, Progress, Recipe, Report, Result
+from hypernas.search_spaces import is_built_in, load_space
+from hypernas.search_spaces.connections import connection_parameters, recomputing_streams
+from hypernas.search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
+from hypernas.tasks import TASKS, Batch, Steps, steps_of, to_device
 
 WARMUP = 1 / 20  # share of the steps over which the learning rate rises
 FINAL_RATE = 0.1  # of the peak, at the end of a cosine or linear schedule
@@ -240,7 +240,7 @@ def reading_waits(device: torch.device) -> bool:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a trial's number depends on besides its row: where it ran, and which kernels computed it and why."""
-    from nas import version
+    from hypernas import version
 
     capability = torch.backends.cpu.get_cpu_capability()
     return {
@@ -443,7 +443,7 @@ def gain_over_baseline(job: Job, loss: float, flops: float) -> dict[str, float]:
     """`ceg` of a training that ended at `loss` after `flops`, where the study asks for it."""
     if job.yardstick is None:
         return {}
-    from nas.scaling import Yardstick  # brings scipy
+    from hypernas.scaling import Yardstick  # brings scipy
 
     return {"ceg": Yardstick.of(job.yardstick).gain(loss, flops)}
 

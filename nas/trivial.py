@@ -6,7 +6,7 @@ Alone in its module: workers import what they evaluate, and nothing of a driver'
 import platform
 from collections.abc import Iterator
 
-from nas.records import Job, Result
+from hypernas.records import Job, Result
 
 
 def evaluate(job: Job) -> Iterator[Result]:

@@ -22,10 +22,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from kernels._cpu import keep_freed_memory
-from nas import worker
-from nas.errors import UserError
-from nas.executors import (
+from hypernas import worker
+from hypernas.errors import UserError
+from hypernas.executors import (
     STOP_SECONDS,
     WARM_UP_SECONDS,
     Event,
@@ -43,7 +42,8 @@ from nas.executors import (
     share_of_gpu,
     timed_out,
 )
-from nas.records import Job, Result, Seen
+from hypernas.kernels._cpu import keep_freed_memory
+from hypernas.records import Job, Result, Seen
 
 # Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
 # result by itself, no opinion on which metrics there must be.

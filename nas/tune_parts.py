@@ -29,20 +29,20 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from torch import nn
 
-from nas import halving
-from nas.config import LATENCY, StudyConfig
-from nas.driver import checked
-from nas.errors import UserError
-from nas.proposals import Proposals, config_hash
-from nas.records import Failure, FailureKind, Recipe, Report, Result, State, StudyRow, Trial
-from nas.samplers import chosen
-from nas.store import Proposal, Store
-from nas.study import open_study, prepare, reference_point
-from nas.tasks import TASKS
-from nas.train import BACKWARD
-from nas.tune import why_failed
-from search_spaces import load_space
-from search_spaces.base import Space, arch_to_json
+from hypernas import halving
+from hypernas.config import LATENCY, StudyConfig
+from hypernas.driver import checked
+from hypernas.errors import UserError
+from hypernas.proposals import Proposals, config_hash
+from hypernas.records import Failure, FailureKind, Recipe, Report, Result, State, StudyRow, Trial
+from hypernas.samplers import chosen
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import Space, arch_to_json
+from hypernas.store import Proposal, Store
+from hypernas.study import open_study, prepare, reference_point
+from hypernas.tasks import TASKS
+from hypernas.train import BACKWARD
+from hypernas.tune import why_failed
 
 UNITS = "tokens"  # what a report counts its training in, images too
 

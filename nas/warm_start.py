@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas.config import SEARCHED, Plan
-from nas.errors import UserError, shown
-from nas.optuna_rdb import best_params
-from nas.records import Recipe
-from nas.store import Store
-from nas.summary import front_rows
-from search_spaces.base import Choices, FixedTrial, SpaceError
+from hypernas.config import SEARCHED, Plan
+from hypernas.errors import UserError, shown
+from hypernas.optuna_rdb import best_params
+from hypernas.records import Recipe
+from hypernas.search_spaces.base import Choices, FixedTrial, SpaceError
+from hypernas.store import Store
+from hypernas.summary import front_rows
 
 OPTUNA = "optuna:"
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from nas.checkpoints import identity, seeds_path, write_whole
-from nas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
-from nas.repeats import averaged
-from search_spaces.base import SpaceError
+from hypernas.checkpoints import identity, seeds_path, write_whole
+from hypernas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
+from hypernas.repeats import averaged
+from hypernas.search_spaces.base import SpaceError
 
 Event = Notice | Progress | Report | Result
+# What a job's `evaluate` may name instead of module:function. Rows of studies hold these names: they outlive modules.
+EVALUATIONS = {"training": "hypernas.train:evaluate", "trivial": "hypernas.trivial:evaluate"}
 
 
 def run(job: Job) -> Generator[Event]:
@@ -28,7 +30,7 @@ def run(job: Job) -> Generator[Event]:
     """
     start = time.perf_counter()
     try:
-        module, _, function = job.evaluate.partition(":")
+        module, _, function = EVALUATIONS.get(job.evaluate, job.evaluate).partition(":")
         evaluate = getattr(importlib.import_module(module), function)
         yield from _repeated(job, evaluate) if job.repeats > 1 else evaluate(job)
     except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's failure, never the search's
@@ -38,7 +40,7 @@ def run(job: Job) -> Generator[Event]:
         yield Result(job.trial, job.token, train_seconds=time.perf_counter() - start, failure=failure)
     finally:
         if torch.cuda.is_initialized():
-            from nas import cuda_graph  # brings the search spaces and their kernels
+            from hypernas import cuda_graph  # brings the search spaces and their kernels
 
             cuda_graph.release()  # others on this GPU may need the memory before our next job does
 
@@ -48,7 +50,7 @@ def seen(gpu: bool) -> Seen:
 
     Where a cluster declares a GPU on a machine without a driver for one, it trains on the CPU, and `device` says so.
     """
-    from nas.train import precision
+    from hypernas.train import precision
 
     cpu = Seen("cpu", precision(torch.device("cpu")))
     if not gpu:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from search_spaces.base import Space, SpaceError, nearest
+from hypernas.search_spaces.base import Space, SpaceError, nearest
 
-SPACES = {"lm": "search_spaces.lm:LanguageModels", "vision": "search_spaces.vision:ImageClassifiers"}
+SPACES = {"lm": "hypernas.search_spaces.lm:LanguageModels", "vision": "hypernas.search_spaces.vision:ImageClassifiers"}
 
 
 def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
@@ -34,7 +34,7 @@ def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
 
 def is_built_in(space: object) -> bool:
     """Whether the space comes with this package, rather than being a user's own."""
-    return type(space).__module__.partition(".")[0] == __name__
+    return type(space).__module__.startswith(f"{__name__}.")
 
 
 def _load_file(path: Path):

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.block_diagonal_linear import block_diagonal_linear
-from kernels.swiglu import swiglu
-from search_spaces.layers import GELUNet, ReLUNet, SwiGLU
+from hypernas.kernels.block_diagonal_linear import block_diagonal_linear
+from hypernas.kernels.swiglu import swiglu
+from hypernas.search_spaces.layers import GELUNet, ReLUNet, SwiGLU
 
 
 class BlockNet(nn.Module):

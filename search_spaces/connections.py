@@ -21,12 +21,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kernels.sinkhorn import sinkhorn
-from kernels.stream_boundary import stream_boundary
-from kernels.stream_chain import recomputing
-from kernels.stream_mix import stream_mix
-from kernels.stream_read import stream_read
-from search_spaces.base import SpaceError
+from hypernas.kernels.sinkhorn import sinkhorn
+from hypernas.kernels.stream_boundary import stream_boundary
+from hypernas.kernels.stream_chain import recomputing
+from hypernas.kernels.stream_mix import stream_mix
+from hypernas.kernels.stream_read import stream_read
+from hypernas.search_spaces.base import SpaceError
 
 STREAMS = (1, 2, 3, 4, 6, 8, 9, 12, 16)
 MIXINGS = ("none", "hc_static", "hc", "mhc", "mhc_lite", "kromhc")

@@ -22,8 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kernels.cosine_gate import cosine_gate
-from search_spaces.base import SpaceError
+from hypernas.kernels.cosine_gate import cosine_gate
+from hypernas.search_spaces.base import SpaceError
 
 
 class CosineGate(nn.Module):

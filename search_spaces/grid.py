@@ -14,8 +14,18 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor, nn
 
-from search_spaces import gallery
-from search_spaces.base import Choices, Cost, Key, SpaceError, Suggest, arch_to_json, digest, nearest, nearest_default
+from hypernas.search_spaces import gallery
+from hypernas.search_spaces.base import (
+    Choices,
+    Cost,
+    Key,
+    SpaceError,
+    Suggest,
+    arch_to_json,
+    digest,
+    nearest,
+    nearest_default,
+)
 
 Flat = Mapping[str, Any]
 A = TypeVar("A")

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_spaces.base import arch_to_json
-from search_spaces.grid import Growth
-from search_spaces.transformer import Stack
+from hypernas.search_spaces.base import arch_to_json
+from hypernas.search_spaces.grid import Growth
+from hypernas.search_spaces.transformer import Stack
 
 Weights = Mapping[str, Tensor]  # a state_dict
 

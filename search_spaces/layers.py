@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.gather_scatter import gather_scatter
-from kernels.rms_norm import rms_norm
-from kernels.swiglu import swiglu
-from search_spaces.base import Cost
+from hypernas.kernels.gather_scatter import gather_scatter
+from hypernas.kernels.rms_norm import rms_norm
+from hypernas.kernels.swiglu import swiglu
+from hypernas.search_spaces.base import Cost
 
 
 class LayerCost(NamedTuple):

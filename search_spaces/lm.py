@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from search_spaces import layers, lstm, transformer
-from search_spaces.base import Cost
-from search_spaces.grid import Family, Flat, GridSpace
-from search_spaces.growth import GROWTH
-from search_spaces.layers import LayerCost, TokenModel
-from search_spaces.transformer import STACK_KEYS, TEXT_KEYS, by_name, make_key
+from hypernas.search_spaces import layers, lstm, transformer
+from hypernas.search_spaces.base import Cost
+from hypernas.search_spaces.grid import Family, Flat, GridSpace
+from hypernas.search_spaces.growth import GROWTH
+from hypernas.search_spaces.layers import LayerCost, TokenModel
+from hypernas.search_spaces.transformer import STACK_KEYS, TEXT_KEYS, by_name, make_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from search_spaces import layers
-from search_spaces.base import Cost, arch_from
-from search_spaces.grid import Family, Flat, Solve
-from search_spaces.layers import SIGMOID, LayerCost, TokenModel
-from search_spaces.transformer import TEXT_KEYS, by_name, make_key
+from hypernas.search_spaces import layers
+from hypernas.search_spaces.base import Cost, arch_from
+from hypernas.search_spaces.grid import Family, Flat, Solve
+from hypernas.search_spaces.layers import SIGMOID, LayerCost, TokenModel
+from hypernas.search_spaces.transformer import TEXT_KEYS, by_name, make_key
 
 
 @dataclass(frozen=True, slots=True)

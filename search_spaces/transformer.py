@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
-from search_spaces import layers
-from search_spaces.base import Choices, Key, SpaceError, arch_from, arch_to_json
-from search_spaces.blocks import BLOCK_NETS
-from search_spaces.connections import (
+from hypernas.search_spaces import layers
+from hypernas.search_spaces.base import Choices, Key, SpaceError, arch_from, arch_to_json
+from hypernas.search_spaces.blocks import BLOCK_NETS
+from hypernas.search_spaces.connections import (
     MIXINGS,
     STREAMS,
     Connection,
@@ -29,9 +29,9 @@ from search_spaces.connections import (
     factorisations,
     make_connection,
 )
-from search_spaces.gates import GATES, gate_cost, gated_layers
-from search_spaces.grid import Flat, Joint, Options, Solve, Values
-from search_spaces.layers import FREE, LayerCost
+from hypernas.search_spaces.gates import GATES, gate_cost, gated_layers
+from hypernas.search_spaces.grid import Flat, Joint, Options, Solve, Values
+from hypernas.search_spaces.layers import FREE, LayerCost
 
 
 @dataclass(frozen=True, slots=True)

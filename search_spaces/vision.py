@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces import layers, transformer
-from search_spaces.base import Cost, arch_from, arch_to_json
-from search_spaces.gates import CosineGate, SteadyGate, gate_cost, gated_layers
-from search_spaces.grid import Family, Flat, GridSpace, Solve
-from search_spaces.growth import GROWTH
-from search_spaces.layers import FREE, LayerCost
-from search_spaces.transformer import CONSISTENCY, GATE_CHOICES, STACK_KEYS, Gates, by_name, make_key
+from hypernas.search_spaces import layers, transformer
+from hypernas.search_spaces.base import Cost, arch_from, arch_to_json
+from hypernas.search_spaces.gates import CosineGate, SteadyGate, gate_cost, gated_layers
+from hypernas.search_spaces.grid import Family, Flat, GridSpace, Solve
+from hypernas.search_spaces.growth import GROWTH
+from hypernas.search_spaces.layers import FREE, LayerCost
+from hypernas.search_spaces.transformer import CONSISTENCY, GATE_CHOICES, STACK_KEYS, Gates, by_name, make_key
 
 
 @dataclass(frozen=True, slots=True)

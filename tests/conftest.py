@@ -11,13 +11,13 @@ import pytest
 
 # Nothing of the store at import: kernels are tested on GPU machines that have torch and no database.
 if TYPE_CHECKING:
-    from nas.store import Store
+    from hypernas.store import Store
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared texts are kept for this session alone. Compiled kernels stay, named by a hash of what they depend on."""
-    from kernels import _cpu
+    from hypernas.kernels import _cpu
 
     before = os.environ.get("XDG_CACHE_HOME")
     cache = tmp_path_factory.mktemp("cache")
@@ -46,8 +46,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
     """A throw-away PostgreSQL; yields its URL. Skips where no server is installed."""
-    from nas.errors import UserError
-    from nas.postgres import throw_away_postgres
+    from hypernas.errors import UserError
+    from hypernas.postgres import throw_away_postgres
 
     try:
         with throw_away_postgres() as server:
@@ -65,7 +65,7 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[Store]":
     """An empty store of each kind."""
-    from nas.store import Store
+    from hypernas.store import Store
 
     if request.param == "sqlite":
         with Store(str(tmp_path / "nas.db"), create=True) as opened:

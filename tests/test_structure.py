@@ -40,8 +40,13 @@ REMOTE = (
     "nas/repeats.py",
     "nas/inherit.py",
 )
-DRIVER_ONLY = ("nas.store", "nas.study", "nas.samplers", "nas.optuna_io", "nas.driver", "nas.executors")
+DRIVER_ONLY = tuple(f"hypernas.{name}" for name in ("store", "study", "samplers", "optuna_io", "driver", "executors"))
 FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+
+TRACKED = [
+    *FILES,
+    *(path.relative_to(ROOT).as_posix() for top in ("tests", "docs") for path in (ROOT / top).rglob("*.py")),
+]
 
 
 def imports(file: str) -> list[str]:
@@ -61,8 +66,15 @@ def test_imports_run_from_right_to_left(file: str) -> None:
         return
     place = FOLDERS.index(file.partition("/")[0])
     for name in imports(file):
-        top = name.partition(".")[0]
+        top = name.removeprefix("hypernas.").partition(".")[0] if name.startswith("hypernas.") else ""
         assert top not in FOLDERS or FOLDERS.index(top) <= place, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", TRACKED)
+def test_no_module_is_imported_under_a_second_name(file: str) -> None:
+    """The folders at the top can be imported from the checkout, where what is imported so is loaded twice."""
+    for name in imports(file):
+        assert name.partition(".")[0] not in FOLDERS, f"{file} imports {name}: its name is hypernas.{name}"
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -80,8 +92,8 @@ def test_what_runs_remotely_knows_nothing_of_the_study(file: str) -> None:
         assert not name.startswith(DRIVER_ONLY), f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", ["hypernas", *(f"hypernas.{name}" for name in FOLDERS if name != "nas")])
 def test_the_import_packages_are_this_projects_own(name: str) -> None:
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.origin is not None
-    assert Path(spec.origin).is_relative_to(ROOT)
+    assert Path(spec.origin).resolve().is_relative_to(ROOT)

@@ -10,9 +10,9 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.base import Choices, Cost, Key, arch_from
-from search_spaces.grid import Family, GridSpace, Solve
-from search_spaces.vision import IMAGE_KEYS, Image
+from hypernas.search_spaces.base import Choices, Cost, Key, arch_from
+from hypernas.search_spaces.grid import Family, GridSpace, Solve
+from hypernas.search_spaces.vision import IMAGE_KEYS, Image
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,19 @@ import click
 import torch
 from safetensors.torch import load
 
-from nas.cli import cluster_options, given_flags
-from nas.config import StudyConfig
-from nas.errors import UserError
-from nas.executors import Executor
-from nas.export import trained_weights
-from nas.records import State, Trial
-from nas.store import Store
-from nas.study import executor_of, ran_on
-from nas.sweep import sweep
-from nas.tasks import TASKS
-from nas.train import deterministic
-from search_spaces import load_space
-from search_spaces.gates import gates_of
+from hypernas.cli import cluster_options, given_flags
+from hypernas.config import StudyConfig
+from hypernas.errors import UserError
+from hypernas.executors import Executor
+from hypernas.export import trained_weights
+from hypernas.records import State, Trial
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.gates import gates_of
+from hypernas.store import Store
+from hypernas.study import executor_of, ran_on
+from hypernas.sweep import sweep
+from hypernas.tasks import TASKS
+from hypernas.train import deterministic
 
 RATES = (3e-3, 6e-3, 1.2e-2)
 SEEDS = (0, 1, 2)

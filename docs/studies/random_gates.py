@@ -7,9 +7,9 @@ though a coin needs no controller, so that both stand at the same cost.
 import torch
 from torch import Tensor, nn
 
-from search_spaces.gates import CosineGate
-from search_spaces.layers import GatedSublayer
-from search_spaces.lm import LanguageModels
+from hypernas.search_spaces.gates import CosineGate
+from hypernas.search_spaces.layers import GatedSublayer
+from hypernas.search_spaces.lm import LanguageModels
 
 
 class RandomGate(CosineGate):

@@ -21,17 +21,17 @@ from typing import Any
 
 import click
 
-from nas.cli import cluster_options, given_flags
-from nas.config import StudyConfig
-from nas.errors import UserError
-from nas.launch import launch
-from nas.records import State
-from nas.scale import TOGETHER, Contender, Ladder, analyse, climb, describe
-from nas.store import Store
-from nas.study import executor_of, ran_on
-from nas.tasks import TASKS
-from search_spaces import load_space
-from search_spaces.base import arch_to_json
+from hypernas.cli import cluster_options, given_flags
+from hypernas.config import StudyConfig
+from hypernas.errors import UserError
+from hypernas.launch import launch
+from hypernas.records import State
+from hypernas.scale import TOGETHER, Contender, Ladder, analyse, climb, describe
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import arch_to_json
+from hypernas.store import Store
+from hypernas.study import executor_of, ran_on
+from hypernas.tasks import TASKS
 
 LADDER = Ladder(sizes=(20_000, 35_000, 60_000, 105_000, 180_000), rates=(1e-3, 3e-3, 9e-3))
 TEXT = {"context": "128", "head_dim": "8"}

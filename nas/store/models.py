@@ -21,7 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA = "0001"  # the newest migration
+SCHEMA = "0002"  # the newest migration
+READABLE = "0001"  # the oldest schema that is read as it is
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -39,9 +39,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
-from nas import pareto
-from nas.errors import StoreError, StudyError
-from nas.records import (
+from hypernas import pareto
+from hypernas.errors import StoreError, StudyError
+from hypernas.records import (
     FINISHED,
     Failure,
     FailureKind,
@@ -53,7 +53,8 @@ from nas.records import (
     StudyRow,
     Trial,
 )
-from nas.store.models import (
+from hypernas.store.models import (
+    READABLE,
     SCHEMA,
     ArtifactTable,
     DriverTable,
@@ -293,6 +294,8 @@ class Store:
             )
         if found is None and tables:
             raise StoreError(f"--store {self.shown} holds tables of another program: name another store")
+        if not create and found is not None and found >= READABLE:
+            return
         if not create:
             what = f"has the older schema {found}" if found else "is empty"
             raise StoreError(f"--store {self.shown} {what}: nas search brings it up to date", missing=found is None)

@@ -11,9 +11,9 @@ from threading import Thread
 
 import pytest
 
-from dashboards.app import make_app_server
-from nas.errors import UserError
-from nas.store import Store
+from hypernas.dashboards.app import make_app_server
+from hypernas.errors import UserError
+from hypernas.store import Store
 
 WAIT = 30_000  # milliseconds: the machine may be busy
 ARCH = {"family": "transformer", "depth": 4, "d_model": 128, "ffn.shape": "conventional", "ffn.ratio": 4.0,
@@ -376,7 +376,7 @@ def test_a_real_search_is_watched_and_its_winner_downloaded(serve, page, tmp_pat
     page.goto(serve(path))
     says(page, "Waiting for the store")
     settings = ["depth=1", "d_model=32,64", "context=32", "streams.n=1", "gates.placement=none", "train.tokens=4096"]
-    command = [sys.executable, "-c", "import sys; from nas.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from hypernas.cli import main; sys.exit(main())"]
     command += [
         "search",
         "--study",

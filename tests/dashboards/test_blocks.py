@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dashboards.blocks import CELLS, corners, figure, permuted
-from dashboards.paper import check_file, write_figure
-from nas.errors import UserError
+from hypernas.dashboards.blocks import CELLS, corners, figure, permuted
+from hypernas.dashboards.paper import check_file, write_figure
+from hypernas.errors import UserError
 
 NET = {
     "name": "net <b>",

@@ -3,7 +3,7 @@ import json
 import pytest
 from plotly.io.json import to_json_plotly
 
-from dashboards import figures, frames
+from hypernas.dashboards import figures, frames
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 X, Y = "flops_per_token", "bits_per_byte"

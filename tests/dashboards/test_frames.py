@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dashboards import frames
-from nas.records import State
+from hypernas.dashboards import frames
+from hypernas.records import State
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 

@@ -11,11 +11,11 @@ import psycopg
 import pytest
 from plotly.io.json import to_json_plotly
 
-from dashboards import figures, frames
-from dashboards.live import LiveStudy, Watch
-from nas.errors import StoreError
-from nas.records import Recipe, Report, State, Trial
-from nas.store import Store
+from hypernas.dashboards import figures, frames
+from hypernas.dashboards.live import LiveStudy, Watch
+from hypernas.errors import StoreError
+from hypernas.records import Recipe, Report, State, Trial
+from hypernas.store import Store
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 

@@ -1,7 +1,7 @@
 import pytest
 
-import dashboards
-from nas.errors import StoreError, StudyError
+from hypernas import dashboards
+from hypernas.errors import StoreError, StudyError
 
 
 def test_a_notebook_gets_frames_and_figures_by_the_studys_name(small):

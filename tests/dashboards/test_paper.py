@@ -1,9 +1,9 @@
 import pandas as pd
 import pytest
 
-from dashboards.paper import study_figures, write_figures
-from nas.cli import main
-from nas.errors import UserError
+from hypernas.cli import main
+from hypernas.dashboards.paper import study_figures, write_figures
+from hypernas.errors import UserError
 
 NAMES = ["curves", "front", "hypervolume"]
 

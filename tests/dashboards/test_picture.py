@@ -1,4 +1,4 @@
-from dashboards.picture import MAX_LAYERS, architecture_figure, gate_names
+from hypernas.dashboards.picture import MAX_LAYERS, architecture_figure, gate_names
 
 HOURGLASS = {
     "family": "transformer",

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.report import write_report
-from nas.errors import StudyError, UserError
+from hypernas.dashboards.report import write_report
+from hypernas.errors import StudyError, UserError
 
 
 class Page(HTMLParser):

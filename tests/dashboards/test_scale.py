@@ -2,13 +2,13 @@
 
 import pytest
 
-from dashboards import figures, frames, pages
-from dashboards.live import LiveStudy, scale_of
-from dashboards.paper import study_figures
-from dashboards.report import render
-from dashboards.texts import number
-from nas.scale import Climbed, Contender, analyse
-from nas.scaling import Law, Run
+from hypernas.dashboards import figures, frames, pages
+from hypernas.dashboards.live import LiveStudy, scale_of
+from hypernas.dashboards.paper import study_figures
+from hypernas.dashboards.report import render
+from hypernas.dashboards.texts import number
+from hypernas.scale import Climbed, Contender, analyse
+from hypernas.scaling import Law, Run
 
 SIZES = [1000 * 2**k for k in range(6)]
 LAWS = {"baseline": Law(1.0, 60.0, 0.13), "trial 0 <b>": Law(1.0, 55.0, 0.13), "far": Law(1.0, 3.0, 0.13)}

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from dashboards.screenshots import main
+from hypernas.dashboards.screenshots import main
 
 
 @pytest.mark.slow
@@ -11,7 +11,7 @@ from dashboards.screenshots import main
 def test_every_page_is_pictured(small, tmp_path, browser_path):
     # A process of its own: playwright runs once in a process, and the other tests' browser may be open in this one.
     out = tmp_path / "images"
-    command = [sys.executable, "-m", "dashboards.screenshots", "--study", "first", "--out", str(out)]
+    command = [sys.executable, "-m", "hypernas.dashboards.screenshots", "--study", "first", "--out", str(out)]
     command += ["--store", small.store.url.database]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 import pytest
 
-from dashboards.texts import axes, duration, number, plain, pseudo, setting, short
+from hypernas.dashboards.texts import axes, duration, number, plain, pseudo, setting, short
 
 
 def test_direction_marks_and_control_characters_are_spelt_out():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from search_spaces import load_space
-from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates, start_step
 
 FILE = Path(__file__).parents[2] / "docs" / "studies" / "ideas.py"
 

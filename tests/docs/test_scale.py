@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nas.scale import TOGETHER, Climbed, Contender, analyse
-from nas.scaling import Law, Run
-from search_spaces import load_space
-from search_spaces.base import arch_to_json
+from hypernas.scale import TOGETHER, Climbed, Contender, analyse
+from hypernas.scaling import Law, Run
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import arch_to_json
 
 FILE = Path(__file__).parents[2] / "docs" / "studies" / "scale.py"
 

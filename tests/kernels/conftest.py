@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from kernels import _dispatch
+from hypernas.kernels import _dispatch
 
 Agrees = Callable[..., None]
 

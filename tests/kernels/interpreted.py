@@ -13,7 +13,7 @@ import triton.language as tl
 sys.path.insert(0, str(Path(__file__).parent))
 import interpreter
 
-from kernels import (
+from hypernas.kernels import (
     _dispatch,
     cosine_gate,
     rms_norm,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.block_diagonal_linear import block_diagonal_linear, dense_linear
+from hypernas.kernels.block_diagonal_linear import block_diagonal_linear, dense_linear
 
 
 @pytest.mark.parametrize("sizes", [[(3, 3), (3, 3)], [(2, 5), (7, 1), (1, 4)], [(4, 6)]])

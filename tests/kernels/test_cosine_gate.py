@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.cosine_gate import COSINE_GATE, cosine_gate, cosine_gate_reference, example_arguments
+from hypernas.kernels.cosine_gate import COSINE_GATE, cosine_gate, cosine_gate_reference, example_arguments
 
 CPU = torch.device("cpu")
 

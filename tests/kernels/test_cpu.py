@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import (
+from hypernas.kernels import (
     _cpu,
     _dispatch,
     cosine_gate,
@@ -20,9 +20,9 @@ from kernels import (
     stream_read,
     swiglu,
 )
-from kernels._dispatch import BackendError
-from kernels.rms_norm import example_arguments as norm_arguments
-from kernels.rms_norm import rms_norm
+from hypernas.kernels._dispatch import BackendError
+from hypernas.kernels.rms_norm import example_arguments as norm_arguments
+from hypernas.kernels.rms_norm import rms_norm
 
 
 def test_two_builds_at_once_compile_once_and_leave_one_library(tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def test_a_process_that_keeps_freed_memory_gets_huge_pages_and_keeps_them():
     program = """
 import torch
-from kernels._cpu import keep_freed_memory
+from hypernas.kernels._cpu import keep_freed_memory
 keep_freed_memory()
 def huge():
     return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHuge"))
@@ -127,8 +127,7 @@ first = huge()
 del x
 print(first, huge())
 """
-    root = Path(_cpu.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     held, kept = map(int, done.stdout.split())
     assert kept >= held >= 32 << 10  # KiB, of a tensor of 64 MiB
 
@@ -137,11 +136,11 @@ print(first, huge())
 SANITIZED = """
 import ctypes, sys
 import torch
-from kernels import _cpu
+from hypernas.kernels import _cpu
 _cpu.library = lambda: library
 library = ctypes.CDLL(sys.argv[1])
-from kernels import _dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_chain, stream_mix, stream_read
-from kernels import swiglu
+from hypernas.kernels import _dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_chain, stream_mix
+from hypernas.kernels import stream_read, swiglu
 cpu = torch.device("cpu")
 for dtype in (torch.float32, torch.bfloat16):
     for tokens, n, C in ((1, 1, 1), (7, 2, 17), (37, 4, 50), (19, 8, 33), (5, 16, 3)):
@@ -174,7 +173,6 @@ def test_the_library_is_clean_under_sanitizers(tmp_path, sanitizer):
     done = subprocess.run(
         [sys.executable, "-c", SANITIZED, str(library)],
         env=environment,
-        cwd=Path(_cpu.__file__).parents[1],
         capture_output=True,
         text=True,
         check=False,

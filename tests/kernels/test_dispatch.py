@@ -4,10 +4,10 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from kernels import _dispatch
-from kernels._dispatch import BackendError, Choice, chosen, forget_chosen, set_backend, use_backend
-from kernels.rms_norm import RMS_NORM, rms_norm, rms_norm_reference
-from kernels.swiglu import swiglu
+from hypernas.kernels import _dispatch
+from hypernas.kernels._dispatch import BackendError, Choice, chosen, forget_chosen, set_backend, use_backend
+from hypernas.kernels.rms_norm import RMS_NORM, rms_norm, rms_norm_reference
+from hypernas.kernels.swiglu import swiglu
 
 
 def test_an_unknown_back_end_is_refused_with_the_legal_ones():
@@ -87,7 +87,7 @@ def test_memory_that_runs_out_is_no_verdict_on_a_back_end():
 
 
 def test_a_missing_compiler_gives_one_clear_line_and_the_reference(monkeypatch):
-    from kernels import _cpu
+    from hypernas.kernels import _cpu
 
     monkeypatch.setattr(_cpu.shutil, "which", lambda name: None)
     monkeypatch.setattr(_dispatch, "_cache", {})

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.gather_scatter import gather_scatter, gather_scatter_reference
+from hypernas.kernels.gather_scatter import gather_scatter, gather_scatter_reference
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])

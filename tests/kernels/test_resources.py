@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import _dispatch, resources
-from nas.train import mixed_precision
-from search_spaces.connections import recomputing_streams
-from search_spaces.gates import gate_loss, gates_of
-from search_spaces.lm import LanguageModels
-from search_spaces.vision import ImageClassifiers
+from hypernas.kernels import _dispatch, resources
+from hypernas.search_spaces.connections import recomputing_streams
+from hypernas.search_spaces.gates import gate_loss, gates_of
+from hypernas.search_spaces.lm import LanguageModels
+from hypernas.search_spaces.vision import ImageClassifiers
+from hypernas.train import mixed_precision
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/kernels.md"
@@ -60,7 +60,7 @@ def test_no_kernel_spills_when_another_triton_compiles_it_and_the_documented_tab
     if done.returncode:
         pytest.skip(f"pip cannot install triton {version}: {done.stderr.strip().splitlines()[-1]}")
     program = (
-        "import triton; from kernels import resources; print(triton.__version__)\n"
+        "import triton; from hypernas.kernels import resources; print(triton.__version__)\n"
         "rows = [resources.compile_for(launch, 'sm_90') for launch in resources.shipped_launches()]\n"
         "for row in rows:\n"
         "    if row.spills or row.shared > resources.SHARED_LIMIT['sm_90']: print(row)\n"
@@ -69,7 +69,7 @@ def test_no_kernel_spills_when_another_triton_compiles_it_and_the_documented_tab
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        env=environment | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.rms_norm import RMS_NORM, example_arguments, rms_norm, rms_norm_reference
+from hypernas.kernels.rms_norm import RMS_NORM, example_arguments, rms_norm, rms_norm_reference
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.sinkhorn import SINKHORN, example_arguments, sinkhorn, sinkhorn_reference
+from hypernas.kernels.sinkhorn import SINKHORN, example_arguments, sinkhorn, sinkhorn_reference
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from kernels.stream_boundary import STREAM_BOUNDARY, example_arguments, stream_boundary, stream_boundary_reference
+from hypernas.kernels.stream_boundary import (
+    STREAM_BOUNDARY,
+    example_arguments,
+    stream_boundary,
+    stream_boundary_reference,
+)
 
 CPU = torch.device("cpu")
 

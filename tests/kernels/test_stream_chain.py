@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from kernels import _dispatch
-from kernels import stream_chain as stream_chain_module
-from kernels.stream_boundary import example_arguments as boundary_arguments
-from kernels.stream_boundary import stream_boundary
-from kernels.stream_chain import STREAM_CHAIN, chain_length, example_arguments, recomputing, stream_chain
+from hypernas.kernels import _dispatch
+from hypernas.kernels import stream_chain as stream_chain_module
+from hypernas.kernels.stream_boundary import example_arguments as boundary_arguments
+from hypernas.kernels.stream_boundary import stream_boundary
+from hypernas.kernels.stream_chain import STREAM_CHAIN, chain_length, example_arguments, recomputing, stream_chain
 
 CPU = torch.device("cpu")
 

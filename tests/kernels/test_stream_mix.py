@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.stream_mix import STREAM_MIX, example_arguments, stream_mix, stream_mix_reference
+from hypernas.kernels.stream_mix import STREAM_MIX, example_arguments, stream_mix, stream_mix_reference
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.stream_read import STREAM_READ, example_arguments, stream_read, stream_read_reference
+from hypernas.kernels.stream_read import STREAM_READ, example_arguments, stream_read, stream_read_reference
 
 CPU = torch.device("cpu")
 

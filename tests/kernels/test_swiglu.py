@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.swiglu import SWIGLU, example_arguments, swiglu, swiglu_reference
+from hypernas.kernels.swiglu import SWIGLU, example_arguments, swiglu, swiglu_reference
 
 CPU = torch.device("cpu")
 

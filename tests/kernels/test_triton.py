@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import (
+from hypernas.kernels import (
     _dispatch,
     cosine_gate,
     rms_norm,
@@ -60,7 +60,7 @@ sys.exit(pytest.main("-q -o addopts= -p no:cacheprovider -m gpu --collect-only t
 
 
 def test_kernels_are_tested_on_a_machine_without_database_ray_or_optuna():
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", COLLECT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nas.records import Job, Progress, Report, Result
+from hypernas.records import Job, Progress, Report, Result
 
 
 def finishes(job: Job) -> Iterator[Report | Result]:

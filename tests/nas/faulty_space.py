@@ -6,7 +6,7 @@ import time
 import torch
 from torch import nn
 
-from search_spaces.lm import Arch, LanguageModels
+from hypernas.search_spaces.lm import Arch, LanguageModels
 
 
 class Space(LanguageModels):

@@ -4,9 +4,9 @@ from itertools import islice
 
 import pytest
 
-from nas import bench_inheritance
-from nas.bench_inheritance import Trained, chosen_pairs, measure, mutations, pair_rows, shares
-from nas.config import Plan, StudyConfig, make_plan
+from hypernas import bench_inheritance
+from hypernas.bench_inheritance import Trained, chosen_pairs, measure, mutations, pair_rows, shares
+from hypernas.config import Plan, StudyConfig, make_plan
 
 TINY = {"depth": "1..2", "d_model": "16", "head_dim": "8", "context": "16", "train.tokens": "512", "streams.n": "1"}
 TINY |= {"train.batch_tokens": "128", "ffn.ratio": "2", "attention.ratio": "1", "gates.placement": "none"}

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from kernels import _dispatch
-from nas import bench_kernels
-from nas.bench_kernels import (
+from hypernas import bench_kernels
+from hypernas.bench_kernels import (
     OPS,
     buffers,
     captured,
@@ -25,6 +24,7 @@ from nas.bench_kernels import (
     table,
     token_counts,
 )
+from hypernas.kernels import _dispatch
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

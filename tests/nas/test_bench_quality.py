@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from nas import bench_nasbench
-from nas.bench_methods import Ours, Stock, replay
-from nas.bench_quality import ASKED, DEFAULT, RANDOM, TRIALS, budget_rows, halving_rows, nasbench_rows, samplers
-from nas.errors import UserError
-from nas.table import TABLE, Table, configurations, load_table
+from hypernas import bench_nasbench
+from hypernas.bench_methods import Ours, Stock, replay
+from hypernas.bench_quality import ASKED, DEFAULT, RANDOM, TRIALS, budget_rows, halving_rows, nasbench_rows, samplers
+from hypernas.errors import UserError
+from hypernas.table import TABLE, Table, configurations, load_table
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nas.bench_train import (
+from hypernas.bench_train import (
     MODES,
     NETS,
     SIZES,
@@ -19,7 +19,7 @@ from nas.bench_train import (
     run_on,
     steps_on,
 )
-from search_spaces.lm import LanguageModels
+from hypernas.search_spaces.lm import LanguageModels
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -76,7 +76,7 @@ def test_time_in_which_two_kernels_run_counts_once():
     assert _covered([]) == 0
 
 
-@pytest.mark.parametrize("module", ["nas.bench_train", "nas.bench_kernels"])
+@pytest.mark.parametrize("module", ["hypernas.bench_train", "hypernas.bench_kernels"])
 def test_a_machine_with_torch_alone_can_import_it(module):
     missing = ["sqlalchemy", "ray", "optuna", "click", "rich", "plotly", "dash", "moocore", "hyper_connections"]
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in missing)
@@ -86,7 +86,7 @@ def test_a_machine_with_torch_alone_can_import_it(module):
 @pytest.mark.parametrize("command", ["kernels", "train"])
 @pytest.mark.parametrize("device", ["tpu", pytest.param("cuda", marks=pytest.mark.skipif("torch.cuda.is_available()"))])
 def test_a_device_that_is_not_there_is_one_sentence(command, device, capsys):
-    from nas.cli import main
+    from hypernas.cli import main
 
     assert main(["bench", command, "--device", device]) == 2
     assert f"--device {device}: wanted cpu, or cuda where a CUDA device is present" in capsys.readouterr().err

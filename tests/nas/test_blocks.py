@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nas.blocks import (
+from hypernas.blocks import (
     FAMILY_LEVEL,
     Evidence,
     Structure,

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nas import checkpoints
-from nas.checkpoints import CheckpointError, checkpoint_path, discard, kept, load_checkpoint, open_folder
-from nas.data import load_corpus
-from nas.errors import UserError
-from nas.records import Job, Notice, Recipe, Report, Result, SpaceSpec
-from nas.train import make_optimizers, seeded_build
-from nas.worker import run
-from search_spaces.lm import LanguageModels
+from hypernas import checkpoints
+from hypernas.checkpoints import CheckpointError, checkpoint_path, discard, kept, load_checkpoint, open_folder
+from hypernas.data import load_corpus
+from hypernas.errors import UserError
+from hypernas.records import Job, Notice, Recipe, Report, Result, SpaceSpec
+from hypernas.search_spaces.lm import LanguageModels
+from hypernas.train import make_optimizers, seeded_build
+from hypernas.worker import run
 
 SPACE = LanguageModels()
 ARCH = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "streams.n": 2, "gates.placement": "both"}

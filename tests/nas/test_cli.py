@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nas.cli import main
-from nas.store import Store
+from hypernas.cli import main
+from hypernas.store import Store
 
 FAST = ["--engine", "inline", "--preset", "quick"]
 
@@ -39,7 +39,7 @@ def printed(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 
 def test_help_answers_without_the_heavy_libraries() -> None:
-    code = "import sys; from nas.cli import main; main(['--help']); print(*sys.modules)"
+    code = "import sys; from hypernas.cli import main; main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "nas search --study first" in done.stdout
@@ -271,7 +271,7 @@ def test_bad_input_about_a_study_names_what_is_there(
 def test_an_address_nobody_listens_on_is_refused(tmp_path: Path, text: str) -> None:
     command = ["search", "--study", "new", "--store", str(tmp_path / "nas.db"), "--preset", "quick"]
     command += ["--set", f"data.path={text}", "--address", f"127.0.0.1:{free_port()}"]
-    done = subprocess.run([sys.executable, "-m", "nas", *command], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "hypernas", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "no Ray cluster answers" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from nas.cli import main
-from nas.config import StudyConfig
-from nas.driver import retrain, run
-from nas.errors import UserError
-from nas.executors import Executor, make_executor, set_environment
-from nas.progress import Silent
-from nas.records import Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
-from nas.store import Store
-from nas.study import make_job, open_search, prepare
+from hypernas.cli import main
+from hypernas.config import StudyConfig
+from hypernas.driver import retrain, run
+from hypernas.errors import UserError
+from hypernas.executors import Executor, make_executor, set_environment
+from hypernas.progress import Silent
+from hypernas.records import Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
+from hypernas.store import Store
+from hypernas.study import make_job, open_search, prepare
 
 MEMORY = 80 << 20  # of a node's object store
 TINY = {"depth": "1..2", "d_model": "16,32", "head_dim": "8", "context": "32", "train.batch_tokens": "256"}
@@ -143,7 +143,7 @@ def test_a_gpu_is_shared_by_as_many_trials_as_fit(cluster: Any) -> None:
 
 def test_tune_knows_the_memory_of_a_share_of_a_gpu(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY)
-    monkeypatch.setattr("nas.tune._ready", lambda gpu: ("here", Seen("declared", "", 8e9)))
+    monkeypatch.setattr("hypernas.tune._ready", lambda gpu: ("here", Seen("declared", "", 8e9)))
     pool = pooled(cluster, 2, engine="tune", gpus=0.25)
     try:
         assert pool.memory == 2e9
@@ -233,7 +233,7 @@ def test_a_table_is_recorded_on_gpus_too(
 ) -> None:
     few = {"depth": "1", "d_model": "16", "streams.n": "1", "gates.placement": "none", "attention.ratio": "1"}
     few |= {"ffn.ratio": "2.0", "optim.lr": "0.001,0.003,0.009", "context": "32", "data.path": text, "head_dim": "8"}
-    monkeypatch.setattr("nas.table.GRID", few | {"train.tokens": "1024", "train.batch_tokens": "256"})
+    monkeypatch.setattr("hypernas.table.GRID", few | {"train.tokens": "1024", "train.batch_tokens": "256"})
     where, _ = declared
     record = ["bench", "search", "--record", "--out", str(tmp_path / "table.json"), *where]
     for flags, said in (([], TOLD), (["--gpus-per-trial", "0"], CPUS)):
@@ -246,7 +246,7 @@ def test_a_table_is_recorded_on_gpus_too(
 def test_a_search_begins_on_the_workers_there_are_and_takes_up_those_that_come(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nas.executors.WARM_UP_SECONDS", 1.0)
+    monkeypatch.setattr("hypernas.executors.WARM_UP_SECONDS", 1.0)
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     pool = pooled(cluster, 2)
     try:

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nas.cli import main
-from nas.config import StudyConfig
-from nas.driver import run
-from nas.executors import Inline
-from nas.progress import Silent
-from nas.store import Store
-from nas.study import open_search, prepare
-from nas.train import product_dtype
+from hypernas.cli import main
+from hypernas.config import StudyConfig
+from hypernas.driver import run
+from hypernas.executors import Inline
+from hypernas.progress import Silent
+from hypernas.store import Store
+from hypernas.study import open_search, prepare
+from hypernas.train import product_dtype
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def python(*arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_two_processes_train_what_one_does(store: str, trained: Path, tmp_path: 
         port = free.getsockname()[1]
     out = tmp_path / "two"
     torchrun = python("torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}")
-    started = [*torchrun, "-m", "nas", *command(store, out, "--tokens", "16384", "--json")]
+    started = [*torchrun, "-m", "hypernas", *command(store, out, "--tokens", "16384", "--json")]
     done = subprocess.run(started, capture_output=True, text=True, env=environment(), timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["processes"] == 2
@@ -99,7 +99,7 @@ def test_two_processes_train_what_one_does(store: str, trained: Path, tmp_path: 
 
 def test_a_killed_training_goes_on_where_it_was_to_the_same_bits(store: str, trained: Path, tmp_path: Path):
     out, checkpoint = tmp_path / "killed", tmp_path / "killed.checkpoint"
-    started = python("nas", *command(store, out, "--tokens", "16384"))
+    started = python("hypernas", *command(store, out, "--tokens", "16384"))
     process = subprocess.Popen(started, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not checkpoint.exists():

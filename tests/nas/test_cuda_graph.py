@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels._dispatch import use_backend
-from nas import cuda_graph
-from nas.data import load_corpus
-from nas.records import Job, Recipe, Result, SpaceSpec
-from nas.train import deterministic, make_optimizers, mixed_precision, on_graphs, seeded_build, train_step
-from nas.worker import run
-from search_spaces.lm import LanguageModels
+from hypernas import cuda_graph
+from hypernas.data import load_corpus
+from hypernas.kernels._dispatch import use_backend
+from hypernas.records import Job, Recipe, Result, SpaceSpec
+from hypernas.search_spaces.lm import LanguageModels
+from hypernas.train import deterministic, make_optimizers, mixed_precision, on_graphs, seeded_build, train_step
+from hypernas.worker import run
 
 SPACE = LanguageModels()
 SMALL = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "gates.placement": "none"}

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from dashboards.blocks import corners, permuted
-from nas import blocks
-from nas.cli import main
-from nas.decompose import (
+from hypernas import blocks
+from hypernas.cli import main
+from hypernas.dashboards.blocks import corners, permuted
+from hypernas.decompose import (
     Setting,
     anneal,
     compare,
@@ -29,12 +29,12 @@ from nas.decompose import (
     train,
     trained,
 )
-from nas.exported import CARD, digest, listed, load
-from nas.records import Recipe
-from nas.store import Store
-from nas.tasks import TASKS
-from nas.train import deterministic, seeded_build
-from search_spaces.lm import LanguageModels
+from hypernas.exported import CARD, digest, listed, load
+from hypernas.records import Recipe
+from hypernas.search_spaces.lm import LanguageModels
+from hypernas.store import Store
+from hypernas.tasks import TASKS
+from hypernas.train import deterministic, seeded_build
 
 ARCH = {"depth": 1, "d_model": 16, "head_dim": 8, "context": 32}
 TRAINING = {"train.tokens": 4096, "train.batch_tokens": 256}

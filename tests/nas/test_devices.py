@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nas import worker
-from nas.config import check_gpus
-from nas.errors import UserError
-from nas.executors import Inline, _shared_out, asked_device, on_what, placed
-from nas.records import Job, Recipe, Result, Seen, SpaceSpec
-from nas.tasks import TASKS
-from nas.train import provenance, worker_device
+from hypernas import worker
+from hypernas.config import check_gpus
+from hypernas.errors import UserError
+from hypernas.executors import Inline, _shared_out, asked_device, on_what, placed
+from hypernas.records import Job, Recipe, Result, Seen, SpaceSpec
+from hypernas.tasks import TASKS
+from hypernas.train import provenance, worker_device
 
 H100 = Seen("NVIDIA H100 80GB HBM3", "bfloat16 products: cuda", 8.5e10)
 CPU = Seen("cpu", "float32")
@@ -174,7 +174,7 @@ def test_a_driver_whose_gpu_torch_cannot_use_is_a_problem_and_a_gpu_without_driv
 @no_gpu
 @pytest.mark.parametrize("engine", ["inline", "ray"])
 def test_a_search_on_gpus_that_are_not_here_is_one_sentence(engine: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
+    command = [sys.executable, "-m", "hypernas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
     done = subprocess.run([*command, "--gpus-per-trial", "1"], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     (said,) = done.stderr.strip().splitlines()
@@ -190,7 +190,7 @@ def test_a_search_whose_gpu_cannot_be_used_ends_with_what_to_do(
     driver_with_a_gpu(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')  # what Ray would find there
-    command = [sys.executable, "-m", "nas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
+    command = [sys.executable, "-m", "hypernas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     said = done.stderr.strip().splitlines()[-1]  # a slow machine says before it that its workers are yet to come

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nas import doctor
-from nas.records import SpaceSpec
-from nas.store import Store
+from hypernas import doctor
+from hypernas.records import SpaceSpec
+from hypernas.store import Store
 
 
 def line(name: str, check: object) -> doctor.Line:

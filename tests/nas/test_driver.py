@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from nas import driver as loop
-from nas import optuna_io
-from nas.checkpoints import checkpoint_path, kept, open_folder
-from nas.config import StudyConfig
-from nas.driver import Outcome, run
-from nas.executors import Event, Inline, Lost
-from nas.progress import Silent
-from nas.records import Failure, FailureKind, Job, Report, Result, State
-from nas.store import Store, queries
-from nas.study import Search, open_search, prepare
+from hypernas import driver as loop
+from hypernas import optuna_io
+from hypernas.checkpoints import checkpoint_path, kept, open_folder
+from hypernas.config import StudyConfig
+from hypernas.driver import Outcome, run
+from hypernas.executors import Event, Inline, Lost
+from hypernas.progress import Silent
+from hypernas.records import Failure, FailureKind, Job, Report, Result, State
+from hypernas.store import Store, queries
+from hypernas.study import Search, open_search, prepare
 
-TRIVIAL = "nas.trivial:evaluate"
+TRIVIAL = "trivial"
 
 
 def opened(store: Store, trials: int = 6, **config: object) -> Search:

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nas.errors import UserError
-from nas.executors import Event, Executor, Inline, Lost, make_executor
-from nas.records import FailureKind, Job, Progress, Recipe, Report, Result, SpaceSpec, State
-from nas.store import Store
+from hypernas.errors import UserError
+from hypernas.executors import Event, Executor, Inline, Lost, make_executor
+from hypernas.records import FailureKind, Job, Progress, Recipe, Report, Result, SpaceSpec, State
+from hypernas.store import Store
 
 
 @pytest.fixture(scope="module", params=["inline", "ray", "tune"])
@@ -195,7 +195,7 @@ def test_a_job_over_its_time_is_killed(pool: Executor, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("engine", ["ray", "tune"])
 def test_a_search_whose_own_ray_node_dies_ends_and_says_so(engine: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
+    command = [sys.executable, "-m", "hypernas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
     command += ["--preset", "quick", "--workers", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as search:
         assert search.stderr is not None

@@ -14,25 +14,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kernels._dispatch import use_backend
-from nas.cli import main
-from nas.config import StudyConfig
-from nas.data import load_corpus, validation_windows
-from nas.driver import run
-from nas.executors import Inline
-from nas.export import knee
-from nas.formats import check
-from nas.progress import Silent
-from nas.source import SourceError, write_source
-from nas.store import Store
-from nas.study import open_search, prepare
-from nas.tasks import EVALUATION_TOKENS, evaluation_size
-from search_spaces.lm import LanguageModels
+from hypernas.cli import main
+from hypernas.config import StudyConfig
+from hypernas.data import load_corpus, validation_windows
+from hypernas.driver import run
+from hypernas.executors import Inline
+from hypernas.export import knee
+from hypernas.formats import check
+from hypernas.kernels._dispatch import use_backend
+from hypernas.progress import Silent
+from hypernas.search_spaces.lm import LanguageModels
+from hypernas.source import SourceError, write_source
+from hypernas.store import Store
+from hypernas.study import open_search, prepare
+from hypernas.tasks import EVALUATION_TOKENS, evaluation_size
 
 # Without the project, and with nothing else beside torch, what torch needs, and safetensors.
 BARE = """
 import sys
-for name in ("nas", "search_spaces", "kernels", "dashboards", "optuna", "ray", "sqlalchemy", "pandas", "scipy"):
+for name in ("hypernas", "optuna", "ray", "sqlalchemy", "pandas", "scipy"):
     sys.modules[name] = None  # importing it fails
 sys.path.insert(0, ".")
 import torch

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import nas
-from nas.errors import UserError
-from nas.export import write_checked
-from nas.exported import listed, read_config
-from nas.records import Recipe, SpaceSpec, State, StudyRow, Trial
-from search_spaces import load_space
-from search_spaces.base import arch_to_json
+import hypernas as nas
+from hypernas.errors import UserError
+from hypernas.export import write_checked
+from hypernas.exported import listed, read_config
+from hypernas.records import Recipe, SpaceSpec, State, StudyRow, Trial
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import arch_to_json
 
 SMALL = {"depth": 2, "d_model": 16, "head_dim": 8, "context": 16, "streams.n": 2}
 

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from nas import pareto
-from nas.config import StudyConfig
-from nas.driver import run
-from nas.executors import RayPool
-from nas.progress import Silent
-from nas.records import FailureKind, State
-from nas.store import Store
-from nas.study import open_search, prepare
-from nas.summary import status_of
+from hypernas import pareto
+from hypernas.config import StudyConfig
+from hypernas.driver import run
+from hypernas.executors import RayPool
+from hypernas.progress import Silent
+from hypernas.records import FailureKind, State
+from hypernas.store import Store
+from hypernas.study import open_search, prepare
+from hypernas.summary import status_of
 
 FAULTY = f"{Path(__file__).parent / 'faulty_space.py'}:Space"
 WANTED = {

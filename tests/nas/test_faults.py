@@ -23,15 +23,15 @@ import psutil
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from nas import pareto
-from nas.driver import retrain
-from nas.errors import UserError
-from nas.postgres import Postgres, throw_away_postgres
-from nas.progress import Silent
-from nas.records import State
-from nas.store import Store
-from nas.store.queries import MAX_LOST
-from nas.study import make_job
+from hypernas import pareto
+from hypernas.driver import retrain
+from hypernas.errors import UserError
+from hypernas.postgres import Postgres, throw_away_postgres
+from hypernas.progress import Silent
+from hypernas.records import State
+from hypernas.store import Store
+from hypernas.store.queries import MAX_LOST
+from hypernas.study import make_job
 
 ASKED = 12  # 3 depths x 2 widths x 2 learning rates
 SPACE = {
@@ -54,7 +54,7 @@ WANTED = int(os.environ.get("NAS_FAULTS", "200"))  # faults in all, over the kin
 def command(url: str, text: str, *extra: str) -> list[str]:
     settings = [part for name, value in (SPACE | {"data.path": text}).items() for part in ("--set", f"{name}={value}")]
     flags = ["--study", "s", "--store", url, "--trials", str(ASKED), "--sampler", "random", "--halving", "off"]
-    return [sys.executable, "-m", "nas", "search", "--kernels", "reference", "--resume", *flags, *settings, *extra]
+    return [sys.executable, "-m", "hypernas", "search", "--kernels", "reference", "--resume", *flags, *settings, *extra]
 
 
 def measured(url: str) -> tuple[dict[str, Any], set[str]]:

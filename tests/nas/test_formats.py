@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kernels._dispatch import use_backend
-from nas.errors import UserError
-from nas.export import wanted_formats
-from nas.formats import RUNS, check, check_inputs, export_program, masked, sizes_of, write_onnx
-from nas.source import write_source
-from search_spaces import load_space
+from hypernas.errors import UserError
+from hypernas.export import wanted_formats
+from hypernas.formats import RUNS, check, check_inputs, export_program, masked, sizes_of, write_onnx
+from hypernas.kernels._dispatch import use_backend
+from hypernas.search_spaces import load_space
+from hypernas.source import write_source
 
 FOOTER = """
 from pathlib import Path
@@ -53,7 +53,7 @@ import importlib, os, sys, traceback
 import torch
 from pathlib import Path
 from safetensors.torch import load_file
-for name in ("nas", "kernels", "search_spaces", "numpy", "pandas", "optuna"):
+for name in ("hypernas", "numpy", "pandas", "optuna"):
     try:
         __import__(name)
     except ImportError:

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from kernels._dispatch import use_backend
-from nas import cuda_graph
-from nas.data import load_corpus
-from nas.images import load_images
-from nas.measure import latency_ms
-from nas.records import Job, Recipe, Report, Result, SpaceSpec
-from nas.tasks import TASKS, to_device
-from nas.train import deterministic, make_optimizers, mixed_precision, seeded_build, train_step
-from nas.worker import run
-from search_spaces import load_space
+from hypernas import cuda_graph
+from hypernas.data import load_corpus
+from hypernas.images import load_images
+from hypernas.kernels._dispatch import use_backend
+from hypernas.measure import latency_ms
+from hypernas.records import Job, Recipe, Report, Result, SpaceSpec
+from hypernas.search_spaces import load_space
+from hypernas.tasks import TASKS, to_device
+from hypernas.train import deterministic, make_optimizers, mixed_precision, seeded_build, train_step
+from hypernas.worker import run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 
-from nas.artifacts import WEIGHTS, find_weights
-from nas.checkpoints import checkpoint_path, identity
-from nas.cli import main
-from nas.config import StudyConfig
-from nas.driver import retrain, run
-from nas.errors import UserError
-from nas.executors import Inline, RayPool
-from nas.inherit import INHERITED, PARENT, change, obstacle
-from nas.progress import Silent
-from nas.records import Job, Progress, Report, State, Trial
-from nas.replay import replayed
-from nas.store import Store
-from nas.study import make_job, open_search, prepare
-from nas.tune_parts import ArchSearch
-from nas.worker import run as run_job
-from search_spaces import load_space
+from hypernas.artifacts import WEIGHTS, find_weights
+from hypernas.checkpoints import checkpoint_path, identity
+from hypernas.cli import main
+from hypernas.config import StudyConfig
+from hypernas.driver import retrain, run
+from hypernas.errors import UserError
+from hypernas.executors import Inline, RayPool
+from hypernas.inherit import INHERITED, PARENT, change, obstacle
+from hypernas.progress import Silent
+from hypernas.records import Job, Progress, Report, State, Trial
+from hypernas.replay import replayed
+from hypernas.search_spaces import load_space
+from hypernas.store import Store
+from hypernas.study import make_job, open_search, prepare
+from hypernas.tune_parts import ArchSearch
+from hypernas.worker import run as run_job
 
 TINY = {"depth": "1..2", "d_model": "16,24", "head_dim": "8", "context": "16", "train.tokens": "1024"}
 TINY |= {"train.batch_tokens": "128", "attention.ratio": "1", "ffn.ratio": "2", "streams.n": "1", "gates.rate": "0.5"}
@@ -171,7 +171,7 @@ def test_a_stopped_parent_leaves_nothing(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
 def test_workers_elsewhere_inherit_too(engine: str, tmp_path: Path, text: str) -> None:
-    from nas.tune import TunePool
+    from hypernas.tune import TunePool
 
     pool = RayPool(2) if engine == "ray" else TunePool(2)
     with Store(str(tmp_path / "nas.db"), create=True) as store:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from nas.cli import main
-from nas.launch import launch
-from nas.store import Store
+from hypernas.cli import main
+from hypernas.launch import launch
+from hypernas.store import Store
 
 OWN = Path(__file__).parent / "faulty_space.py"
-TRIVIAL = "nas.trivial:evaluate"
+TRIVIAL = "trivial"
 Flags = Callable[..., dict[str, Any]]
 
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from kernels._dispatch import chosen, forget_chosen
-from nas.measure import latency_ms, peak_bytes, stream_diagnostics
-from nas.records import Recipe
-from nas.train import measured_worst
-from search_spaces.lm import LanguageModels
+from hypernas.kernels._dispatch import chosen, forget_chosen
+from hypernas.measure import latency_ms, peak_bytes, stream_diagnostics
+from hypernas.records import Recipe
+from hypernas.search_spaces.lm import LanguageModels
+from hypernas.train import measured_worst
 
 SPACE = LanguageModels()
 

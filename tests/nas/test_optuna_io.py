@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from nas import pareto
-from nas.config import SAMPLERS, StudyConfig, make_plan
-from nas.driver import run
-from nas.executors import Inline
-from nas.optuna_io import LATEST, Outcome, Proposer
-from nas.progress import Silent
-from nas.samplers import PARENT, population_size
-from nas.store import Store
-from nas.study import open_search, prepare
+from hypernas import pareto
+from hypernas.config import SAMPLERS, StudyConfig, make_plan
+from hypernas.driver import run
+from hypernas.executors import Inline
+from hypernas.optuna_io import LATEST, Outcome, Proposer
+from hypernas.progress import Silent
+from hypernas.samplers import PARENT, population_size
+from hypernas.store import Store
+from hypernas.study import open_search, prepare
 
-TRIVIAL = "nas.trivial:evaluate"
+TRIVIAL = "trivial"
 
 
 def searched(folder: Path, sampler: str, trials: int, **config: object) -> tuple[list, int]:

@@ -8,23 +8,23 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import create_engine, inspect
 
-from nas.cli import main
-from nas.config import StudyConfig, make_plan
-from nas.driver import run
-from nas.errors import StoreError, StudyError
-from nas.executors import Inline
-from nas.optuna_rdb import best_params, export_study, import_study
-from nas.progress import Silent
-from nas.records import Failure, FailureKind, Report, Result, State
-from nas.store import Proposal, Store
-from nas.study import Search, open_search, prepare
+from hypernas.cli import main
+from hypernas.config import StudyConfig, make_plan
+from hypernas.driver import run
+from hypernas.errors import StoreError, StudyError
+from hypernas.executors import Inline
+from hypernas.optuna_rdb import best_params, export_study, import_study
+from hypernas.progress import Silent
+from hypernas.records import Failure, FailureKind, Report, Result, State
+from hypernas.store import Proposal, Store
+from hypernas.study import Search, open_search, prepare
 
 CONFIG = StudyConfig(study="s", trials=12, preset="quick", settings={"max.latency_ms": "10"})
 
 
 def searched(store: Store) -> Search:
     """A study with trials in every state."""
-    search = open_search(store, prepare(CONFIG), evaluate="nas.trivial:evaluate")
+    search = open_search(store, prepare(CONFIG), evaluate="trivial")
     run(search, Inline(), Silent())
     row = search.row
     driver = store.start_driver(row, 1)

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas import pareto
+from hypernas import pareto
 
 cost = st.integers(0, 6).map(float)
 points = st.lists(st.tuples(cost, cost), max_size=12)

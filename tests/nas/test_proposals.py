@@ -11,21 +11,21 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nas.cli import main
-from nas.config import SAMPLERS, StudyConfig, make_plan
-from nas.driver import run
-from nas.errors import UserError
-from nas.executors import Inline
-from nas.halving import ENOUGH, exempt
-from nas.progress import Silent
-from nas.proposals import Proposals
-from nas.records import Failure, FailureKind, Job, Report, Result, State, Trial
-from nas.replay import replayed
-from nas.store import Store
-from nas.study import Search, open_search, prepare
-from nas.table import configurations
-from nas.warm_start import warm_start
-from search_spaces.base import Uniform
+from hypernas.cli import main
+from hypernas.config import SAMPLERS, StudyConfig, make_plan
+from hypernas.driver import run
+from hypernas.errors import UserError
+from hypernas.executors import Inline
+from hypernas.halving import ENOUGH, exempt
+from hypernas.progress import Silent
+from hypernas.proposals import Proposals
+from hypernas.records import Failure, FailureKind, Job, Report, Result, State, Trial
+from hypernas.replay import replayed
+from hypernas.search_spaces.base import Uniform
+from hypernas.store import Store
+from hypernas.study import Search, open_search, prepare
+from hypernas.table import configurations
+from hypernas.warm_start import warm_start
 
 HERE = "tests.nas.test_proposals"
 

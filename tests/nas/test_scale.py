@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nas.cli import main
-from nas.config import StudyConfig
-from nas.errors import StudyError, UserError
-from nas.launch import launch_scale
-from nas.records import State
-from nas.scale import (
+from hypernas.cli import main
+from hypernas.config import StudyConfig
+from hypernas.errors import StudyError, UserError
+from hypernas.launch import launch_scale
+from hypernas.records import State
+from hypernas.scale import (
     BASELINE_SIZES,
     TOGETHER,
     Climbed,
@@ -26,11 +26,11 @@ from nas.scale import (
     extrapolated_rate,
     parse_sizes,
 )
-from nas.scaling import Law, Run, Yardstick
-from nas.store import Store
-from nas.study import open_search, prepare
-from search_spaces import load_space
-from search_spaces.base import SpaceError, arch_to_json
+from hypernas.scaling import Law, Run, Yardstick
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import SpaceError, arch_to_json
+from hypernas.store import Store
+from hypernas.study import open_search, prepare
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nas.errors import UserError
-from nas.scaling import (
+from hypernas.errors import UserError
+from hypernas.scaling import (
     Fit,
     Law,
     Run,
@@ -25,7 +25,7 @@ from nas.scaling import (
     law_gain,
     measured_range,
 )
-from search_spaces import lm, load_space, lstm
+from hypernas.search_spaces import lm, load_space, lstm
 
 LAWS = {"base": Law(1.0, 60.0, 0.13), "cand": Law(1.0, 90.0, 0.155)}
 SIZES = np.geomspace(1e11, 1e13, 6).tolist()

@@ -12,18 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nas import pareto
-from nas.cli import main
-from nas.config import StudyConfig
-from nas.driver import Outcome, retrain, run
-from nas.errors import UserError
-from nas.executors import Executor, Inline, RayPool
-from nas.progress import Silent
-from nas.records import State, StudyRow, Trial
-from nas.replay import replayed
-from nas.store import Store
-from nas.study import make_job, open_search, prepare
-from nas.summary import status_of
+from hypernas import pareto
+from hypernas.cli import main
+from hypernas.config import StudyConfig
+from hypernas.driver import Outcome, retrain, run
+from hypernas.errors import UserError
+from hypernas.executors import Executor, Inline, RayPool
+from hypernas.progress import Silent
+from hypernas.records import State, StudyRow, Trial
+from hypernas.replay import replayed
+from hypernas.store import Store
+from hypernas.study import make_job, open_search, prepare
+from hypernas.summary import status_of
 
 # A search of seconds: one narrow layer or two, on a few thousand bytes.
 TINY = {
@@ -227,7 +227,7 @@ def test_a_search_whose_latency_limit_nothing_meets_ends_and_says_why(
 
 
 def start(store: Path, text: str, *extra: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "nas", "search", "--study", "s", "--store", str(store), *flags(text)]
+    command = [sys.executable, "-m", "hypernas", "search", "--study", "s", "--store", str(store), *flags(text)]
     return subprocess.Popen([*command, *extra], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

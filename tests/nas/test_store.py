@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import text as sql
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from nas import pareto
-from nas.errors import StoreError, StudyError, UserError
-from nas.optuna_rdb import best_params, import_study
-from nas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, State, StudyRow
-from nas.store import Proposal, Store, queries
-from nas.store.models import SCHEMA
-from nas.summary import status_of
+from hypernas import pareto
+from hypernas.errors import StoreError, StudyError, UserError
+from hypernas.optuna_rdb import best_params, import_study
+from hypernas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, State, StudyRow
+from hypernas.store import Proposal, Store, queries
+from hypernas.store.models import SCHEMA
+from hypernas.summary import status_of
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 
@@ -142,7 +142,7 @@ def test_trials_of_a_driver_that_died_wait_again_and_those_of_a_living_one_do_no
     mine = store.start_driver(study, 1)
     assert store.lease_new(study, mine, proposal(0), 10)
     script = (
-        "import sys; from nas.store import Store, Proposal; from nas.records import Recipe\n"
+        "import sys; from hypernas.store import Store, Proposal; from hypernas.records import Recipe\n"
         "store = Store(sys.argv[1]); study = store.study('s'); driver = store.start_driver(study, 1)\n"
         "store.lease_new(study, driver, Proposal({}, {}, 'a', 'b', Recipe(1.0), 'sampler', {}), 10)"
     )
@@ -242,10 +242,10 @@ def test_the_newest_migration_is_the_schema_in_code_and_gives_the_same_tables(st
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    import nas.store
-    from nas.store.models import Base
+    from hypernas import store as package
+    from hypernas.store.models import Base
 
-    scripts = ScriptDirectory(str(Path(nas.store.__file__).parent / "migrations"))
+    scripts = ScriptDirectory(str(Path(package.__file__).parent / "migrations"))
     assert scripts.get_current_head() == SCHEMA
     with store._engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from nas.config import StudyConfig
-from nas.driver import retrain
-from nas.errors import StudyError, UserError
-from nas.executors import Event, Executor, Inline, RayPool
-from nas.progress import Silent
-from nas.proposals import config_hash
-from nas.records import Result, State
-from nas.store import Proposal, Store
-from nas.study import make_job
-from nas.sweep import sweep
-from search_spaces.base import SpaceError
+from hypernas.config import StudyConfig
+from hypernas.driver import retrain
+from hypernas.errors import StudyError, UserError
+from hypernas.executors import Event, Executor, Inline, RayPool
+from hypernas.progress import Silent
+from hypernas.proposals import config_hash
+from hypernas.records import Result, State
+from hypernas.search_spaces.base import SpaceError
+from hypernas.store import Proposal, Store
+from hypernas.study import make_job
+from hypernas.sweep import sweep
 
 COMMON = {"depth": "1", "d_model": "16", "head_dim": "8", "context": "32", "train.tokens": "512"}
 COMMON |= {"train.batch_tokens": "256"}

@@ -6,15 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.config import StudyConfig, make_plan, with_data
-from nas.errors import UserError
-from nas.images import load_images
-from nas.records import Job, Progress, Recipe, Report, Result, SpaceSpec
-from nas.study import prepare
-from nas.tasks import IMAGES, TASKS, steps_of
-from nas.train import evaluate, make_optimizers
-from search_spaces import load_space
-from search_spaces.base import SpaceError, arch_to_json
+from hypernas.config import StudyConfig, make_plan, with_data
+from hypernas.errors import UserError
+from hypernas.images import load_images
+from hypernas.records import Job, Progress, Recipe, Report, Result, SpaceSpec
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import SpaceError, arch_to_json
+from hypernas.study import prepare
+from hypernas.tasks import IMAGES, TASKS, steps_of
+from hypernas.train import evaluate, make_optimizers
 
 SMALL = Recipe(learning_rate=3e-3, tokens=640, batch_tokens=32)
 
@@ -131,7 +131,7 @@ def test_muon_gets_matrices_alone():
 
 
 def test_every_task_has_its_objectives():
-    from nas.config import DEFAULT_OBJECTIVES, OBJECTIVES
+    from hypernas.config import DEFAULT_OBJECTIVES, OBJECTIVES
 
     for name, task in TASKS.items():
         assert {task.loss, f"flops_per_{task.unit}"} <= set(OBJECTIVES[name])

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import _cpu, _dispatch
-from nas import train
-from nas.data import load_corpus
-from nas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
-from nas.tasks import TASKS, steps_of
-from nas.train import (
+from hypernas import train
+from hypernas.data import load_corpus
+from hypernas.kernels import _cpu, _dispatch
+from hypernas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.lm import LanguageModels
+from hypernas.tasks import TASKS, steps_of
+from hypernas.train import (
     DivergedError,
     Losses,
     checked_data,
@@ -28,9 +30,7 @@ from nas.train import (
     seeded_build,
     train_step,
 )
-from nas.worker import run
-from search_spaces import load_space
-from search_spaces.lm import LanguageModels
+from hypernas.worker import run
 
 SPACE = LanguageModels()
 SMALL = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "streams.n": 2, "gates.placement": "ffn"}
@@ -112,7 +112,7 @@ def test_flops_count_gates_by_their_measured_rates(text: str) -> None:
         ({"recipe": Recipe(1e6, optimizer="sgd", tokens=8192, batch_tokens=256)}, FailureKind.DIVERGED),
         ({"arch": {"streams.n": 5}}, FailureKind.BUILD_ERROR),
         ({"data_hash": "0" * 64}, FailureKind.ERROR),
-        ({"evaluate": "nas.train:nothing"}, FailureKind.ERROR),
+        ({"evaluate": "hypernas.train:nothing"}, FailureKind.ERROR),
     ],
 )
 def test_what_goes_wrong_becomes_a_typed_failure(changed: dict, kind: FailureKind, text: str) -> None:

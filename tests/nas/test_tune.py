@@ -5,8 +5,8 @@ import threading
 import pytest
 from ray.tune.search import Searcher
 
-from nas import tune
-from nas.records import Job, Recipe, SpaceSpec
+from hypernas import tune
+from hypernas.records import Job, Recipe, SpaceSpec
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from nas.config import StudyConfig
-from nas.errors import StudyError, UserError
-from nas.executors import join_cluster
-from nas.records import State
-from nas.store import Store
-from nas.tune import TUNE_ENVIRONMENT
-from nas.tune_parts import ArchSearch, ParetoHalving, StudyCallback, build
+from hypernas.config import StudyConfig
+from hypernas.errors import StudyError, UserError
+from hypernas.executors import join_cluster
+from hypernas.records import State
+from hypernas.store import Store
+from hypernas.tune import TUNE_ENVIRONMENT
+from hypernas.tune_parts import ArchSearch, ParetoHalving, StudyCallback, build
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 SETTINGS = {

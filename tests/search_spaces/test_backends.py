@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels._dispatch import chosen, forget_chosen, use_backend
-from search_spaces.gates import gate_loss, gates_of, start_step
-from search_spaces.lm import LanguageModels
+from hypernas.kernels._dispatch import chosen, forget_chosen, use_backend
+from hypernas.search_spaces.gates import gate_loss, gates_of, start_step
+from hypernas.search_spaces.lm import LanguageModels
 
 SPACE = LanguageModels()
 SMALL = {"depth": 2, "d_model": 40, "head_dim": 8, "context": 19}

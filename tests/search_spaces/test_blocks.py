@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from search_spaces.blocks import cut
-from search_spaces.layers import GELUNet, ReLUNet, SwiGLU
+from hypernas.search_spaces.blocks import cut
+from hypernas.search_spaces.layers import GELUNet, ReLUNet, SwiGLU
 
 
 @pytest.mark.parametrize("kind", [SwiGLU, GELUNet, ReLUNet])

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels._dispatch import chosen, forget_chosen, use_backend
-from kernels.sinkhorn import sinkhorn
-from search_spaces.base import SpaceError
-from search_spaces.connections import (
+from hypernas.kernels._dispatch import chosen, forget_chosen, use_backend
+from hypernas.kernels.sinkhorn import sinkhorn
+from hypernas.search_spaces.base import SpaceError
+from hypernas.search_spaces.connections import (
     MIXINGS,
     STREAMS,
     HyperConnection,
@@ -32,8 +32,8 @@ from search_spaces.connections import (
     recomputing_streams,
     stochastic_errors,
 )
-from search_spaces.gates import start_step
-from search_spaces.lm import LanguageModels
+from hypernas.search_spaces.gates import start_step
+from hypernas.search_spaces.lm import LanguageModels
 
 SPACE = LanguageModels()
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from search_spaces import load_space
-from search_spaces.base import SpaceError
-from search_spaces.gallery import gallery
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import SpaceError
+from hypernas.search_spaces.gallery import gallery
 
 entries = pytest.mark.parametrize("entry", gallery(), ids=lambda entry: entry.name)
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels._dispatch import use_backend
-from kernels.cosine_gate import cosine_gate
-from search_spaces.base import SpaceError
-from search_spaces.gates import (
+from hypernas.kernels._dispatch import use_backend
+from hypernas.kernels.cosine_gate import cosine_gate
+from hypernas.search_spaces.base import SpaceError
+from hypernas.search_spaces.gates import (
     PENALTY_RAMP,
     PENALTY_WEIGHT,
     CosineGate,

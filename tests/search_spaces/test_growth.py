@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels._dispatch import use_backend
-from search_spaces import load_space
-from search_spaces.growth import layer_places
-from search_spaces.lm import LanguageModels
+from hypernas.kernels._dispatch import use_backend
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.growth import layer_places
+from hypernas.search_spaces.lm import LanguageModels
 
 SMALL = {"depth": 2, "d_model": 16, "head_dim": 4, "context": 16, "ffn.ratio": 2}
 VIT = {"family": "vit", "depth": 2, "d_model": 16, "head_dim": 4}

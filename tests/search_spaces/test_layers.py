@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces import layers, lstm, vision
+from hypernas.search_spaces import layers, lstm, vision
 
 C, HIDDEN, T = 6, 4, 5
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces import load_space, lstm
-from search_spaces.base import SpaceError, arch_to_json
-from search_spaces.blocks import BlockNet
-from search_spaces.connections import PostNormResidual
+from hypernas.search_spaces import load_space, lstm
+from hypernas.search_spaces.base import SpaceError, arch_to_json
+from hypernas.search_spaces.blocks import BlockNet
+from hypernas.search_spaces.connections import PostNormResidual
 
 LM = load_space("lm")
 

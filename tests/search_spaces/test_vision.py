@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from search_spaces import load_space
-from search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates
-from search_spaces.vision import BlockGate, GatedBlock, Patches, SameShape, TwoConvolutions
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates
+from hypernas.search_spaces.vision import BlockGate, GatedBlock, Patches, SameShape, TwoConvolutions
 
 VISION = load_space("vision")
 
@@ -36,7 +36,7 @@ def test_resnet_20_and_32_count_as_published_plus_their_projections():
 
 def gated_block(stride: int, outputs: int) -> GatedBlock:
     torch.manual_seed(0)
-    from search_spaces.vision import Projection
+    from hypernas.search_spaces.vision import Projection
 
     shortcut = SameShape() if (stride, outputs) == (1, 4) else Projection(4, outputs, stride)
     block = GatedBlock(shortcut, TwoConvolutions(4, outputs, stride), BlockGate(4, 0.5, 1.0))

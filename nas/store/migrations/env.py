@@ -1,8 +1,8 @@
-"""Alembic's entry: migrates over the connection that `nas.store.queries` hands in."""
+"""Alembic's entry: migrates over the connection that `hypernas.store.queries` hands in."""
 
 from alembic import context
 
-from nas.store.models import Base
+from hypernas.store.models import Base
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
 with context.begin_transaction():
