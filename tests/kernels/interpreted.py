@@ -130,7 +130,7 @@ def test_row_kernels_move_the_bytes_of_their_formulas_without_races_or_stray_acc
     module, forward_elements, backward_elements
 ):
     T, C, size = 64, 200, 2
-    name = module.__name__.removeprefix("kernels.")
+    name = module.__name__.removeprefix("hypernas.kernels.")
     inputs = module.example_arguments(T, C, torch.bfloat16, CPU)
     options = (1e-6, "triton") if module is rms_norm else ("triton",)
     small = T * 8 * 4 + 6 * C * 4  # numbers a token; a weight, and its sums of each program
