@@ -18,7 +18,7 @@ import pandas as pd
 from hypernas import pareto
 from hypernas.progress import describe_arch
 from hypernas.records import Report, State, Trial
-from hypernas.repeats import BY_SEED
+from hypernas.training.repeats import BY_SEED
 
 LOSSES = ("bits_per_byte", "loss")
 COSTS = ("flops_per_token", "flops_per_image")
@@ -46,7 +46,7 @@ COLUMNS = {
     "worker": "str",
     "failure": "str",
     "message": "str",
-    "by_seed": "object",  # what each seed of a trial of several gave (nas/repeats.py)
+    "by_seed": "object",  # what each seed of a trial of several gave (nas/training/repeats.py)
 }
 
 

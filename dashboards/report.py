@@ -19,9 +19,9 @@ from hypernas.dashboards.live import scale_of
 from hypernas.dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain
 from hypernas.errors import UserError
 from hypernas.records import StudyRow
-from hypernas.repeats import deviations
 from hypernas.store import Store
 from hypernas.summary import verdict
+from hypernas.training.repeats import deviations
 
 DRAW = """
 for (const box of document.querySelectorAll("[data-figure]")) {

@@ -15,9 +15,9 @@ Bytes: forward reads x, F and writes out, 3 C elements a token; backward reads x
 import torch
 from torch import Tensor
 
-from hypernas.kernels import _cpu
-from hypernas.kernels._dispatch import Op
-from hypernas.kernels._triton import accumulator, blocks, row_tile, tl, triton
+from hypernas.kernels import cpu_library
+from hypernas.kernels.dispatch import Op
+from hypernas.kernels.triton_tools import accumulator, blocks, row_tile, tl, triton
 
 
 def cosine_gate_reference(x: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +56,7 @@ def _forward(x: Tensor, branch: Tensor, gate: Tensor, backend: str) -> tuple[Ten
         grid = (blocks(tokens, tile["BT"]),)
         _forward_kernel[grid](*inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
     else:
-        _cpu.call("cosine_gate_forward", x.dtype, tokens, C, *inputs, *outputs)
+        cpu_library.call("cosine_gate_forward", x.dtype, tokens, C, *inputs, *outputs)
     return outputs
 
 
@@ -81,7 +81,7 @@ def _backward(
         grid = (blocks(tokens, tile["BT"]),)
         _backward_kernel[grid](*gradients, *inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
     else:
-        _cpu.call("cosine_gate_backward", x.dtype, tokens, C, *gradients, *inputs, *outputs)
+        cpu_library.call("cosine_gate_backward", x.dtype, tokens, C, *gradients, *inputs, *outputs)
     return outputs
 
 

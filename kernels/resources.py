@@ -23,8 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hypernas.kernels import (
-    _dispatch,
     cosine_gate,
+    dispatch,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -88,7 +88,7 @@ class Resources:
 class Case:
     """An op's call whose kernels the table holds."""
 
-    op: _dispatch.Op
+    op: dispatch.Op
     dtype: torch.dtype
     shape: str
     arguments: tuple[Any, ...]
@@ -174,8 +174,8 @@ def _cases(dtype: torch.dtype) -> Iterator[Case]:
 def launches_of(case: Case) -> list[Launch]:
     """The op's own kernels, forward and backward, as the call launches them."""
     launches: list[Launch] = []
-    with _recording(case, launches), _dispatch.forcing("triton"):
-        _dispatch.outputs_and_gradients(case.op.function, case.arguments)
+    with _recording(case, launches), dispatch.forcing("triton"):
+        dispatch.outputs_and_gradients(case.op.function, case.arguments)
     return [launch for launch in launches if launch.kernel.startswith(case.op.name)]
 
 

@@ -10,9 +10,9 @@ Source: Zhang and Sennrich 2019, 1910.07467, equation 4.
 import torch
 from torch import Tensor
 
-from hypernas.kernels import _cpu
-from hypernas.kernels._dispatch import Op
-from hypernas.kernels._triton import accumulator, blocks, row_tile, tl, triton
+from hypernas.kernels import cpu_library
+from hypernas.kernels.dispatch import Op
+from hypernas.kernels.triton_tools import accumulator, blocks, row_tile, tl, triton
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -45,7 +45,7 @@ def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
             x.contiguous(), _exact(x, weight), out, tokens, eps, C=C, ACC=accumulator(x.dtype), **tile
         )
     else:
-        _cpu.call("rms_norm_forward", x.dtype, tokens, C, x.contiguous(), _exact(x, weight), eps, out)
+        cpu_library.call("rms_norm_forward", x.dtype, tokens, C, x.contiguous(), _exact(x, weight), eps, out)
     return out
 
 
@@ -69,7 +69,7 @@ def _backward(g: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) ->
         _backward_kernel[(programs,)](*arguments, dx, partial, tokens, steps, eps, C=C, ACC=acc, **tile)
         torch.sum(partial, 0, out=dweight)
     else:
-        _cpu.call("rms_norm_backward", x.dtype, tokens, C, *arguments, eps, dx, dweight)
+        cpu_library.call("rms_norm_backward", x.dtype, tokens, C, *arguments, eps, dx, dweight)
     return dx, dweight
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernas.kernels import _cpu
-from hypernas.kernels._dispatch import Op
-from hypernas.kernels._triton import accumulator, blocks, tl, triton
+from hypernas.kernels import cpu_library
+from hypernas.kernels.dispatch import Op
+from hypernas.kernels.triton_tools import accumulator, blocks, tl, triton
 
 
 def sinkhorn_reference(logits: Tensor, iterations: int = 20) -> Tensor:
@@ -50,7 +50,7 @@ def _forward(logits: Tensor, iterations: int, backend: str) -> Tensor:
         tiles = _tiles(logits)
         _forward_kernel[(blocks(tokens, tiles["BT"]),)](logits.contiguous(), out, tokens, iterations, **tiles)
     else:
-        _cpu.call("sinkhorn_forward", logits.dtype, tokens, n, iterations, logits.contiguous(), out)
+        cpu_library.call("sinkhorn_forward", logits.dtype, tokens, n, iterations, logits.contiguous(), out)
     return out
 
 
@@ -68,7 +68,7 @@ def _backward(g: Tensor, logits: Tensor, iterations: int, backend: str) -> Tenso
         tiles = _tiles(logits)
         _backward_kernel[(blocks(tokens, tiles["BT"]),)](*inputs, dlogits, tokens, iterations, **tiles)
     else:
-        _cpu.call("sinkhorn_backward", logits.dtype, tokens, n, iterations, *inputs, dlogits)
+        cpu_library.call("sinkhorn_backward", logits.dtype, tokens, n, iterations, *inputs, dlogits)
     return dlogits
 
 

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernas.kernels import _cpu
-from hypernas.kernels._dispatch import Op
-from hypernas.kernels._triton import accumulator, blocks, long_precision, precision, tl, triton
+from hypernas.kernels import cpu_library
+from hypernas.kernels.dispatch import Op
 from hypernas.kernels.stream_chain import recorder, written
+from hypernas.kernels.triton_tools import accumulator, blocks, long_precision, precision, tl, triton
 
 
 def stream_boundary_reference(
@@ -108,7 +108,7 @@ def _forward(
         _launch_forward(*inputs, eps, *outputs)
     else:
         written = None if y is None else streams
-        _cpu.call("stream_boundary_forward", X.dtype, r.numel(), n, C, *inputs, eps, written, u, following, z, r)
+        cpu_library.call("stream_boundary_forward", X.dtype, r.numel(), n, C, *inputs, eps, written, u, following, z, r)
     return outputs
 
 
@@ -145,7 +145,7 @@ def _backward(
     if backend == "triton":
         _launch_backward(*gradients, *inputs, z, r, *outputs)
     else:
-        _cpu.call("stream_boundary_backward", X.dtype, r.numel(), n, C, *gradients, *inputs, z, r, *outputs)
+        cpu_library.call("stream_boundary_backward", X.dtype, r.numel(), n, C, *gradients, *inputs, z, r, *outputs)
     return outputs
 
 

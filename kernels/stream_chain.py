@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from hypernas.kernels import _cpu
-from hypernas.kernels._dispatch import Op
-from hypernas.kernels._triton import accumulator, blocks, tl, triton
+from hypernas.kernels import cpu_library
+from hypernas.kernels.dispatch import Op
+from hypernas.kernels.triton_tools import accumulator, blocks, tl, triton
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def _forward(X: Tensor, ys: Sequence[Tensor], coefficients: Sequence[Tensor], ba
         grid = (blocks(tokens, TILE["BT"]), blocks(C, TILE["BC"]))
         _forward_kernel[grid](X, branches, numbers, tuple(out), tokens, **tiles)
     else:
-        _cpu.call("stream_chain_forward", X.dtype, tokens, n, C, layers, X, branches, numbers, tuple(out))
+        cpu_library.call("stream_chain_forward", X.dtype, tokens, n, C, layers, X, branches, numbers, tuple(out))
     return out
 
 

@@ -12,9 +12,9 @@ equation 1.
 import torch
 from torch import Tensor
 
-from hypernas.kernels import _cpu
-from hypernas.kernels._dispatch import Op
-from hypernas.kernels._triton import accumulator, blocks, tl, triton
+from hypernas.kernels import cpu_library
+from hypernas.kernels.dispatch import Op
+from hypernas.kernels.triton_tools import accumulator, blocks, tl, triton
 
 
 def stream_mix_reference(X: Tensor, y: Tensor, H: Tensor, post: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def _forward(X: Tensor, y: Tensor, H: Tensor, post: Tensor, backend: str) -> Ten
     if backend == "triton":
         _forward_kernel[_grid(tokens, C)](*inputs, out, tokens, C=C, n=n, ACC=accumulator(X.dtype), **TILE)
     else:
-        _cpu.call("stream_mix_forward", X.dtype, tokens, n, C, *inputs, out)
+        cpu_library.call("stream_mix_forward", X.dtype, tokens, n, C, *inputs, out)
     return out
 
 
@@ -65,7 +65,7 @@ def _backward(
         sums = {"ACC": accumulator(X.dtype), "NN": triton.next_power_of_2(n * n), "N": triton.next_power_of_2(n)}
         _backward_kernel[_grid(tokens)](*inputs, *outputs, tokens, C=C, n=n, **sums, **TILE)
     else:
-        _cpu.call("stream_mix_backward", X.dtype, tokens, n, C, *inputs, *outputs)
+        cpu_library.call("stream_mix_backward", X.dtype, tokens, n, C, *inputs, *outputs)
     return outputs
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernas.kernels import _cpu
-from hypernas.kernels._dispatch import Op
-from hypernas.kernels._triton import accumulator, blocks, long_precision, precision, tl, triton
+from hypernas.kernels import cpu_library
+from hypernas.kernels.dispatch import Op
+from hypernas.kernels.triton_tools import accumulator, blocks, long_precision, precision, tl, triton
 
 
 def stream_read_reference(X: Tensor, phi: Tensor, bias: Tensor, eps: float = 1e-24) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def _forward(X: Tensor, phi: Tensor, bias: Tensor, eps: float, backend: str) -> 
         grid = (blocks(tokens, tiles["BT"]), blocks(m, tiles["M"]))
         _forward_kernel[grid](X, phi.to(X.dtype), bias, u, logits, z, r, tokens, m, eps, **tiles)
     else:
-        _cpu.call("stream_read_forward", X.dtype, tokens, n, C, m, X, phi, bias, eps, *outputs)
+        cpu_library.call("stream_read_forward", X.dtype, tokens, n, C, m, X, phi, bias, eps, *outputs)
     return outputs
 
 
@@ -94,7 +94,7 @@ def _backward(
     if backend == "triton":
         _launch_backward(*inputs, *outputs)
     else:
-        _cpu.call("stream_read_backward", X.dtype, r.numel(), *X.shape[-2:], len(bias), *inputs, *outputs)
+        cpu_library.call("stream_read_backward", X.dtype, r.numel(), *X.shape[-2:], len(bias), *inputs, *outputs)
     return outputs
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernas.kernels import _cpu
-from hypernas.kernels._dispatch import Op
-from hypernas.kernels._triton import accumulator, blocks, tl, triton
+from hypernas.kernels import cpu_library
+from hypernas.kernels.dispatch import Op
+from hypernas.kernels.triton_tools import accumulator, blocks, tl, triton
 
 
 def swiglu_reference(x: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def _forward(x: Tensor, backend: str) -> Tensor:
         grid, tile = _tiles(x, tokens, H)
         _forward_kernel[grid](x.contiguous(), out, tokens, H=H, **tile)
     else:
-        _cpu.call("swiglu_forward", x.dtype, tokens, H, x.contiguous(), out)
+        cpu_library.call("swiglu_forward", x.dtype, tokens, H, x.contiguous(), out)
     return out
 
 
@@ -60,7 +60,7 @@ def _backward(g: Tensor, x: Tensor, backend: str) -> Tensor:
         grid, tile = _tiles(x, tokens, H)
         _backward_kernel[grid](g.contiguous(), x.contiguous(), dx, tokens, H=H, **tile)
     else:
-        _cpu.call("swiglu_backward", x.dtype, tokens, H, g.contiguous(), x.contiguous(), dx)
+        cpu_library.call("swiglu_backward", x.dtype, tokens, H, g.contiguous(), x.contiguous(), dx)
     return dx
 
 

@@ -1,30 +1,21 @@
 """The search itself: configuration, samplers, driver, workers, store, export."""
 
 import os
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
+
 # cuBLAS is deterministic only with workspaces of fixed size, and reads their size when it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def version() -> str:
-    """The installed version of hypernas."""
-    try:
-        return _installed("hypernas")
-    except PackageNotFoundError:  # run from a checkout
-        return "0+unknown"
 
 
 def load(folder: "str | Path") -> "nn.Module":
     """The trained network of a folder that `nas export` wrote, in evaluation mode, with the fast kernels of here.
 
-    No code of the folder runs. Raises nas.errors.UserError for a folder that is damaged, incomplete or newer.
+    No code of the folder runs. Raises hypernas.errors.UserError for a folder that is damaged, incomplete or newer.
     """
     from hypernas.exported import load as load_export  # brings torch
 

@@ -19,18 +19,18 @@ import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from hypernas import version
 from hypernas.config import Plan, StudyConfig, make_plan
+from hypernas.data.tasks import TASKS
 from hypernas.halving import rank_correlation
-from hypernas.inherit import change, obstacle
 from hypernas.optuna_io import distributions
 from hypernas.proposals import config_hash
 from hypernas.records import Inheritance, Job, Recipe, Result
 from hypernas.samplers import neighbour
 from hypernas.search_spaces.base import FixedTrial, SpaceError, Uniform, arch_to_json
 from hypernas.table import load_table
-from hypernas.tasks import TASKS
-from hypernas.train import evaluate
+from hypernas.training.evaluate import evaluate
+from hypernas.training.inherit import change, obstacle
+from hypernas.version import version
 
 PAIRS = 7  # of each kind of change
 DRAWN = 2000  # mutations, for the shares that can inherit

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hypernas import cuda_graph
+from hypernas.kernels import block_diagonal_linear as block_diagonal
 from hypernas.kernels import (
-    _cpu,
-    _dispatch,
     cosine_gate,
+    cpu_library,
+    dispatch,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -41,8 +41,8 @@ from hypernas.kernels import (
     stream_read,
     swiglu,
 )
-from hypernas.kernels import block_diagonal_linear as block_diagonal
 from hypernas.kernels import gather_scatter as gather
+from hypernas.training import cuda_graph
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS = 15
@@ -60,7 +60,7 @@ class Case:
     for an op without a backward of its own.
     """
 
-    op: _dispatch.Op | None
+    op: dispatch.Op | None
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     naive: Callable[..., Any]
@@ -226,7 +226,7 @@ OPS = (
 
 
 def _case(
-    op: _dispatch.Op | None,
+    op: dispatch.Op | None,
     function: Callable[..., Any],
     arguments: Sequence[Any],
     naive: Callable[..., Any],
@@ -239,7 +239,7 @@ def _case(
 
 
 def _simple(
-    op: _dispatch.Op, arguments: Sequence[Any], naive: Callable[..., Any], unit: int, elements: tuple[int, int]
+    op: dispatch.Op, arguments: Sequence[Any], naive: Callable[..., Any], unit: int, elements: tuple[int, int]
 ) -> Case:
     """An op whose naive form takes the same arguments, all in the dtype of the first."""
     dtype = arguments[0].dtype
@@ -286,13 +286,13 @@ def run(
         raise ValueError(f"--dtype {dtype}: wanted one of {', '.join(DTYPES)}")
     where = device_of(device)
     if where.type == "cpu":
-        _cpu.keep_freed_memory()
+        cpu_library.keep_freed_memory()
     case = (case_of if where.type == "cpu" else grown_case)(op, n, C, tokens, DTYPES[dtype], where)
     fast = "torch" if case.op is None else {"cpu": "cpu", "cuda": "triton"}[where.type]
     if backend not in (None, fast, "compile", "naive", "floor"):
         raise ValueError(f"--backend {backend}: for {op} on {device} wanted compile or {fast}")
     if case.op is not None:
-        _dispatch.self_test(case.op, fast, DTYPES[dtype], where)
+        dispatch.self_test(case.op, fast, DTYPES[dtype], where)
     rows = []
     threads = torch.get_num_threads()
     try:
@@ -348,7 +348,7 @@ def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: 
         functions["compile"] = (torch.compile(case.naive, dynamic=False), case.naive_arguments)
     if only in (None, fast):
         functions[fast] = (case.function, case.arguments)
-    with _dispatch.use_backend("auto" if fast == "torch" else fast):
+    with dispatch.use_backend("auto" if fast == "torch" else fast):
         candidates = {
             name: rotated(partial(prepare, function, phase=phase), arguments, moved, device)
             for name, (function, arguments) in functions.items()
@@ -594,7 +594,9 @@ def device_name(device: torch.device) -> str:
 def versions() -> dict[str, str]:
     import triton
 
-    extensions = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in _cpu.cpu_flags().split()]
+    extensions = [
+        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in cpu_library.cpu_flags().split()
+    ]
     return {"torch": torch.__version__, "triton": triton.__version__, "cpu": " ".join(extensions)}
 
 

@@ -26,7 +26,8 @@ import psutil
 
 from hypernas.config import StudyConfig
 from hypernas.driver import run
-from hypernas.executors import Executor, make_executor
+from hypernas.engines.make import make_executor
+from hypernas.engines.protocol import Executor
 from hypernas.postgres import throw_away_postgres
 from hypernas.progress import Silent
 from hypernas.records import Result

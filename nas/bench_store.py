@@ -100,7 +100,7 @@ def _sent(trials: int) -> dict[str, int]:
     """The statements and transactions of a whole search."""
     from hypernas.config import StudyConfig
     from hypernas.driver import run
-    from hypernas.executors import Inline
+    from hypernas.engines.inline import Inline
     from hypernas.progress import Silent
     from hypernas.study import open_search, prepare
 

@@ -23,25 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hypernas import cuda_graph
 from hypernas.bench_kernels import device_name, median_ratio, product_tflops, timed, versions
 from hypernas.errors import UserError
-from hypernas.kernels import _cpu, _dispatch
+from hypernas.kernels import cpu_library, dispatch
 from hypernas.records import Recipe
 from hypernas.search_spaces.connections import KroneckerHyperConnection
 from hypernas.search_spaces.gates import CosineGate, gates_of
 from hypernas.search_spaces.layers import ResidualStack, attention
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.train import (
-    BACKWARD,
-    compile_parts,
-    deterministic,
-    make_optimizers,
-    mixed_precision,
-    product_dtype,
-    seeded_build,
-    train_step,
-)
+from hypernas.training import cuda_graph
+from hypernas.training.device import compile_parts, deterministic, mixed_precision, product_dtype
+from hypernas.training.model import seeded_build
+from hypernas.training.step import BACKWARD, make_optimizers, train_step
 
 BATCH_TOKENS = 2048
 SKIP_TOKENS = 32_768
@@ -171,7 +164,7 @@ def run() -> dict[str, Any]:
     except ImportError as error:
         raise UserError("nas bench train compares with hyper-connections: pip install 'hypernas[peers]'") from error
     deterministic()
-    _cpu.keep_freed_memory()
+    cpu_library.keep_freed_memory()
     rows = _first_step()
     for products in dict.fromkeys((torch.float32, product_dtype(CPU))):
         suffix = "" if products is torch.float32 else ", bfloat16"
@@ -479,7 +472,7 @@ def _step(model: nn.Module, backend: str, products: torch.dtype = torch.float32)
     model.train()
 
     def step() -> None:
-        with _dispatch.use_backend(backend):
+        with dispatch.use_backend(backend):
             train_step(model, optimizers, (tokens, classes), recipe, 50, 100, products=products)
 
     return step
@@ -593,7 +586,7 @@ def _skipping(placement: str) -> list[dict[str, Any]]:
 
     def forward(model: nn.Module) -> Callable[[], None]:
         def once() -> None:
-            with torch.no_grad(), _dispatch.use_backend("auto"):
+            with torch.no_grad(), dispatch.use_backend("auto"):
                 model(tokens)
 
         return once

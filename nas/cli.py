@@ -443,7 +443,7 @@ def train(
 @device_option
 def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
     """Continue a text with an exported language model."""
-    from hypernas.executors import asked_device
+    from hypernas.engines.devices import asked_device
     from hypernas.exported import generate as continued
 
     device = asked_device(gpus)
@@ -457,7 +457,7 @@ def generate(folder: str, prompt: str, count: int, temperature: float, seed: int
 @json_option
 def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
     """Loss and accuracy of an exported model on the validation part of some data."""
-    from hypernas.executors import asked_device
+    from hypernas.engines.devices import asked_device
     from hypernas.exported import evaluate as scored
 
     found = scored(folder, data, asked_device(gpus))
@@ -523,7 +523,7 @@ def decompose(
     """
     from hypernas.decompose import decompose as take_apart
     from hypernas.decompose import read_evidence
-    from hypernas.executors import asked_device
+    from hypernas.engines.devices import asked_device
 
     if figure is not None:
         from hypernas.dashboards.paper import check_file

@@ -229,7 +229,7 @@ class Plan:
             return True
         cost = self.space.cost(arch)
         if self.memory is not None:
-            from hypernas.tasks import TASKS  # brings torch
+            from hypernas.data.tasks import TASKS  # brings torch
 
             sample = cost.activation_bytes * TASKS[self.space.task].units(arch)
             if KEPT_BYTES * cost.parameters_total + sample > self.memory:

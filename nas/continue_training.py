@@ -20,35 +20,24 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hypernas.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
+from hypernas.data.tasks import TASKS, Batch, steps_of, to_device
+from hypernas.engines.devices import asked_device
 from hypernas.errors import StudyError, UserError
-from hypernas.executors import asked_device
 from hypernas.export import free_folder, write_checked
-from hypernas.inherit import described
-from hypernas.kernels._cpu import keep_freed_memory
-from hypernas.kernels._dispatch import use_backend
+from hypernas.kernels.cpu_library import keep_freed_memory
+from hypernas.kernels.dispatch import use_backend
 from hypernas.records import Job, Notice, Report, State, StudyRow
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space
 from hypernas.search_spaces.gates import execution_rates, reset_rates
 from hypernas.store import Store
 from hypernas.study import make_job
-from hypernas.tasks import TASKS, Batch, steps_of, to_device
-from hypernas.train import (
-    BACKWARD,
-    DivergedError,
-    Losses,
-    checked_data,
-    deterministic,
-    make_optimizers,
-    on_graphs,
-    provenance,
-    score,
-    scored_at_once,
-    seeded_build,
-    start_from_parent,
-    train_step,
-)
+from hypernas.training.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
+from hypernas.training.device import deterministic, provenance
+from hypernas.training.evaluate import on_graphs, start_from_parent
+from hypernas.training.inherit import described
+from hypernas.training.model import checked_data, score, scored_at_once, seeded_build
+from hypernas.training.step import BACKWARD, DivergedError, Losses, make_optimizers, train_step
 
 CHECKPOINTS = 20  # over the whole training
 SAID_SECONDS = 10.0

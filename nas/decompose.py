@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hypernas import blocks, formats, version
+from hypernas import blocks, formats
 from hypernas.blocks import Evidence, Structure
 from hypernas.config import COUNTED, SEARCHED
+from hypernas.data.tasks import TASKS, Batch, Steps, Task, steps_of, to_device
 from hypernas.errors import UserError
 from hypernas.export import FOOTER
 from hypernas.exported import CARD, digest, listed, load, read_config, space_of
-from hypernas.inherit import INHERITED
 from hypernas.records import Recipe
 from hypernas.search_spaces.base import Space, arch_to_json
 from hypernas.search_spaces.blocks import cut
@@ -38,18 +38,11 @@ from hypernas.search_spaces.layers import ACTIVATIONS, ffn_cost
 from hypernas.source import write_source
 from hypernas.store import Store
 from hypernas.summary import training_json
-from hypernas.tasks import TASKS, Batch, Steps, Task, steps_of, to_device
-from hypernas.train import (
-    FINAL_RATE,
-    Losses,
-    checked_data,
-    deterministic,
-    make_optimizers,
-    score,
-    seeded_build,
-    train_step,
-    worker_device,
-)
+from hypernas.training.device import deterministic, worker_device
+from hypernas.training.inherit import INHERITED
+from hypernas.training.model import checked_data, score, seeded_build
+from hypernas.training.step import FINAL_RATE, Losses, make_optimizers, train_step
+from hypernas.version import version
 
 DEFAULT_STORE = "nas.db"
 LEAST_CONTROLS = 3  # each is tested against two others, as the model is against all

@@ -90,7 +90,7 @@ def _disk() -> str:
 def _device() -> str:
     import torch
 
-    from hypernas.worker import seen
+    from hypernas.training.worker import seen
 
     found = seen(gpu=True)
     if found.problem:
@@ -114,12 +114,12 @@ def _triton() -> str:
         raise RuntimeError(f"{error} -> pip install triton (Linux), or search with --kernels reference") from error
     if not torch.cuda.is_available():
         return f"{version('triton')}, not used: it needs a GPU"
-    from hypernas.kernels import _dispatch, rms_norm
+    from hypernas.kernels import dispatch, rms_norm
 
     start = time.perf_counter()
     try:
         for dtype in (torch.float32, torch.bfloat16):
-            _dispatch.self_test(rms_norm.RMS_NORM, "triton", dtype, torch.device("cuda"))
+            dispatch.self_test(rms_norm.RMS_NORM, "triton", dtype, torch.device("cuda"))
     except Exception as error:
         raise RuntimeError(f"{version('triton')}: {error} -> searches use the reference kernels here") from error
     seconds = time.perf_counter() - start
@@ -138,7 +138,7 @@ def _sharing() -> str:
 
 
 def _compiler() -> str:
-    from hypernas.kernels._cpu import has_amx
+    from hypernas.kernels.cpu_library import has_amx
 
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
@@ -150,14 +150,14 @@ def _compiler() -> str:
 
 
 def _data() -> str:
-    from hypernas.data import load_corpus
+    from hypernas.data.text import load_corpus
 
     corpus = load_corpus(None)
     return f"{corpus.name}: {len(corpus.train):,} bytes to train on, {len(corpus.validation):,} to validate"
 
 
 def _ray(address: str | None) -> str:
-    from hypernas.executors import RayPool
+    from hypernas.engines.ray_pool import RayPool
 
     start = time.perf_counter()
     pool = RayPool(1, address=address)
@@ -176,14 +176,14 @@ def _step(name: str, *, largest: bool) -> str:
     from hypernas.config import StudyConfig
     from hypernas.records import Job, Result
     from hypernas.study import prepare
-    from hypernas.worker import run
+    from hypernas.training.worker import run
 
     prepared = prepare(StudyConfig(space=name))
     arch = prepared.plan.space.largest() if largest else prepared.plan.space.baseline()
     if not largest:
         arch = replace(arch, depth=1)
+    from hypernas.data.tasks import TASKS
     from hypernas.search_spaces.base import arch_to_json
-    from hypernas.tasks import TASKS
 
     size = 2 * TASKS[prepared.plan.space.task].units(arch)
     job = Job(
@@ -205,10 +205,10 @@ def _step(name: str, *, largest: bool) -> str:
 
 
 def _study(store: str, name: str) -> str:
+    from hypernas.data.tasks import TASKS
     from hypernas.search_spaces import load_space
     from hypernas.search_spaces.base import SpaceError
     from hypernas.store import Store
-    from hypernas.tasks import TASKS
 
     with Store(store) as opened:
         row = opened.study(name)

@@ -13,10 +13,8 @@ from math import isfinite
 from types import FrameType
 from typing import Protocol
 
-from hypernas import worker
 from hypernas.artifacts import keep_weights, wanted
-from hypernas.checkpoints import discard, kept, open_folder
-from hypernas.executors import Event, Executor, Lost
+from hypernas.engines.protocol import Event, Executor, Lost
 from hypernas.records import (
     POLICIES,
     Failure,
@@ -33,6 +31,8 @@ from hypernas.records import (
 )
 from hypernas.store import Store
 from hypernas.study import check_device, computed_in
+from hypernas.training import worker
+from hypernas.training.checkpoints import discard, kept, open_folder
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5

@@ -16,23 +16,24 @@ from rich.console import Console
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
-from hypernas import formats, pareto, version
+from hypernas import formats, pareto
 from hypernas.artifacts import find_weights, keep_weights, wanted
 from hypernas.config import MEASURED
+from hypernas.data.tasks import TASKS
 from hypernas.driver import retrain
 from hypernas.errors import StudyError, UserError
 from hypernas.exported import CARD, CONFIG_VERSION, digest, listed
 from hypernas.progress import Lines, describe_values
 from hypernas.records import State, StudyRow, Trial
-from hypernas.repeats import of_first_seed
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space
 from hypernas.source import write_source
 from hypernas.store import Store
 from hypernas.study import make_job
 from hypernas.summary import cost_json, training_json
-from hypernas.tasks import TASKS
-from hypernas.train import deterministic
+from hypernas.training.device import deterministic
+from hypernas.training.repeats import of_first_seed
+from hypernas.version import version
 
 PICKS = "knee, best, cheapest or max-flops=X"
 FILES = ("model.py", "model.safetensors", "config.json", CARD)

@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from hypernas.data.tasks import TASKS
 from hypernas.errors import UserError
 from hypernas.records import Recipe
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space, SpaceError
 from hypernas.search_spaces.blocks import cut
-from hypernas.tasks import TASKS
-from hypernas.train import deterministic, score, worker_device
+from hypernas.training.device import deterministic, worker_device
+from hypernas.training.model import score
 
 CONFIG_VERSION = 1
 CARD = "README.md"

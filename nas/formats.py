@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hypernas.errors import UserError
-from hypernas.kernels._dispatch import use_backend
+from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces.base import Space
 from hypernas.search_spaces.layers import GatedSublayer
 from hypernas.search_spaces.vision import GatedBlock

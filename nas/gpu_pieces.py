@@ -136,12 +136,12 @@ def _search(name: str, flags: list[str]) -> None:
 
 def boundary() -> None:
     """One op forward and backward at an awkward size, for compute-sanitizer to watch."""
-    from hypernas.kernels import _dispatch, stream_boundary
+    from hypernas.kernels import dispatch, stream_boundary
 
     op = stream_boundary.STREAM_BOUNDARY
     for dtype in (torch.float32, torch.bfloat16):
         arguments = stream_boundary.example_arguments(70, 4, 65, dtype, DEVICE)
-        errors = _dispatch.relative_errors(op, arguments, "triton" if GPU else "reference")
+        errors = dispatch.relative_errors(op, arguments, "triton" if GPU else "reference")
         print(dtype, errors)
 
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import click
 
-from hypernas.checkpoints import open_folder
 from hypernas.config import StudyConfig, own_code, resumed
+from hypernas.data.tasks import TASKS
 from hypernas.driver import Outcome, run
+from hypernas.engines.devices import on_what
 from hypernas.errors import StoreError, StudyError, UserError
-from hypernas.executors import on_what
 from hypernas.progress import front_table, make_view, print_table
 from hypernas.scale import Ladder, ablation, analyse, climb, contenders, keep, measure_baseline
 from hypernas.search_spaces import load_space
 from hypernas.store import Store
 from hypernas.study import Search, check_resumed, executor_of, open_search, prepare, ran_on
 from hypernas.summary import status_of, verdict
-from hypernas.tasks import TASKS
+from hypernas.training.checkpoints import open_folder
 from hypernas.warm_start import warm_start
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hypernas.records import Progress, Report, Result, State, Trial
-from hypernas.repeats import spread
+from hypernas.training.repeats import spread
 
 REFRESH = 4  # a second
 

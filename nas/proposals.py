@@ -15,14 +15,14 @@ import numpy as np
 
 from hypernas import halving, pareto, samplers
 from hypernas.config import Plan
-from hypernas.inherit import INHERITED, PARENT, change, obstacle
+from hypernas.data.tasks import TASKS
 from hypernas.optuna_io import FAILED, Outcome, Proposer
 from hypernas.records import FINISHED, POLICIES, Policy, Recipe, Report, State, Trial
 from hypernas.samplers import first_generation, population_size
-from hypernas.scaling import Yardstick
 from hypernas.search_spaces.base import SpaceError, Uniform, arch_to_json, digest
 from hypernas.store import Proposal
-from hypernas.tasks import TASKS
+from hypernas.training.inherit import INHERITED, PARENT, change, obstacle
+from hypernas.yardstick import Yardstick
 
 CHEAP = 4  # of so many even draws the cheapest is trained, while a sampler that learns knows nothing yet
 DULL = 20  # of a sampler's draws in a row are known or refused: then anything new will do

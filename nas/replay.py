@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hypernas.config import StudyConfig, make_plan, with_data
+from hypernas.data.tasks import TASKS
 from hypernas.proposals import JOURNAL
 from hypernas.records import State, StudyRow
 from hypernas.store import Store
 from hypernas.study import by_trial, make_proposals
-from hypernas.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,28 +20,22 @@ import numpy as np
 import torch
 
 from hypernas.config import COUNTED, RATE_GRID, Plan, StudyConfig, picked
+from hypernas.data.tasks import EVALUATION_SHARE, TASKS, steps_of, to_device
+from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
-from hypernas.executors import Executor
 from hypernas.records import Recipe, State, StudyRow, Trial
-from hypernas.scaling import (
-    Fit,
-    Run,
-    Yardstick,
-    fit_laws,
-    fit_surface,
-    gains,
-    growth,
-    interaction,
-    measured_range,
-)
+from hypernas.scaling import Fit, Run, fit_laws, fit_surface, gains, growth, interaction, measured_range
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space, SpaceError, arch_to_json
 from hypernas.search_spaces.gallery import named
 from hypernas.search_spaces.grid import GridSpace
 from hypernas.store import Store
 from hypernas.sweep import sweep
-from hypernas.tasks import EVALUATION_SHARE, TASKS, steps_of, to_device
-from hypernas.train import BACKWARD, RUNGS, deterministic, make_optimizers, seeded_build, train_step, worker_device
+from hypernas.training.device import deterministic, worker_device
+from hypernas.training.evaluate import RUNGS
+from hypernas.training.model import seeded_build
+from hypernas.training.step import BACKWARD, make_optimizers, train_step
+from hypernas.yardstick import Yardstick
 
 KAPLAN = 0.27 / 0.73  # tokens grow as parameters to this power
 STEEPEST = -0.5  # the learning rate's power of size; two noisy optima could ask for any

@@ -14,20 +14,22 @@ from uuid import uuid4
 
 from hypernas import pareto
 from hypernas.artifacts import find_weights
-from hypernas.checkpoints import checkpoint_path
 from hypernas.config import MEASURED, RAN_ON, Plan, StudyConfig, make_plan, own_code, to_json, with_data
+from hypernas.data.tasks import TASKS
+from hypernas.engines.make import make_executor
+from hypernas.engines.protocol import Executor
 from hypernas.errors import StudyError
-from hypernas.executors import Executor, make_executor
 from hypernas.halving import stops_early
-from hypernas.inherit import INHERITED, PARENT
 from hypernas.proposals import Proposals
 from hypernas.records import RUNGS, Inheritance, Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
 from hypernas.samplers import chosen
-from hypernas.scaling import Yardstick
 from hypernas.search_spaces.base import Cost, arch_to_json, digest
 from hypernas.store import Proposal, Store
-from hypernas.tasks import TASKS
-from hypernas.train import measured_worst, worker_device
+from hypernas.training.checkpoints import checkpoint_path
+from hypernas.training.device import worker_device
+from hypernas.training.inherit import INHERITED, PARENT
+from hypernas.training.measure import measured_worst
+from hypernas.yardstick import Yardstick
 
 
 class Search:

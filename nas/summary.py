@@ -14,9 +14,9 @@ from hypernas import pareto
 from hypernas.config import COUNTED, LIMITS, picked, training_keys
 from hypernas.halving import exempt, rank_correlation
 from hypernas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial
-from hypernas.repeats import seeds, spread
 from hypernas.search_spaces.base import Choices, Range, Space, arch_to_json
 from hypernas.store import Store
+from hypernas.training.repeats import seeds, spread
 
 
 def training_json(study: StudyRow, trial: Trial) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def variants_said(study: StudyRow, front: Sequence[Trial]) -> list[str]:
 
 def show_json(study: StudyRow, trial: Trial, reports: Sequence[Report]) -> dict[str, Any]:
     """`nas show --json`, but for the cost."""
-    from hypernas.tasks import TASKS  # it imports torch, which the other commands do without
+    from hypernas.data.tasks import TASKS  # it imports torch, which the other commands do without
 
     return {
         "study": study.name,

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hypernas.checkpoints import checkpoint_path
 from hypernas.config import Plan, StudyConfig, make_plan, recipe_with, split_settings, with_data
+from hypernas.data.tasks import TASKS
 from hypernas.driver import run
+from hypernas.engines.devices import on_what
+from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
-from hypernas.executors import Executor, on_what
 from hypernas.progress import make_view
 from hypernas.proposals import config_hash
 from hypernas.records import Job, Recipe, Report, Result, SpaceSpec, StudyRow, Trial
@@ -21,7 +22,7 @@ from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.store import Proposal, Store
 from hypernas.study import Prepared, check_resumed, checkpoints_folder, make_job, open_study
-from hypernas.tasks import TASKS
+from hypernas.training.checkpoints import checkpoint_path
 
 Settings = Mapping[str, Any]  # keys of architecture and training, as `--set` has them, with one value each
 MAX_TRIALS = 2**31 - 1

@@ -16,17 +16,17 @@ from typing import Any
 
 from hypernas import pareto
 from hypernas.config import Plan, StudyConfig, make_plan
+from hypernas.data.tasks import TASKS
 from hypernas.driver import run
+from hypernas.engines.devices import on_what
 from hypernas.errors import UserError
-from hypernas.executors import on_what
 from hypernas.progress import make_view
 from hypernas.proposals import config_hash
 from hypernas.records import Recipe, State, StudyRow
 from hypernas.search_spaces.base import FixedTrial, Suggest
 from hypernas.store import Store
 from hypernas.study import check_resumed, executor_of, open_search, prepare, ran_on
-from hypernas.tasks import TASKS
-from hypernas.train import BACKWARD
+from hypernas.training.step import BACKWARD
 
 TABLE = Path(__file__).parent / "tables" / "lm.json"
 STUDY = "table"

@@ -31,7 +31,9 @@ from torch import nn
 
 from hypernas import halving
 from hypernas.config import LATENCY, StudyConfig
+from hypernas.data.tasks import TASKS
 from hypernas.driver import checked
+from hypernas.engines.tune_pool import why_failed
 from hypernas.errors import UserError
 from hypernas.proposals import Proposals, config_hash
 from hypernas.records import Failure, FailureKind, Recipe, Report, Result, State, StudyRow, Trial
@@ -40,9 +42,7 @@ from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space, arch_to_json
 from hypernas.store import Proposal, Store
 from hypernas.study import open_study, prepare, reference_point
-from hypernas.tasks import TASKS
-from hypernas.train import BACKWARD
-from hypernas.tune import why_failed
+from hypernas.training.step import BACKWARD
 
 UNITS = "tokens"  # what a report counts its training in, images too
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared texts are kept for this session alone. Compiled kernels stay, named by a hash of what they depend on."""
-    from hypernas.kernels import _cpu
+    from hypernas.kernels import cpu_library
 
     before = os.environ.get("XDG_CACHE_HOME")
     cache = tmp_path_factory.mktemp("cache")
-    kept = _cpu.cache_folder()
+    kept = cpu_library.cache_folder()
     kept.mkdir(parents=True, exist_ok=True)
     (cache / "hypernas").mkdir()
     (cache / "hypernas" / "kernels").symlink_to(kept)

@@ -13,12 +13,12 @@ OWNERS = {
     "sqlalchemy": ("nas/store/",),
     "alembic": ("nas/store/",),
     "optuna": ("nas/samplers.py", "nas/optuna_io.py", "nas/optuna_rdb.py"),
-    "ray": ("nas/executors.py", "nas/tune.py", "nas/tune_parts.py"),
-    "pyarrow": ("nas/data.py",),
+    "ray": ("nas/engines/ray_pool.py", "nas/engines/tune_pool.py", "nas/tune_parts.py"),
+    "pyarrow": ("nas/data/text.py",),
     "moocore": ("nas/pareto.py",),
     "safetensors": (
         *("nas/export.py", "nas/exported.py", "nas/formats.py", "nas/decompose.py"),
-        *("nas/checkpoints.py", "nas/train.py", "nas/inherit.py"),
+        *("nas/training/checkpoints.py", "nas/training/evaluate.py", "nas/training/inherit.py"),
     ),
     "scipy": ("nas/scaling.py", "nas/blocks.py"),
     "rich": ("nas/progress.py", "nas/summary.py", "nas/export.py", "nas/continue_training.py"),
@@ -29,16 +29,16 @@ OWNERS = {
     "psutil": ("nas/store/",),
 }
 REMOTE = (
-    "nas/worker.py",
-    "nas/train.py",
-    "nas/data.py",
-    "nas/images.py",
-    "nas/tasks.py",
+    "nas/training/worker.py",
+    "nas/training/evaluate.py",
+    "nas/data/text.py",
+    "nas/data/images.py",
+    "nas/data/tasks.py",
     "nas/records.py",
-    "nas/measure.py",
-    "nas/checkpoints.py",
-    "nas/repeats.py",
-    "nas/inherit.py",
+    "nas/training/measure.py",
+    "nas/training/checkpoints.py",
+    "nas/training/repeats.py",
+    "nas/training/inherit.py",
 )
 DRIVER_ONLY = tuple(f"hypernas.{name}" for name in ("store", "study", "samplers", "optuna_io", "driver", "executors"))
 FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]

@@ -27,8 +27,9 @@ from safetensors.torch import load
 
 from hypernas.cli import cluster_options, given_flags
 from hypernas.config import StudyConfig
+from hypernas.data.tasks import TASKS
+from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
-from hypernas.executors import Executor
 from hypernas.export import trained_weights
 from hypernas.records import State, Trial
 from hypernas.search_spaces import load_space
@@ -36,8 +37,7 @@ from hypernas.search_spaces.gates import gates_of
 from hypernas.store import Store
 from hypernas.study import executor_of, ran_on
 from hypernas.sweep import sweep
-from hypernas.tasks import TASKS
-from hypernas.train import deterministic
+from hypernas.training.device import deterministic
 
 RATES = (3e-3, 6e-3, 1.2e-2)
 SEEDS = (0, 1, 2)

@@ -23,6 +23,7 @@ import click
 
 from hypernas.cli import cluster_options, given_flags
 from hypernas.config import StudyConfig
+from hypernas.data.tasks import TASKS
 from hypernas.errors import UserError
 from hypernas.launch import launch
 from hypernas.records import State
@@ -31,7 +32,6 @@ from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.store import Store
 from hypernas.study import executor_of, ran_on
-from hypernas.tasks import TASKS
 
 LADDER = Ladder(sizes=(20_000, 35_000, 60_000, 105_000, 180_000), rates=(1e-3, 3e-3, 9e-3))
 TEXT = {"context": "128", "head_dim": "8"}

@@ -8,7 +8,8 @@ from hypernas.dashboards.paper import study_figures
 from hypernas.dashboards.report import render
 from hypernas.dashboards.texts import number
 from hypernas.scale import Climbed, Contender, analyse
-from hypernas.scaling import Law, Run
+from hypernas.scaling import Run
+from hypernas.yardstick import Law
 
 SIZES = [1000 * 2**k for k in range(6)]
 LAWS = {"baseline": Law(1.0, 60.0, 0.13), "trial 0 <b>": Law(1.0, 55.0, 0.13), "far": Law(1.0, 3.0, 0.13)}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from hypernas.scale import TOGETHER, Climbed, Contender, analyse
-from hypernas.scaling import Law, Run
+from hypernas.scaling import Run
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
+from hypernas.yardstick import Law
 
 FILE = Path(__file__).parents[2] / "docs" / "studies" / "scale.py"
 

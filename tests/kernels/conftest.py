@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from hypernas.kernels import _dispatch
+from hypernas.kernels import dispatch
 
 Agrees = Callable[..., None]
 
@@ -25,10 +25,10 @@ def poisoned() -> Iterator[None]:
 def agrees(poisoned) -> Agrees:
     """agrees(op, args, backend="cpu"): every output and gradient is within the dtype's tolerance of float64."""
 
-    def check(op: _dispatch.Op, args: tuple, backend: str = "cpu", tolerance: float | None = None) -> None:
+    def check(op: dispatch.Op, args: tuple, backend: str = "cpu", tolerance: float | None = None) -> None:
         dtype = next(a.dtype for a in args if isinstance(a, torch.Tensor))
-        limit = _dispatch.TOLERANCE[dtype] if tolerance is None else tolerance
-        errors = _dispatch.relative_errors(op, args, backend)
+        limit = dispatch.TOLERANCE[dtype] if tolerance is None else tolerance
+        errors = dispatch.relative_errors(op, args, backend)
         assert {name: error for name, error in errors.items() if not error <= limit} == {}
 
     return check
@@ -37,8 +37,8 @@ def agrees(poisoned) -> Agrees:
 @pytest.fixture(autouse=True)
 def automatic_back_end() -> Iterator[None]:
     """Each test starts and ends with the choice left to the dispatcher and nothing recorded."""
-    _dispatch.set_backend("auto")
-    _dispatch.forget_chosen()
+    dispatch.set_backend("auto")
+    dispatch.forget_chosen()
     yield
-    _dispatch.set_backend("auto")
-    _dispatch.forget_chosen()
+    dispatch.set_backend("auto")
+    dispatch.forget_chosen()

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import interpreter
 
 from hypernas.kernels import (
-    _dispatch,
     cosine_gate,
+    dispatch,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -91,13 +91,13 @@ class OffByLittle:
 def test_where_a_gpus_kernel_is_wrong_the_reference_runs_and_the_record_says_so(monkeypatch):
     # As on a GPU, but for where the example lies: the interpreter takes tensors of the CPU.
     op = replace(swiglu.SWIGLU, name="as_on_a_gpu", example=lambda dtype, device: swiglu.SWIGLU.example(dtype, CPU))
-    monkeypatch.setattr(_dispatch, "interpreting", lambda: False)
-    assert _dispatch.choose(op, "cuda", torch.float32) == "triton"
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
+    assert dispatch.choose(op, "cuda", torch.float32) == "triton"
     monkeypatch.setattr(swiglu, "_forward_kernel", OffByLittle(swiglu._forward_kernel))
     wrong = replace(op, name="wrong_on_a_gpu")
     with pytest.warns(UserWarning, match="wrong_on_a_gpu runs on the reference back end: triton differs"):
-        assert _dispatch.choose(wrong, "cuda", torch.float32) == "reference"
-    assert "output 0 1.0e-04" in _dispatch.chosen()["wrong_on_a_gpu"].reason
+        assert dispatch.choose(wrong, "cuda", torch.float32) == "reference"
+    assert "output 0 1.0e-04" in dispatch.chosen()["wrong_on_a_gpu"].reason
 
 
 @pytest.mark.parametrize("n, C", [(1, 256), (4, 256), (8, 128)])
@@ -161,7 +161,7 @@ def test_stream_chain_moves_the_bytes_of_its_formula_without_races_or_stray_acce
 def test_recomputed_streams_have_the_bits_that_were_written_forward(tokens, n, C, layers, dtype):
     X, *pairs = stream_chain.example_arguments(tokens, n, C, layers, dtype, CPU)
     phi, bias = stream_boundary.example_arguments(tokens, n, C, dtype, CPU)[3:]
-    with _dispatch.use_backend("triton"):
+    with dispatch.use_backend("triton"):
         recomputed = stream_chain.stream_chain(X, pairs[::2], pairs[1::2])
         for y, coefficients, streams in zip(pairs[::2], pairs[1::2], recomputed, strict=True):
             X = stream_boundary.stream_boundary(X, y, coefficients, phi, bias)[0]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hypernas.kernels import (
-    _cpu,
-    _dispatch,
     cosine_gate,
+    cpu_library,
+    dispatch,
     sinkhorn,
     stream_boundary,
     stream_chain,
@@ -20,57 +20,59 @@ from hypernas.kernels import (
     stream_read,
     swiglu,
 )
-from hypernas.kernels._dispatch import BackendError
+from hypernas.kernels.dispatch import BackendError
 from hypernas.kernels.rms_norm import example_arguments as norm_arguments
 from hypernas.kernels.rms_norm import rms_norm
 
 
 def test_two_builds_at_once_compile_once_and_leave_one_library(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(_cpu, "_compile", lambda compiler, sources, target, flags: (compiled.append(1), target.touch()))
+    monkeypatch.setattr(
+        cpu_library, "_compile", lambda compiler, sources, target, flags: (compiled.append(1), target.touch())
+    )
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: _cpu.build(tmp_path), range(4)))
+        paths = set(pool.map(lambda _: cpu_library.build(tmp_path), range(4)))
     assert len(paths) == 1 and len(compiled) == 1
 
 
 def test_another_cpu_compiler_or_source_is_another_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(_cpu, "_compile", lambda compiler, sources, target, flags: target.touch())
-    here = _cpu.build(tmp_path)
-    monkeypatch.setattr(_cpu, "cpu_flags", lambda: "flags: sse2")
-    assert _cpu.build(tmp_path) != here
-    assert _cpu.build(tmp_path, ("-g",)) != _cpu.build(tmp_path)
+    monkeypatch.setattr(cpu_library, "_compile", lambda compiler, sources, target, flags: target.touch())
+    here = cpu_library.build(tmp_path)
+    monkeypatch.setattr(cpu_library, "cpu_flags", lambda: "flags: sse2")
+    assert cpu_library.build(tmp_path) != here
+    assert cpu_library.build(tmp_path, ("-g",)) != cpu_library.build(tmp_path)
 
 
 @pytest.mark.skipif(torch.cpu._init_amx(), reason="this machine has matrix units")
 def test_matrix_units_that_linux_does_not_give_are_not_used(monkeypatch):
-    monkeypatch.setattr(_cpu, "cpu_flags", lambda: "flags: amx_tile amx_bf16")
-    assert not _cpu.has_amx.__wrapped__()
+    monkeypatch.setattr(cpu_library, "cpu_flags", lambda: "flags: amx_tile amx_bf16")
+    assert not cpu_library.has_amx.__wrapped__()
 
 
 def test_a_compiler_that_fails_names_its_error_and_leaves_nothing_behind(tmp_path):
     with pytest.raises(BackendError, match=r"cannot compile the CPU kernels: .*no-such-flag"):
-        _cpu.build(tmp_path, ("-no-such-flag",))
+        cpu_library.build(tmp_path, ("-no-such-flag",))
     assert list(tmp_path.glob("*.so")) == []
 
 
 def test_a_cache_folder_that_cannot_be_written_is_one_readable_error(tmp_path, monkeypatch):
     (tmp_path / "hypernas").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    _cpu.library.cache_clear()
+    cpu_library.library.cache_clear()
     try:
         with pytest.raises(BackendError, match=r"cannot be built or loaded: .*hypernas"):
-            _cpu.library()
+            cpu_library.library()
     finally:
-        _cpu.library.cache_clear()
+        cpu_library.library.cache_clear()
 
 
 def test_tensors_with_gaps_never_reach_c():
     with pytest.raises(ValueError, match="want a contiguous CPU tensor"):
-        _cpu.call("swiglu_forward", torch.float32, 4, 4, torch.randn(8, 8).T, torch.empty(4, 4))
+        cpu_library.call("swiglu_forward", torch.float32, 4, 4, torch.randn(8, 8).T, torch.empty(4, 4))
 
 
 def test_loading_the_library_keeps_denormals():
-    _cpu.library()
+    cpu_library.library()
     tiny = torch.full((16,), 1e-40)
     assert float((tiny * 1.0).sum()) > 1.5e-39
 
@@ -103,7 +105,7 @@ def test_results_do_not_depend_on_the_number_of_threads(op):
     def run(threads):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
-        results = _dispatch.outputs_and_gradients(function, arguments)
+        results = dispatch.outputs_and_gradients(function, arguments)
         torch.set_num_threads(before)
         return results
 
@@ -166,7 +168,7 @@ print("clean")
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address", "undefined"])
 def test_the_library_is_clean_under_sanitizers(tmp_path, sanitizer):
-    library = _cpu.build(tmp_path, ("-g", "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"))
+    library = cpu_library.build(tmp_path, ("-g", "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"))
     name = {"address": "libasan.so", "undefined": "libubsan.so"}[sanitizer]
     runtime = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
     environment = os.environ | {"LD_PRELOAD": runtime.strip(), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
@@ -183,10 +185,10 @@ def test_the_library_is_clean_under_sanitizers(tmp_path, sanitizer):
 
 def test_the_library_needs_nothing_of_torch():
     needed = subprocess.run(
-        ["readelf", "-d", _cpu.build(_cpu.cache_folder())], capture_output=True, text=True, check=True
+        ["readelf", "-d", cpu_library.build(cpu_library.cache_folder())], capture_output=True, text=True, check=True
     ).stdout
     assert "NEEDED" in needed and "torch" not in needed
-    assert isinstance(_cpu.library(), ctypes.CDLL)
+    assert isinstance(cpu_library.library(), ctypes.CDLL)
 
 
 @pytest.mark.slow
@@ -194,4 +196,4 @@ def test_the_library_needs_nothing_of_torch():
 @pytest.mark.parametrize("instructions", ["x86-64", "x86-64-v3", "x86-64-v4"])
 def test_the_sources_compile_for_every_generation_of_x86(instructions, tmp_path):
     """Whatever this machine has: a register that only AVX-512 names would stop the build on all others."""
-    assert _cpu.build(tmp_path, (f"-march={instructions}",)).exists()
+    assert cpu_library.build(tmp_path, (f"-march={instructions}",)).exists()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from hypernas.kernels import _dispatch
-from hypernas.kernels._dispatch import BackendError, Choice, chosen, forget_chosen, set_backend, use_backend
+from hypernas.kernels import dispatch
+from hypernas.kernels.dispatch import BackendError, Choice, chosen, forget_chosen, set_backend, use_backend
 from hypernas.kernels.rms_norm import RMS_NORM, rms_norm, rms_norm_reference
 from hypernas.kernels.swiglu import swiglu
 
@@ -51,9 +51,9 @@ def test_a_wrong_back_end_is_reported_and_not_used():
 
     wrong = replace(RMS_NORM, name="wrong_norm", function=off_by_little)
     with pytest.warns(UserWarning, match="wrong_norm runs on the reference back end: cpu differs from the float64"):
-        assert _dispatch.choose(wrong, "cpu", torch.float32) == "reference"
+        assert dispatch.choose(wrong, "cpu", torch.float32) == "reference"
     with use_backend("cpu"), pytest.raises(BackendError, match=r"output 0 1\.0e-04"):
-        _dispatch.choose(wrong, "cpu", torch.float32)
+        dispatch.choose(wrong, "cpu", torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_a_back_end_that_does_not_compile_or_launch_is_reported_and_not_used(err
 
     broken = replace(RMS_NORM, name=f"no_norm_{type(error).__name__}", function=unlaunchable)
     with pytest.warns(UserWarning, match=f"cpu cannot run {broken.name} in float32: {type(error).__name__}"):
-        assert _dispatch.choose(broken, "cpu", torch.float32) == "reference"
+        assert dispatch.choose(broken, "cpu", torch.float32) == "reference"
     assert type(error).__name__ in chosen()[broken.name].reason
     with use_backend("cpu"), pytest.raises(BackendError, match="cannot run no_norm"):
-        _dispatch.choose(broken, "cpu", torch.float32)
+        dispatch.choose(broken, "cpu", torch.float32)
 
 
 def test_memory_that_runs_out_is_no_verdict_on_a_back_end():
@@ -83,25 +83,25 @@ def test_memory_that_runs_out_is_no_verdict_on_a_back_end():
         raise torch.OutOfMemoryError("no memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        _dispatch.choose(replace(RMS_NORM, name="hungry_norm", function=hungry), "cpu", torch.float32)
+        dispatch.choose(replace(RMS_NORM, name="hungry_norm", function=hungry), "cpu", torch.float32)
 
 
 def test_a_missing_compiler_gives_one_clear_line_and_the_reference(monkeypatch):
-    from hypernas.kernels import _cpu
+    from hypernas.kernels import cpu_library
 
-    monkeypatch.setattr(_cpu.shutil, "which", lambda name: None)
-    monkeypatch.setattr(_dispatch, "_cache", {})
-    _cpu.library.cache_clear()
+    monkeypatch.setattr(cpu_library.shutil, "which", lambda name: None)
+    monkeypatch.setattr(dispatch, "_cache", {})
+    cpu_library.library.cache_clear()
     try:
         with pytest.warns(UserWarning, match=r"no C\+\+ compiler: install g\+\+"):
             out = swiglu(torch.randn(3, 8))
         assert out.shape == (3, 4) and chosen()["swiglu"].backend == "reference"
     finally:
-        _cpu.library.cache_clear()
+        cpu_library.library.cache_clear()
 
 
 def test_the_self_test_leaves_the_random_state_and_inference_mode_alone(monkeypatch):
-    monkeypatch.setattr(_dispatch, "_cache", {})
+    monkeypatch.setattr(dispatch, "_cache", {})
     torch.manual_seed(0)
     before = torch.get_rng_state()
     with torch.inference_mode():
@@ -122,7 +122,7 @@ def test_export_keeps_the_op_and_runs_its_self_test_outside_the_trace(monkeypatc
         def forward(self, x):
             return swiglu(x)
 
-    monkeypatch.setattr(_dispatch, "_cache", {})
+    monkeypatch.setattr(dispatch, "_cache", {})
     x = torch.randn(3, 8)
     program = torch.export.export(Model(), (x,))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]

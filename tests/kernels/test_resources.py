@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from hypernas.kernels import _dispatch, resources
+from hypernas.kernels import dispatch, resources
 from hypernas.search_spaces.connections import recomputing_streams
 from hypernas.search_spaces.gates import gate_loss, gates_of
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.search_spaces.vision import ImageClassifiers
-from hypernas.train import mixed_precision
+from hypernas.training.device import mixed_precision
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/kernels.md"
@@ -132,7 +132,7 @@ def step(space: Any, flat: dict[str, Any], device: torch.device) -> None:
 
 
 def launched() -> set[tuple[str, torch.dtype]]:
-    return {(op, dtype) for op, choices in _dispatch._chosen.items() for _, dtype in choices}
+    return {(op, dtype) for op, choices in dispatch._chosen.items() for _, dtype in choices}
 
 
 IN_THE_TABLE = {(case.op.name, case.dtype) for case in resources.shipped_cases()}
@@ -140,7 +140,7 @@ IN_THE_TABLE = {(case.op.name, case.dtype) for case in resources.shipped_cases()
 
 @pytest.mark.parametrize("net", NETS)
 def test_training_launches_no_kernel_in_a_dtype_that_the_table_lacks(net):
-    with _dispatch.use_backend("reference"):
+    with dispatch.use_backend("reference"):
         step(*NETS[net], torch.device("cpu"))
     assert launched() or net == "lstm"
     assert launched() - IN_THE_TABLE == set()
@@ -148,7 +148,7 @@ def test_training_launches_no_kernel_in_a_dtype_that_the_table_lacks(net):
 
 def test_streams_norms_and_gates_train_in_float32_and_swiglu_in_bfloat16():
     """What the table's text says; a net that trains otherwise is timed by the wrong rows."""
-    with _dispatch.use_backend("reference"):
+    with dispatch.use_backend("reference"):
         step(*NETS["kromhc with all"], torch.device("cpu"))
     float32 = {"stream_boundary", "stream_chain", "rms_norm", "cosine_gate"}
     assert launched() == {(op, torch.float32) for op in float32} | {("swiglu", torch.bfloat16)}
@@ -159,5 +159,5 @@ def test_streams_norms_and_gates_train_in_float32_and_swiglu_in_bfloat16():
 @pytest.mark.parametrize("net", NETS)
 def test_a_training_step_on_a_gpu_runs_on_triton_alone_and_launches_what_the_table_holds(net):
     step(*NETS[net], torch.device("cuda"))
-    assert {op: choice for op, choice in _dispatch.chosen().items() if choice.backend != "triton"} == {}
+    assert {op: choice for op, choice in dispatch.chosen().items() if choice.backend != "triton"} == {}
     assert launched() - IN_THE_TABLE == set()

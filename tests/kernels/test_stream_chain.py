@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from hypernas.kernels import _dispatch
+from hypernas.kernels import dispatch
 from hypernas.kernels import stream_chain as stream_chain_module
 from hypernas.kernels.stream_boundary import example_arguments as boundary_arguments
 from hypernas.kernels.stream_boundary import stream_boundary
@@ -30,7 +30,7 @@ def test_cpu_agrees_with_float64(agrees, dtype, tokens, n, C, layers):
 def test_recomputed_streams_have_the_bits_that_were_written_forward(tokens, n, C, layers, dtype, backend):
     X, *pairs = example_arguments(tokens, n, C, layers, dtype, CPU)
     phi, bias = boundary_arguments(tokens, n, C, dtype, CPU)[3:]
-    with _dispatch.use_backend(backend):
+    with dispatch.use_backend(backend):
         recomputed = stream_chain(X, pairs[::2], pairs[1::2])
         for y, coefficients, streams in zip(pairs[::2], pairs[1::2], recomputed, strict=True):
             X = stream_boundary(X, y, coefficients, phi, bias)[0]
@@ -83,7 +83,7 @@ def arguments(n, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_through_recomputed_streams_keep_their_bits(dtype, backend):
     X, *weights = arguments(4, dtype)
-    with _dispatch.use_backend(backend):
+    with dispatch.use_backend(backend):
         want = torch.autograd.grad(net(X, weights, 9)[0], [X, *weights])
         with recomputing(10):
             loss, _ = net(X, weights, 9)
@@ -107,7 +107,7 @@ def alive(memory):
 @pytest.mark.parametrize("backend, kept", [("reference", [3, 6, 9]), ("cpu", [3, 6])])
 def test_only_the_streams_at_the_ends_of_chains_outlive_the_forward_pass(backend, kept):
     X, *weights = arguments(4, torch.float32)
-    with _dispatch.use_backend(backend):
+    with dispatch.use_backend(backend):
         loss, memory = net(X, weights, 9)
         assert len(alive(memory)) >= 8
         with recomputing(10):
@@ -147,7 +147,7 @@ def test_nothing_is_recomputed_where_nothing_goes_backward():
     with recomputing(10), torch.no_grad():
         loss, memory = net(X, weights, 9)
     assert alive(memory) == [] and not loss.requires_grad
-    assert "stream_chain" not in _dispatch.chosen()
+    assert "stream_chain" not in dispatch.chosen()
 
 
 def test_streams_that_are_read_elsewhere_too_stay_what_they_are():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hypernas.kernels import (
-    _dispatch,
     cosine_gate,
+    dispatch,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -84,7 +84,7 @@ def read_of(tokens, n, C, m, dtype, device):
     return stream_read.example_arguments(tokens, n, C, dtype, device, m)
 
 
-def shapes() -> Iterator[tuple[_dispatch.Op, Callable[..., tuple], tuple[int, ...], torch.dtype]]:
+def shapes() -> Iterator[tuple[dispatch.Op, Callable[..., tuple], tuple[int, ...], torch.dtype]]:
     """(op, what makes its arguments, (n, C, ...) without tokens, dtype)."""
     for dtype in (F32, BF16):
         for n in (1, 2, 4, 8):
@@ -147,8 +147,8 @@ ONE_OF_EACH = [
 @pytest.mark.parametrize("op, make", parameters(50_001, ONE_OF_EACH))
 def test_a_kernel_gives_equal_bits_on_two_runs(op, make):
     arguments = make(CUDA)
-    with _dispatch.forcing("triton"):
-        first, second = (_dispatch.outputs_and_gradients(op.function, arguments) for _ in range(2))
+    with dispatch.forcing("triton"):
+        first, second = (dispatch.outputs_and_gradients(op.function, arguments) for _ in range(2))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 

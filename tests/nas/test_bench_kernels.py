@@ -24,7 +24,7 @@ from hypernas.bench_kernels import (
     table,
     token_counts,
 )
-from hypernas.kernels import _dispatch
+from hypernas.kernels import dispatch
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -50,15 +50,15 @@ def test_every_op_has_its_rows_and_ratios(op, monkeypatch):
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch):
-    monkeypatch.setitem(_dispatch.TOLERANCE, torch.float32, 0.0)
-    with pytest.raises(_dispatch.BackendError, match="cpu differs from the float64 definition of swiglu"):
+    monkeypatch.setitem(dispatch.TOLERANCE, torch.float32, 0.0)
+    with pytest.raises(dispatch.BackendError, match="cpu differs from the float64 definition of swiglu"):
         run("swiglu", 1, 16, 64, "float32")
 
 
 def test_threads_and_back_end_are_put_back():
     before = torch.get_num_threads()
     run("rms_norm", 1, 16, 64, "float32", backend="cpu")
-    assert torch.get_num_threads() == before and _dispatch._requested == "auto"
+    assert torch.get_num_threads() == before and dispatch._requested == "auto"
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from hypernas import checkpoints
-from hypernas.checkpoints import CheckpointError, checkpoint_path, discard, kept, load_checkpoint, open_folder
-from hypernas.data import load_corpus
+from hypernas.data.text import load_corpus
 from hypernas.errors import UserError
 from hypernas.records import Job, Notice, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.train import make_optimizers, seeded_build
-from hypernas.worker import run
+from hypernas.training import checkpoints
+from hypernas.training.checkpoints import CheckpointError, checkpoint_path, discard, kept, load_checkpoint, open_folder
+from hypernas.training.model import seeded_build
+from hypernas.training.step import make_optimizers
+from hypernas.training.worker import run
 
 SPACE = LanguageModels()
 ARCH = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "streams.n": 2, "gates.placement": "both"}

@@ -10,8 +10,10 @@ import pytest
 from hypernas.cli import main
 from hypernas.config import StudyConfig
 from hypernas.driver import retrain, run
+from hypernas.engines.cluster import set_environment
+from hypernas.engines.make import make_executor
+from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
-from hypernas.executors import Executor, make_executor, set_environment
 from hypernas.progress import Silent
 from hypernas.records import Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
 from hypernas.store import Store
@@ -143,7 +145,7 @@ def test_a_gpu_is_shared_by_as_many_trials_as_fit(cluster: Any) -> None:
 
 def test_tune_knows_the_memory_of_a_share_of_a_gpu(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=MEMORY)
-    monkeypatch.setattr("hypernas.tune._ready", lambda gpu: ("here", Seen("declared", "", 8e9)))
+    monkeypatch.setattr("hypernas.engines.tune_pool._ready", lambda gpu: ("here", Seen("declared", "", 8e9)))
     pool = pooled(cluster, 2, engine="tune", gpus=0.25)
     try:
         assert pool.memory == 2e9
@@ -246,7 +248,7 @@ def test_a_table_is_recorded_on_gpus_too(
 def test_a_search_begins_on_the_workers_there_are_and_takes_up_those_that_come(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hypernas.executors.WARM_UP_SECONDS", 1.0)
+    monkeypatch.setattr("hypernas.engines.cluster.WARM_UP_SECONDS", 1.0)
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     pool = pooled(cluster, 2)
     try:

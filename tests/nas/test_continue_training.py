@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from hypernas.cli import main
 from hypernas.config import StudyConfig
 from hypernas.driver import run
-from hypernas.executors import Inline
+from hypernas.engines.inline import Inline
 from hypernas.progress import Silent
 from hypernas.store import Store
 from hypernas.study import open_search, prepare
-from hypernas.train import product_dtype
+from hypernas.training.device import product_dtype
 
 ROOT = Path(__file__).parents[2]
 

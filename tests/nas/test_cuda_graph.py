@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypernas import cuda_graph
-from hypernas.data import load_corpus
-from hypernas.kernels._dispatch import use_backend
+from hypernas.data.text import load_corpus
+from hypernas.kernels.dispatch import use_backend
 from hypernas.records import Job, Recipe, Result, SpaceSpec
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.train import deterministic, make_optimizers, mixed_precision, on_graphs, seeded_build, train_step
-from hypernas.worker import run
+from hypernas.training import cuda_graph
+from hypernas.training.device import deterministic, mixed_precision
+from hypernas.training.evaluate import on_graphs
+from hypernas.training.model import seeded_build
+from hypernas.training.step import make_optimizers, train_step
+from hypernas.training.worker import run
 
 SPACE = LanguageModels()
 SMALL = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "gates.placement": "none"}

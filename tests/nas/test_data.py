@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypernas.data import Corpus, load_corpus, training_batch, validation_windows
+from hypernas.data.text import Corpus, load_corpus, training_batch, validation_windows
 from hypernas.errors import DataError
 
 TEXT = b"It is a truth universally acknowledged, that a single man in possession of a good fortune...\n" * 40
@@ -58,7 +58,7 @@ def test_default_corpus_is_megabytes_of_python_source(cache):
 
 def test_loading_twice_prepares_once_and_agrees(cache, monkeypatch):
     first = load_corpus(None, cache)
-    monkeypatch.setattr("hypernas.data._prepare", None)  # a second preparation would raise
+    monkeypatch.setattr("hypernas.data.text._prepare", None)  # a second preparation would raise
     second = load_corpus(None, cache)
     assert (first.hash, first.unigram_bits) == (second.hash, second.unigram_bits)
     assert np.array_equal(first.validation, second.validation)
@@ -326,7 +326,7 @@ def test_damaged_cache_is_named(damage, tmp_path, cache):
 
 
 def load_when_all_are_ready(path, cache, barrier, hashes):
-    from hypernas import data
+    from hypernas.data import text as data
 
     prepare = data._prepare
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hypernas import blocks
 from hypernas.cli import main
 from hypernas.dashboards.blocks import corners, permuted
+from hypernas.data.tasks import TASKS
 from hypernas.decompose import (
     Setting,
     anneal,
@@ -33,8 +34,8 @@ from hypernas.exported import CARD, digest, listed, load
 from hypernas.records import Recipe
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.store import Store
-from hypernas.tasks import TASKS
-from hypernas.train import deterministic, seeded_build
+from hypernas.training.device import deterministic
+from hypernas.training.model import seeded_build
 
 ARCH = {"depth": 1, "d_model": 16, "head_dim": 8, "context": 32}
 TRAINING = {"train.tokens": 4096, "train.batch_tokens": 256}

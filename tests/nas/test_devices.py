@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from hypernas import worker
 from hypernas.config import check_gpus
+from hypernas.data.tasks import TASKS
+from hypernas.engines.cluster import _shared_out
+from hypernas.engines.devices import asked_device, on_what, placed
+from hypernas.engines.inline import Inline
 from hypernas.errors import UserError
-from hypernas.executors import Inline, _shared_out, asked_device, on_what, placed
 from hypernas.records import Job, Recipe, Result, Seen, SpaceSpec
-from hypernas.tasks import TASKS
-from hypernas.train import provenance, worker_device
+from hypernas.training import worker
+from hypernas.training.device import provenance, worker_device
 
 H100 = Seen("NVIDIA H100 80GB HBM3", "bfloat16 products: cuda", 8.5e10)
 CPU = Seen("cpu", "float32")

@@ -9,14 +9,15 @@ import pytest
 
 from hypernas import driver as loop
 from hypernas import optuna_io
-from hypernas.checkpoints import checkpoint_path, kept, open_folder
 from hypernas.config import StudyConfig
 from hypernas.driver import Outcome, run
-from hypernas.executors import Event, Inline, Lost
+from hypernas.engines.inline import Inline
+from hypernas.engines.protocol import Event, Lost
 from hypernas.progress import Silent
 from hypernas.records import Failure, FailureKind, Job, Report, Result, State
 from hypernas.store import Store, queries
 from hypernas.study import Search, open_search, prepare
+from hypernas.training.checkpoints import checkpoint_path, kept, open_folder
 
 TRIVIAL = "trivial"
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hypernas.engines.inline import Inline
+from hypernas.engines.make import make_executor
+from hypernas.engines.protocol import Event, Executor, Lost
 from hypernas.errors import UserError
-from hypernas.executors import Event, Executor, Inline, Lost, make_executor
 from hypernas.records import FailureKind, Job, Progress, Recipe, Report, Result, SpaceSpec, State
 from hypernas.store import Store
 

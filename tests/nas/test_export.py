@@ -16,18 +16,18 @@ from safetensors.torch import load_file, save_file
 
 from hypernas.cli import main
 from hypernas.config import StudyConfig
-from hypernas.data import load_corpus, validation_windows
+from hypernas.data.tasks import EVALUATION_TOKENS, evaluation_size
+from hypernas.data.text import load_corpus, validation_windows
 from hypernas.driver import run
-from hypernas.executors import Inline
+from hypernas.engines.inline import Inline
 from hypernas.export import knee
 from hypernas.formats import check
-from hypernas.kernels._dispatch import use_backend
+from hypernas.kernels.dispatch import use_backend
 from hypernas.progress import Silent
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.source import SourceError, write_source
 from hypernas.store import Store
 from hypernas.study import open_search, prepare
-from hypernas.tasks import EVALUATION_TOKENS, evaluation_size
 
 # Without the project, and with nothing else beside torch, what torch needs, and safetensors.
 BARE = """

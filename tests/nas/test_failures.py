@@ -5,7 +5,7 @@ from pathlib import Path
 from hypernas import pareto
 from hypernas.config import StudyConfig
 from hypernas.driver import run
-from hypernas.executors import RayPool
+from hypernas.engines.ray_pool import RayPool
 from hypernas.progress import Silent
 from hypernas.records import FailureKind, State
 from hypernas.store import Store

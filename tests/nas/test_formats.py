@@ -19,7 +19,7 @@ from torch import nn
 from hypernas.errors import UserError
 from hypernas.export import wanted_formats
 from hypernas.formats import RUNS, check, check_inputs, export_program, masked, sizes_of, write_onnx
-from hypernas.kernels._dispatch import use_backend
+from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces import load_space
 from hypernas.source import write_source
 

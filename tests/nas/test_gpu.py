@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from hypernas import cuda_graph
-from hypernas.data import load_corpus
-from hypernas.images import load_images
-from hypernas.kernels._dispatch import use_backend
-from hypernas.measure import latency_ms
+from hypernas.data.images import load_images
+from hypernas.data.tasks import TASKS, to_device
+from hypernas.data.text import load_corpus
+from hypernas.kernels.dispatch import use_backend
 from hypernas.records import Job, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces import load_space
-from hypernas.tasks import TASKS, to_device
-from hypernas.train import deterministic, make_optimizers, mixed_precision, seeded_build, train_step
-from hypernas.worker import run
+from hypernas.training import cuda_graph
+from hypernas.training.device import deterministic, mixed_precision
+from hypernas.training.measure import latency_ms
+from hypernas.training.model import seeded_build
+from hypernas.training.step import make_optimizers, train_step
+from hypernas.training.worker import run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hypernas.data.images import ImageData, augment, image_batch, load_images, normalise
 from hypernas.errors import DataError
-from hypernas.images import ImageData, augment, image_batch, load_images, normalise
 
 
 def pixels(*shape, seed=0):

@@ -8,21 +8,22 @@ from typing import Any
 import pytest
 
 from hypernas.artifacts import WEIGHTS, find_weights
-from hypernas.checkpoints import checkpoint_path, identity
 from hypernas.cli import main
 from hypernas.config import StudyConfig
 from hypernas.driver import retrain, run
+from hypernas.engines.inline import Inline
+from hypernas.engines.ray_pool import RayPool
 from hypernas.errors import UserError
-from hypernas.executors import Inline, RayPool
-from hypernas.inherit import INHERITED, PARENT, change, obstacle
 from hypernas.progress import Silent
 from hypernas.records import Job, Progress, Report, State, Trial
 from hypernas.replay import replayed
 from hypernas.search_spaces import load_space
 from hypernas.store import Store
 from hypernas.study import make_job, open_search, prepare
+from hypernas.training.checkpoints import checkpoint_path, identity
+from hypernas.training.inherit import INHERITED, PARENT, change, obstacle
+from hypernas.training.worker import run as run_job
 from hypernas.tune_parts import ArchSearch
-from hypernas.worker import run as run_job
 
 TINY = {"depth": "1..2", "d_model": "16,24", "head_dim": "8", "context": "16", "train.tokens": "1024"}
 TINY |= {"train.batch_tokens": "128", "attention.ratio": "1", "ffn.ratio": "2", "streams.n": "1", "gates.rate": "0.5"}
@@ -171,7 +172,7 @@ def test_a_stopped_parent_leaves_nothing(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
 def test_workers_elsewhere_inherit_too(engine: str, tmp_path: Path, text: str) -> None:
-    from hypernas.tune import TunePool
+    from hypernas.engines.tune_pool import TunePool
 
     pool = RayPool(2) if engine == "ray" else TunePool(2)
     with Store(str(tmp_path / "nas.db"), create=True) as store:

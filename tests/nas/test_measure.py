@@ -1,11 +1,10 @@
 import pytest
 import torch
 
-from hypernas.kernels._dispatch import chosen, forget_chosen
-from hypernas.measure import latency_ms, peak_bytes, stream_diagnostics
+from hypernas.kernels.dispatch import chosen, forget_chosen
 from hypernas.records import Recipe
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.train import measured_worst
+from hypernas.training.measure import latency_ms, measured_worst, peak_bytes, stream_diagnostics
 
 SPACE = LanguageModels()
 

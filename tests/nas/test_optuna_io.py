@@ -8,7 +8,7 @@ import pytest
 from hypernas import pareto
 from hypernas.config import SAMPLERS, StudyConfig, make_plan
 from hypernas.driver import run
-from hypernas.executors import Inline
+from hypernas.engines.inline import Inline
 from hypernas.optuna_io import LATEST, Outcome, Proposer
 from hypernas.progress import Silent
 from hypernas.samplers import PARENT, population_size

@@ -11,8 +11,8 @@ from sqlalchemy import create_engine, inspect
 from hypernas.cli import main
 from hypernas.config import StudyConfig, make_plan
 from hypernas.driver import run
+from hypernas.engines.inline import Inline
 from hypernas.errors import StoreError, StudyError
-from hypernas.executors import Inline
 from hypernas.optuna_rdb import best_params, export_study, import_study
 from hypernas.progress import Silent
 from hypernas.records import Failure, FailureKind, Report, Result, State

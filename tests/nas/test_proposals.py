@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from hypernas.cli import main
 from hypernas.config import SAMPLERS, StudyConfig, make_plan
 from hypernas.driver import run
+from hypernas.engines.inline import Inline
 from hypernas.errors import UserError
-from hypernas.executors import Inline
 from hypernas.halving import ENOUGH, exempt
 from hypernas.progress import Silent
 from hypernas.proposals import Proposals

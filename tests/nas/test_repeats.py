@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from hypernas import worker
-from hypernas.checkpoints import checkpoint_path, discard, kept, seeds_path
 from hypernas.cli import main
 from hypernas.records import FailureKind, Job, Notice, Progress, Recipe, Report, Result, SpaceSpec, State
-from hypernas.repeats import of_first_seed, seeds, spread
 from hypernas.store import Store
+from hypernas.training import worker
+from hypernas.training.checkpoints import checkpoint_path, discard, kept, seeds_path
+from hypernas.training.repeats import of_first_seed, seeds, spread
 
 TINY = {"depth": "1..2", "d_model": "16", "head_dim": "8", "context": "16", "train.tokens": "1024"}
 TINY |= {"train.batch_tokens": "128", "optim.lr": "0.003"}

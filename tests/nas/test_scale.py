@@ -26,11 +26,12 @@ from hypernas.scale import (
     extrapolated_rate,
     parse_sizes,
 )
-from hypernas.scaling import Law, Run, Yardstick
+from hypernas.scaling import Run
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import SpaceError, arch_to_json
 from hypernas.store import Store
 from hypernas.study import open_search, prepare
+from hypernas.yardstick import Law, Yardstick
 
 
 @pytest.mark.parametrize(

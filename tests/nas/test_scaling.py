@@ -12,20 +12,18 @@ from hypothesis import strategies as st
 from hypernas.errors import UserError
 from hypernas.scaling import (
     Fit,
-    Law,
     Run,
     Surface,
-    Yardstick,
     fit_laws,
     fit_surface,
     frontier,
     gains,
     growth,
     interaction,
-    law_gain,
     measured_range,
 )
 from hypernas.search_spaces import lm, load_space, lstm
+from hypernas.yardstick import Law, Yardstick, law_gain
 
 LAWS = {"base": Law(1.0, 60.0, 0.13), "cand": Law(1.0, 90.0, 0.155)}
 SIZES = np.geomspace(1e11, 1e13, 6).tolist()

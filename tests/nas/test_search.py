@@ -16,8 +16,10 @@ from hypernas import pareto
 from hypernas.cli import main
 from hypernas.config import StudyConfig
 from hypernas.driver import Outcome, retrain, run
+from hypernas.engines.inline import Inline
+from hypernas.engines.protocol import Executor
+from hypernas.engines.ray_pool import RayPool
 from hypernas.errors import UserError
-from hypernas.executors import Executor, Inline, RayPool
 from hypernas.progress import Silent
 from hypernas.records import State, StudyRow, Trial
 from hypernas.replay import replayed

@@ -10,8 +10,10 @@ import pytest
 
 from hypernas.config import StudyConfig
 from hypernas.driver import retrain
+from hypernas.engines.inline import Inline
+from hypernas.engines.protocol import Event, Executor
+from hypernas.engines.ray_pool import RayPool
 from hypernas.errors import StudyError, UserError
-from hypernas.executors import Event, Executor, Inline, RayPool
 from hypernas.progress import Silent
 from hypernas.proposals import config_hash
 from hypernas.records import Result, State

@@ -7,14 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypernas.config import StudyConfig, make_plan, with_data
+from hypernas.data.images import load_images
+from hypernas.data.tasks import IMAGES, TASKS, steps_of
 from hypernas.errors import UserError
-from hypernas.images import load_images
 from hypernas.records import Job, Progress, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import SpaceError, arch_to_json
 from hypernas.study import prepare
-from hypernas.tasks import IMAGES, TASKS, steps_of
-from hypernas.train import evaluate, make_optimizers
+from hypernas.training.evaluate import evaluate
+from hypernas.training.step import make_optimizers
 
 SMALL = Recipe(learning_rate=3e-3, tokens=640, batch_tokens=32)
 

@@ -10,27 +10,20 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hypernas import train
-from hypernas.data import load_corpus
-from hypernas.kernels import _cpu, _dispatch
+from hypernas.data.tasks import TASKS, steps_of
+from hypernas.data.text import load_corpus
+from hypernas.kernels import cpu_library, dispatch
 from hypernas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.tasks import TASKS, steps_of
-from hypernas.train import (
-    DivergedError,
-    Losses,
-    checked_data,
-    deterministic,
-    learning_rate,
-    make_optimizers,
-    product_dtype,
-    score,
-    scored_at_once,
-    seeded_build,
-    train_step,
-)
-from hypernas.worker import run
+from hypernas.training import device as training_device
+from hypernas.training import evaluate
+from hypernas.training import model as training_model
+from hypernas.training import step as training_step
+from hypernas.training.device import deterministic, product_dtype
+from hypernas.training.model import checked_data, score, scored_at_once, seeded_build
+from hypernas.training.step import DivergedError, Losses, learning_rate, make_optimizers, train_step
+from hypernas.training.worker import run
 
 SPACE = LanguageModels()
 SMALL = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "streams.n": 2, "gates.placement": "ffn"}
@@ -112,7 +105,7 @@ def test_flops_count_gates_by_their_measured_rates(text: str) -> None:
         ({"recipe": Recipe(1e6, optimizer="sgd", tokens=8192, batch_tokens=256)}, FailureKind.DIVERGED),
         ({"arch": {"streams.n": 5}}, FailureKind.BUILD_ERROR),
         ({"data_hash": "0" * 64}, FailureKind.ERROR),
-        ({"evaluate": "hypernas.train:nothing"}, FailureKind.ERROR),
+        ({"evaluate": "hypernas.training.evaluate:nothing"}, FailureKind.ERROR),
     ],
 )
 def test_what_goes_wrong_becomes_a_typed_failure(changed: dict, kind: FailureKind, text: str) -> None:
@@ -197,7 +190,7 @@ def test_a_batch_in_parts_recomputes_the_streams_in_less_memory_to_the_same_bits
     made = job(text, arch=streams, micro_batches=2, measured=("peak_bytes",), recipe=recipe)
     recomputed = trained(made)[1]
     assert "stream_chain" in recomputed.provenance["kernels"]
-    monkeypatch.setattr(train, "recomputing_streams", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(evaluate, "recomputing_streams", lambda model: contextlib.nullcontext())
     kept = trained(made)[1]
     assert recomputed.weights == kept.weights
     tokens, boundaries, size = 256, 12, 4
@@ -212,9 +205,9 @@ def test_bfloat16_products_move_the_loss_far_less_than_another_seed_does(
         _, result = trained(job(text, recipe=Recipe(9e-3, tokens=4096, batch_tokens=256, seed=seed)))
         return result.values["bits_per_byte"]
 
-    monkeypatch.setattr(_cpu, "has_amx", lambda: False)
+    monkeypatch.setattr(cpu_library, "has_amx", lambda: False)
     exact, other = loss(), loss(seed=1)
-    monkeypatch.setattr(_cpu, "has_amx", lambda: True)
+    monkeypatch.setattr(cpu_library, "has_amx", lambda: True)
     rounded = loss()
     # Measured: 0.0008 bits beside 0.147 between the seeds.
     assert 0 < abs(rounded - exact) < 0.25 * abs(other - exact)
@@ -225,7 +218,7 @@ def test_bfloat16_products_move_the_loss_far_less_than_another_seed_does(
 def test_a_row_says_the_precision_it_trained_in(
     amx: bool, said: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cpu, "has_amx", lambda: amx)
+    monkeypatch.setattr(cpu_library, "has_amx", lambda: amx)
     recipe = Recipe(3e-3, tokens=256, batch_tokens=256)
     assert trained(job(text, recipe=recipe))[1].provenance["precision"] == said
 
@@ -245,7 +238,7 @@ def test_every_product_of_a_training_step_is_in_the_precision_asked_for(arch: di
 
     for products in (torch.bfloat16, torch.float32):
         seen.clear()
-        with _dispatch.use_backend("cpu"), Products():
+        with dispatch.use_backend("cpu"), Products():
             train_step(model, make_optimizers(model, recipe), (tokens[0], tokens[1]), recipe, 0, 2, products=products)
         assert seen == {products}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
@@ -293,13 +286,13 @@ def test_a_training_step_asks_the_device_for_nothing(net: str, optimizer: str, m
     recipe = Recipe(1e-3, optimizer)
     optimizers, batch = make_optimizers(model, recipe), one_batch(NETS[net])
     waits = Waits()
-    with _dispatch.use_backend("reference"):
+    with dispatch.use_backend("reference"):
         train_step(model, optimizers, batch, recipe, 0, 4)  # what is made once
         with waits:
             loss = train_step(model, optimizers, batch, recipe, 1, 4)
         assert waits.seen == ["_local_scalar_dense"] and isinstance(loss, float)  # on a CPU: the loss, before backward
         waits.seen.clear()
-        monkeypatch.setattr(train, "reading_waits", lambda device: True)
+        monkeypatch.setattr(training_device, "reading_waits", lambda device: True)
         with waits:
             kept = train_step(model, optimizers, batch, recipe, 2, 4)
         assert waits.seen == [] and isinstance(kept, torch.Tensor) and not kept.requires_grad
@@ -308,7 +301,7 @@ def test_a_training_step_asks_the_device_for_nothing(net: str, optimizer: str, m
 def test_a_loss_that_stays_on_the_device_changes_no_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = job(text, micro_batches=2)
     asked = trained(made)[1]
-    monkeypatch.setattr(train, "reading_waits", lambda device: True)
+    monkeypatch.setattr(training_device, "reading_waits", lambda device: True)
     kept = trained(made)[1]
     assert kept.weights == asked.weights and kept.values == asked.values
 
@@ -318,7 +311,7 @@ def test_a_training_that_diverges_names_its_step_also_where_losses_are_read_late
 ) -> None:
     messages = []
     for waits in (False, True):
-        monkeypatch.setattr(train, "reading_waits", lambda device, waits=waits: waits)
+        monkeypatch.setattr(training_device, "reading_waits", lambda device, waits=waits: waits)
         failure = trained(job(text, recipe=Recipe(1e6, optimizer="sgd", tokens=8192, batch_tokens=256)))[1].failure
         assert failure is not None and failure.kind == FailureKind.DIVERGED
         messages.append(failure.message)
@@ -330,13 +323,13 @@ def test_losses_on_a_device_are_read_together_and_the_first_bad_one_is_named() -
     losses = Losses(100)
     waits = Waits()
     with waits:
-        for step in range(train.READ_EVERY - 1):
+        for step in range(training_step.READ_EVERY - 1):
             losses.add(step, torch.tensor(1.0 + step))
     assert "_local_scalar_dense" not in waits.seen
-    assert losses.read() == losses.read() == train.READ_EVERY - 1
+    assert losses.read() == losses.read() == training_step.READ_EVERY - 1
     losses.add(31, torch.tensor(math.inf))
     with pytest.raises(DivergedError, match="the training loss is inf at step 31 of 100"):
-        for step in range(32, 32 + train.READ_EVERY):
+        for step in range(32, 32 + training_step.READ_EVERY):
             losses.add(step, torch.tensor(math.nan))
 
 
@@ -347,7 +340,7 @@ def test_scoring_asks_the_device_once(text: str) -> None:
     batches = list(TASKS["text"].validation(data, arch, recipe, 100))
     assert len(batches) > 3
     waits = Waits()
-    with _dispatch.use_backend("reference"):
+    with dispatch.use_backend("reference"):
         with waits:
             scored = score(model, batches, 1.0)
         assert waits.seen == []
@@ -366,8 +359,8 @@ def test_a_gpu_scores_more_samples_at_once_but_not_where_memory_ran_out(net: str
     assert scored_at_once(spent, cost, 2, cuda) == scored_at_once(spent, cost, 2, cpu) == spent.samples // 2
     samples = scored_at_once(spent, cost, 1, cuda)
     kept = samples * cost.activation_bytes * spent.units / spent.samples
-    assert samples > 8 * spent.samples and 0.5 * train.SCORED_BYTES < kept <= train.SCORED_BYTES
-    large = dataclasses.replace(cost, activation_bytes=train.SCORED_BYTES)
+    assert samples > 8 * spent.samples and 0.5 * training_model.SCORED_BYTES < kept <= training_model.SCORED_BYTES
+    large = dataclasses.replace(cost, activation_bytes=training_model.SCORED_BYTES)
     assert scored_at_once(spent, large, 1, cuda) == spent.samples
 
 

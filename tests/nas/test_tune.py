@@ -5,7 +5,7 @@ import threading
 import pytest
 from ray.tune.search import Searcher
 
-from hypernas import tune
+from hypernas.engines import tune_pool
 from hypernas.records import Job, Recipe, SpaceSpec
 
 
@@ -15,14 +15,14 @@ def job() -> Job:
 
 
 def test_with_nothing_running_a_job_is_waited_for_however_long(job: Job) -> None:
-    offers = tune._Offers(2)
-    threading.Timer(3 * tune.PATIENCE_SECONDS, offers.append, [job]).start()
+    offers = tune_pool._Offers(2)
+    threading.Timer(3 * tune_pool.PATIENCE_SECONDS, offers.append, [job]).start()
     assert offers.suggest("one") == {"job": job}
 
 
 def test_a_free_worker_waits_for_its_next_job_and_busy_ones_do_not(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "PATIENCE_SECONDS", 60.0)
-    offers = tune._Offers(2)
+    monkeypatch.setattr(tune_pool, "PATIENCE_SECONDS", 60.0)
+    offers = tune_pool._Offers(2)
     offers.append(job)
     assert offers.suggest("one") == {"job": job}
     threading.Timer(0.1, offers.append, [job]).start()
@@ -36,7 +36,7 @@ def test_a_free_worker_waits_for_its_next_job_and_busy_ones_do_not(job: Job, mon
 
 
 def test_a_job_taken_back_is_not_handed_out_and_a_closed_pool_ends_the_wait(job: Job) -> None:
-    offers = tune._Offers(2)
+    offers = tune_pool._Offers(2)
     offers.append(job)
     assert offers.remove(job) and not offers.remove(job)
     threading.Timer(0.1, offers.close).start()

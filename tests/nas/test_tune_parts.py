@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hypernas.config import StudyConfig
+from hypernas.engines.cluster import join_cluster
+from hypernas.engines.tune_pool import TUNE_ENVIRONMENT
 from hypernas.errors import StudyError, UserError
-from hypernas.executors import join_cluster
 from hypernas.records import State
 from hypernas.store import Store
-from hypernas.tune import TUNE_ENVIRONMENT
 from hypernas.tune_parts import ArchSearch, ParetoHalving, StudyCallback, build
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hypernas.kernels._dispatch import chosen, forget_chosen, use_backend
+from hypernas.kernels.dispatch import chosen, forget_chosen, use_backend
 from hypernas.search_spaces.gates import gate_loss, gates_of, start_step
 from hypernas.search_spaces.lm import LanguageModels
 

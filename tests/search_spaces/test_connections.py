@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypernas.kernels._dispatch import chosen, forget_chosen, use_backend
+from hypernas.kernels.dispatch import chosen, forget_chosen, use_backend
 from hypernas.kernels.sinkhorn import sinkhorn
 from hypernas.search_spaces.base import SpaceError
 from hypernas.search_spaces.connections import (

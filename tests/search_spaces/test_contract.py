@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypernas.kernels._dispatch import use_backend
+from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces import load_space, transformer, vision
 from hypernas.search_spaces.base import FixedTrial, SpaceError, arch_to_json
 from hypernas.search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypernas.kernels._dispatch import use_backend
 from hypernas.kernels.cosine_gate import cosine_gate
+from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces.base import SpaceError
 from hypernas.search_spaces.gates import (
     PENALTY_RAMP,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypernas.kernels._dispatch import use_backend
+from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.growth import layer_places
 from hypernas.search_spaces.lm import LanguageModels

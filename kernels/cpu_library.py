@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernas.kernels._dispatch import BackendError
+from hypernas.kernels.dispatch import BackendError
 
 # The kernels are vectorised by hand: -O3 takes twice as long to compile and gains nothing, and -ffast-math would only
 # bring its harm: a diverged run whose NaN disappears, and, at link time, crtfastmath.o, which flushes denormals in the

@@ -22,28 +22,24 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from hypernas import worker
-from hypernas.errors import UserError
-from hypernas.executors import (
+from hypernas.engines.cluster import (
     STOP_SECONDS,
     WARM_UP_SECONDS,
-    Event,
     check_code,
     check_home,
-    check_usable,
     code_hash,
     cpu_memory,
-    hide_gpus,
     join_cluster,
     lost,
     node_lives,
-    placed,
     ray_node,
-    share_of_gpu,
-    timed_out,
 )
-from hypernas.kernels._cpu import keep_freed_memory
+from hypernas.engines.devices import check_usable, hide_gpus, placed, share_of_gpu
+from hypernas.engines.protocol import Event, timed_out
+from hypernas.errors import UserError
+from hypernas.kernels.cpu_library import keep_freed_memory
 from hypernas.records import Job, Result, Seen
+from hypernas.training import worker
 
 # Read by Tune when it is imported or starts: no loggers, no change of folder (data paths may be relative), each
 # result by itself, no opinion on which metrics there must be.

@@ -1,7 +1,7 @@
 """A half-trained trial on disk: weights, optimiser, random state and position, so that a lost worker costs one rung.
 
 One file a trial, replaced at each rung, written whole or not at all. A safetensors file: tensors and text, no code. A
-trial of several seeds has a second one, of what those that ended gave (nas/worker.py).
+trial of several seeds has a second one, of what those that ended gave (nas/training/worker.py).
 Training resumed from it gives the bits of training that was never disturbed.
 """
 

@@ -1,7 +1,8 @@
 """What a trained model is asked beside its loss: its time, its memory, how its streams mix."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from itertools import accumulate
 from statistics import quantiles
 from typing import Any
@@ -9,9 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypernas import cuda_graph
+from hypernas.data.tasks import TASKS, Batch, steps_of, to_device
+from hypernas.kernels import dispatch
+from hypernas.records import Recipe
 from hypernas.search_spaces.gates import gates_of
 from hypernas.search_spaces.layers import ResidualStack
+from hypernas.training import cuda_graph
+from hypernas.training.device import compile_parts, deterministic
+from hypernas.training.model import seeded_build
+from hypernas.training.step import make_optimizers, train_step
 
 
 @torch.no_grad()
@@ -119,3 +126,58 @@ def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return sum(storages.values()) + max(accumulate((event.nbytes() for event in events), initial=0))
+
+
+def measure(
+    names: Collection[str],
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    batch: Batch,
+    recipe: Recipe,
+    steps: int,
+    micro_batches: int = 1,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The measured objectives among `names`, and what to know about them. Trains the model one step further.
+
+    `latency_ms` is a forward pass of one sample; `peak_bytes` of a training step on `batch`: weights, gradients,
+    optimiser and activations.
+    """
+    values: dict[str, float] = {}
+    spread: dict[str, Any] = {}
+    if "latency_ms" in names:
+        values["latency_ms"], spread = latency_ms(model, batch[0][:1])
+    if "peak_bytes" in names:
+        model.train()
+        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+        held = [*model.parameters(), *model.buffers(), *(value for value in states if isinstance(value, Tensor))]
+        held += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        step = partial(train_step, model, optimizers, batch, recipe, steps - 1, steps, micro_batches)
+        values["peak_bytes"] = float(peak_bytes(step, held, batch[0].device))
+    return values, spread
+
+
+def measured_worst(
+    names: Collection[str],
+    space: Any,
+    arch: Any,
+    recipe: Recipe,
+    path: str | None,
+    *,
+    device: torch.device,
+    kernels: str,
+    compile: bool,
+) -> dict[str, float]:
+    """The measured objectives of an untrained architecture, measured as a worker on `device` would: what a study's
+    others are held against. Raises BackendError for kernels that cannot run here."""
+    if not names:
+        return {}
+    deterministic(space)
+    task = TASKS[space.task]
+    with dispatch.use_backend(kernels):
+        model = seeded_build(space, arch, recipe.seed).to(device)
+        if compile:
+            compile_parts(model)
+        batch = to_device(task.batch(task.load(path), arch, 0, 0, steps_of(task, arch, recipe).samples), device)
+        optimizers = make_optimizers(model, recipe)
+        train_step(model, optimizers, batch, recipe, 0, 2)  # the optimiser's state is there from the first step on
+        return measure(names, model, optimizers, batch, recipe, 2)[0]

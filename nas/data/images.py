@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hypernas.data import open_binary, parquet_rows, unreadable, walk
+from hypernas.data.text import open_binary, parquet_rows, unreadable, walk
 from hypernas.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")

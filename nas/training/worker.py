@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from hypernas.checkpoints import identity, seeds_path, write_whole
 from hypernas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
-from hypernas.repeats import averaged
 from hypernas.search_spaces.base import SpaceError
+from hypernas.training.checkpoints import identity, seeds_path, write_whole
+from hypernas.training.repeats import averaged
 
 Event = Notice | Progress | Report | Result
 # What a job's `evaluate` may name instead of module:function. Rows of studies hold these names: they outlive modules.
-EVALUATIONS = {"training": "hypernas.train:evaluate", "trivial": "hypernas.trivial:evaluate"}
+EVALUATIONS = {"training": "hypernas.training.evaluate:evaluate", "trivial": "hypernas.trivial:evaluate"}
 
 
 def run(job: Job) -> Generator[Event]:
@@ -40,7 +40,7 @@ def run(job: Job) -> Generator[Event]:
         yield Result(job.trial, job.token, train_seconds=time.perf_counter() - start, failure=failure)
     finally:
         if torch.cuda.is_initialized():
-            from hypernas import cuda_graph  # brings the search spaces and their kernels
+            from hypernas.training import cuda_graph  # brings the search spaces and their kernels
 
             cuda_graph.release()  # others on this GPU may need the memory before our next job does
 
@@ -50,7 +50,7 @@ def seen(gpu: bool) -> Seen:
 
     Where a cluster declares a GPU on a machine without a driver for one, it trains on the CPU, and `device` says so.
     """
-    from hypernas.train import precision
+    from hypernas.training.device import precision
 
     cpu = Seen("cpu", precision(torch.device("cpu")))
     if not gpu:

@@ -1,6 +1,6 @@
 """What training on text and training on images differ in: data, batches, and what the results are called.
 
-Everything else (the loop, the optimiser, the loss, which is cross-entropy) is the same, in `nas/train.py`.
+Everything else (the loop, the optimiser, the loss, which is cross-entropy) is the same, in `nas/training/evaluate.py`.
 """
 
 import math
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hypernas.data import Corpus, load_corpus, training_batch, validation_windows
-from hypernas.images import ImageData, augment, image_batch, load_images, normalise
+from hypernas.data.images import ImageData, augment, image_batch, load_images, normalise
+from hypernas.data.text import Corpus, load_corpus, training_batch, validation_windows
 from hypernas.records import Recipe
 
 Batch = tuple[Tensor, Tensor]  # what the model reads, and the classes it should predict

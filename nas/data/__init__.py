@@ -1,0 +1,1 @@
+"""Text and images, and what training on each means."""

@@ -1,0 +1,1 @@
+"""Trains and measures one architecture: everything that runs on a worker. It knows nothing of studies."""

@@ -1,0 +1,80 @@
+"""A model of a job: built from its seed, with the data of its study, and scored."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hypernas.data.tasks import TASKS, Batch, Steps, to_device
+from hypernas.errors import DataError
+from hypernas.search_spaces import load_space
+
+SCORED_BYTES = 1 << 30  # of activations in a batch that a GPU scores, if all were kept
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    loss: float  # in the task's own unit
+    accuracy: float
+
+
+@torch.no_grad()
+def score(model: nn.Module, batches: Iterable[Batch], nats: float) -> Score:
+    """Mean cross-entropy, in units of `nats` nats, and accuracy over all predictions.
+
+    In float32 on every device, whatever the precision of training: what is scored is what an export computes.
+    """
+    model.eval()
+    count = 0
+    device = next(model.parameters()).device
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # read once: it waits for a GPU
+    for batch in batches:
+        inputs, classes = to_device(batch, device)
+        logits, targets = model(inputs).float().flatten(0, -2), classes.flatten()
+        sums[0].add_(F.cross_entropy(logits, targets, reduction="sum"))
+        sums[1].add_((logits.argmax(-1) == targets).sum())
+        count += targets.numel()
+    total, right = sums.tolist()
+    return Score(total / nats / count, right / count)
+
+
+def scored_at_once(spent: Steps, cost: Any, micro_batches: int, device: torch.device) -> int:
+    """Samples in a batch of scoring: on a CPU as many as are trained on at once.
+
+    On a GPU, which so few leave idle, as many as SCORED_BYTES would hold if their activations were kept, which scoring
+    does not do. But where training ran out of memory as many as there.
+    """
+    trained = max(1, spent.samples // micro_batches)
+    if device.type != "cuda" or micro_batches > 1:
+        return trained
+    kept = cost.activation_bytes * spent.units // spent.samples
+    return max(trained, SCORED_BYTES // max(1, kept))
+
+
+def seeded_build(space: Any, arch: Any, seed: int) -> nn.Module:
+    """The module with the initial weights that `seed` draws; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = space.build(arch)
+    return model
+
+
+@lru_cache(maxsize=4)
+def checked_data(task: str, path: str | None, hash: str) -> Any:
+    """The task's data at `path`. Raises DataError when it is not what the study was trained on."""
+    data = TASKS[task].load(path)
+    if data.hash != hash:
+        raise DataError(
+            f"the data {data.name} on this worker has hash {data.hash[:12]}, the study's has {hash[:12]}: "
+            "use the same files (and, for the default text, the same Python version) everywhere"
+        )
+    return data
+
+
+@lru_cache(maxsize=8)
+def _space(name: str, settings: tuple[tuple[str, str], ...]) -> Any:
+    return load_space(name, dict(settings))
