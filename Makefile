@@ -53,7 +53,7 @@ lint: install tree
 
 # Also without an installation, where Python 3 has torch and pytest: it runs from this tree and names what it skips.
 gpu-check: tree
-	@PYTHONPATH=$(CURDIR)/$(TREE):$(PYTHONPATH) $(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m hypernas.gpu_check $(OUT)
+	@PYTHONPATH=$(CURDIR)/$(TREE):$(PYTHONPATH) $(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m hypernas.bench.gpu_check $(OUT)
 
 bench: install
 	$(BIN)/nas bench search --part overhead

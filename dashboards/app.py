@@ -20,7 +20,6 @@ from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from hypernas import records
-from hypernas.artifacts import find_weights
 from hypernas.dashboards import figures, frames, pages
 from hypernas.dashboards.live import LiveStudy, Watch, scale_of
 from hypernas.dashboards.picture import architecture_figure, connection_names, gate_names
@@ -28,6 +27,7 @@ from hypernas.dashboards.texts import label, number, short
 from hypernas.errors import StudyError, UserError
 from hypernas.pareto import LOGARITHMIC
 from hypernas.store import Store
+from hypernas.store.weights import find_weights
 
 TICK = 2_000  # milliseconds
 ALL_CURVES = 100  # trials whose curves a live page draws
@@ -515,7 +515,7 @@ def _is_kept(store: Store, study: LiveStudy, number: int) -> bool:
 
 def export_zip(store: Store, study: str, trial: int) -> bytes:
     """`nas export` of a trial as a zip archive. Raises UserError."""
-    from hypernas.export import export_trial  # brings torch: only taking a model home needs it
+    from hypernas.export.write import export_trial  # brings torch: only taking a model home needs it
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / f"trial-{trial}"

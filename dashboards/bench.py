@@ -18,13 +18,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from hypernas.bench_store import peak_memory
+from hypernas.bench.store import peak_memory
 from hypernas.dashboards import pages
 from hypernas.dashboards.app import make_app_server
 from hypernas.dashboards.screenshots import launch_browser
 from hypernas.errors import UserError
-from hypernas.records import Recipe, Report, Result, SpaceSpec, StudyRow
-from hypernas.store import Proposal, Store
+from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, StudyRow
+from hypernas.store import Store
 
 REPORTS = 10  # a trial
 TICKS = 5

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from hypernas import pareto
-from hypernas.progress import describe_arch
 from hypernas.records import Report, State, Trial
+from hypernas.show.words import describe_arch
 from hypernas.training.repeats import BY_SEED
 
 LOSSES = ("bits_per_byte", "loss")

@@ -69,7 +69,7 @@ class LiveStudy:
 
     def utilisation(self) -> float | None:
         """The share of the workers' time spent training and evaluating, as `nas status` has it."""
-        from hypernas.summary import utilisation  # brings torch
+        from hypernas.show.status import utilisation  # brings torch
 
         return utilisation(list(self._trials.values()))
 

@@ -367,7 +367,7 @@ def scale_said(scale: Mapping[str, Any] | None, study: str) -> Any:
     """The analysis in words, or the command that makes one."""
     if scale is None:
         return html.P(["Nothing yet. ", html.Code(f"nas scale --study {quote(plain(study))}"), " trains a ladder."])
-    from hypernas.scale import describe  # brings torch
+    from hypernas.scaling.analysis import describe  # brings torch
 
     return html.Pre(plain("\n".join(describe(scale)), 20_000))
 

@@ -19,8 +19,8 @@ from hypernas.dashboards.live import scale_of
 from hypernas.dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain
 from hypernas.errors import UserError
 from hypernas.records import StudyRow
+from hypernas.show.status import verdict
 from hypernas.store import Store
-from hypernas.summary import verdict
 from hypernas.training.repeats import deviations
 
 DRAW = """
@@ -159,7 +159,7 @@ def _scale_said(scale: Mapping[str, Any] | None) -> str:
     """Laws, gains with their intervals and interactions in numbers."""
     if scale is None:
         return ""
-    from hypernas.scale import describe  # brings torch
+    from hypernas.scaling.analysis import describe  # brings torch
 
     return f'<pre tabindex="0">{escape(plain(chr(10).join(describe(scale)), 20_000))}</pre>\n'
 

@@ -17,6 +17,6 @@ def load(folder: "str | Path") -> "nn.Module":
 
     No code of the folder runs. Raises hypernas.errors.UserError for a folder that is damaged, incomplete or newer.
     """
-    from hypernas.exported import load as load_export  # brings torch
+    from hypernas.export.read import load as load_export  # brings torch
 
     return load_export(folder)

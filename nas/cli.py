@@ -187,7 +187,7 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     nas search --study mine --set data.path=book.txt --set depth=4..8 --trials 100
     nas search --study first --resume --trials 200
     """
-    from hypernas.config import read_toml
+    from hypernas.config.study_config import read_toml
 
     given = read_toml(config) if config else {}
     given |= given_flags(flags)
@@ -213,8 +213,8 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
 @json_option
 def status(study: str, store: str, as_json: bool) -> None:
     """How far a study is: states, rate, workers, utilisation, failures by cause."""
+    from hypernas.show.status import status_of
     from hypernas.store import Store
-    from hypernas.summary import status_of
 
     with Store(store) as opened:
         data = status_of(opened, opened.study(study))
@@ -247,9 +247,10 @@ def _shown(value: float | None, form: str) -> str:
 @click.option("--format", "form", type=click.Choice(["table", "csv"]), default="table", show_default=True)
 def front(study: str, store: str, as_json: bool, form: str) -> None:
     """The Pareto front, best loss first."""
-    from hypernas.progress import front_table, print_table
+    from hypernas.show.json_shapes import front_rows
+    from hypernas.show.status import variants_said, verdict
+    from hypernas.show.tables import front_table, print_table
     from hypernas.store import Store
-    from hypernas.summary import front_rows, variants_said, verdict
 
     with Store(store) as opened:
         row = opened.study(study)
@@ -259,7 +260,7 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
     if as_json:
         _print_json(rows)
     elif form == "csv":
-        from hypernas.summary import as_csv
+        from hypernas.show.json_shapes import as_csv
 
         click.echo(as_csv(rows), nl=False)
     else:
@@ -275,10 +276,10 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
 @json_option
 def show(study: str, store: str, trial: int, as_json: bool) -> None:
     """One trial: architecture, parameters and FLOPs by part, curve, timings, provenance."""
-    from hypernas.progress import print_table
     from hypernas.search_spaces import load_space
+    from hypernas.show.json_shapes import cost_json, show_json
+    from hypernas.show.tables import cost_table, print_table
     from hypernas.store import Store
-    from hypernas.summary import cost_json, cost_table, show_json
 
     with Store(store) as opened:
         row = opened.study(study)
@@ -318,9 +319,9 @@ def describe(space: str, settings: dict[str, str], as_json: bool, keys: bool) ->
 
     Unset keys are as in the baseline: nas describe --set depth=12 --set streams.n=4
     """
-    from hypernas.progress import print_table
     from hypernas.search_spaces import load_space
-    from hypernas.summary import cost_json, cost_table, keys_table
+    from hypernas.show.json_shapes import cost_json
+    from hypernas.show.tables import cost_table, keys_table, print_table
 
     loaded = load_space(space)
     if keys and as_json:
@@ -383,7 +384,7 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
     nas export --study first --pick knee --out winner
     nas export --study first --trial 7 --out seven
     """
-    from hypernas.export import export_trial
+    from hypernas.export.write import export_trial
     from hypernas.store import Store
 
     with Store(store) as opened:
@@ -416,7 +417,7 @@ def train(
     \b
     nas train --study first --trial 7 --tokens 100000000 --out seven-long
     """
-    from hypernas.continue_training import train as run_training
+    from hypernas.export.retrain import train as run_training
     from hypernas.store import Store
 
     with Store(store) as opened:
@@ -444,7 +445,7 @@ def train(
 def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
     """Continue a text with an exported language model."""
     from hypernas.engines.devices import asked_device
-    from hypernas.exported import generate as continued
+    from hypernas.export.read import generate as continued
 
     device = asked_device(gpus)
     click.echo(continued(folder, prompt, count=count, temperature=temperature, seed=seed, device=device))
@@ -458,7 +459,7 @@ def generate(folder: str, prompt: str, count: int, temperature: float, seed: int
 def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
     """Loss and accuracy of an exported model on the validation part of some data."""
     from hypernas.engines.devices import asked_device
-    from hypernas.exported import evaluate as scored
+    from hypernas.export.read import evaluate as scored
 
     found = scored(folder, data, asked_device(gpus))
     if as_json:
@@ -521,8 +522,8 @@ def decompose(
     nas decompose winner --out winner-blocks
     nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
     """
-    from hypernas.decompose import decompose as take_apart
-    from hypernas.decompose import read_evidence
+    from hypernas.decompose.command import decompose as take_apart
+    from hypernas.decompose.report import read_evidence
     from hypernas.engines.devices import asked_device
 
     if figure is not None:
@@ -603,8 +604,9 @@ def scale(
     nas scale --study first --trials 14
     nas scale --study first --trials 14 --ablate --ladder 20k..320k
     """
-    from hypernas.launch import launch_scale
-    from hypernas.scale import Ladder, describe, parse_sizes
+    from hypernas.scaling.analysis import describe
+    from hypernas.scaling.ladder import Ladder, parse_sizes
+    from hypernas.scaling.launch import launch_scale
 
     try:
         ratios = tuple(float(part) for part in tokens_per_parameter.split(","))
@@ -720,8 +722,8 @@ def study_delete(name: str, store: str, yes: bool) -> None:
 @store_option
 def study_replay(name: str, store: str) -> None:
     """Draw every proposal of a study again, from what was told when, and compare."""
-    from hypernas.replay import replayed
     from hypernas.store import Store
+    from hypernas.study.replay import replayed
 
     with Store(store) as opened:
         found = list(replayed(opened, opened.study(name)))
@@ -743,8 +745,9 @@ def study_export(name: str, store: str, to: str) -> None:
     nas study export first --to optuna.db
     optuna-dashboard sqlite:///optuna.db
     """
-    from hypernas.config import make_plan, resumed
-    from hypernas.optuna_rdb import export_study
+    from hypernas.config.plan import make_plan
+    from hypernas.config.study_config import resumed
+    from hypernas.integrations.optuna_db import export_study
     from hypernas.store import Store
 
     with Store(store) as opened:
@@ -762,7 +765,7 @@ def study_export(name: str, store: str, to: str) -> None:
 @click.option("--from", "source", required=True, metavar="URL", help="Optuna's database: a SQLite file or a URL.")
 def study_import(name: str | None, store: str, source: str) -> None:
     """Read a study from Optuna's database: one that was exported goes on, one of Optuna's own can be looked at."""
-    from hypernas.optuna_rdb import import_study
+    from hypernas.integrations.optuna_db import import_study
     from hypernas.store import Store
 
     with Store(store, create=True) as opened:
@@ -804,18 +807,17 @@ def bench_search(
     and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock. inheritance: what
     children gain that start from their parents' weights, in ten minutes.
     """
-    from hypernas.progress import print_table
-    from hypernas.summary import bench_table
+    from hypernas.show.tables import bench_table, print_table
 
     if record:
-        from hypernas.table import record as record_table
+        from hypernas.bench.table import record as record_table
 
         sys.exit(record_table(store, Path(out), given_flags(flags)))
     if given := given_flags(flags):
         names = ", ".join("--" + name.replace("_", "-") for name in given)
         raise UserError(f"{names}: a flag of --record alone; the other parts measure workers of their own")
     if part == "quality":
-        from hypernas.bench_quality import compare
+        from hypernas.bench.quality import compare
 
         data, curves = compare(seeds)
         if figure:
@@ -824,11 +826,11 @@ def bench_search(
 
             write_figure(drawn(curves), figure)
     elif part == "inheritance":
-        from hypernas.bench_inheritance import measure
+        from hypernas.bench.inheritance import measure
 
         data = measure()
     else:
-        from hypernas.bench_search import growth, overhead
+        from hypernas.bench.search import growth, overhead
 
         data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
     if as_json:
@@ -843,9 +845,8 @@ def bench_search(
 @json_option
 def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
     """Statements a trial takes, four drivers on one PostgreSQL beside Optuna's storage, and opening a large study."""
-    from hypernas.bench_store import measure
-    from hypernas.progress import print_table
-    from hypernas.summary import bench_table
+    from hypernas.bench.store import measure
+    from hypernas.show.tables import bench_table, print_table
 
     data = measure(store, seconds)
     if as_json:
@@ -872,9 +873,8 @@ def bench_kernels(
 
     On a GPU by replaying CUDA graphs over data that does not fit its cache.
     """
-    from hypernas.bench_kernels import run_all
-    from hypernas.progress import print_table
-    from hypernas.summary import bench_table
+    from hypernas.bench.kernels import run_all
+    from hypernas.show.tables import bench_table, print_table
 
     try:
         data = run_all(op, n, channels, tokens, dtype, backend, device)
@@ -895,10 +895,9 @@ def bench_train(device: str, as_json: bool) -> None:
     There also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
     On a GPU: single launches, CUDA graphs and compiled parts, at two sizes, with the share of the device that is used.
     """
-    from hypernas.bench_kernels import device_of
-    from hypernas.bench_train import run, run_on
-    from hypernas.progress import print_table
-    from hypernas.summary import bench_table
+    from hypernas.bench.kernels import device_of
+    from hypernas.bench.train import run, run_on
+    from hypernas.show.tables import bench_table, print_table
 
     try:
         where = device_of(device)

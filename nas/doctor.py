@@ -173,9 +173,9 @@ def _ray(address: str | None) -> str:
 
 def _step(name: str, *, largest: bool) -> str:
     """Trains one step of the space's smallest or largest architecture."""
-    from hypernas.config import StudyConfig
+    from hypernas.config.study_config import StudyConfig
     from hypernas.records import Job, Result
-    from hypernas.study import prepare
+    from hypernas.study.search import prepare
     from hypernas.training.worker import run
 
     prepared = prepare(StudyConfig(space=name))

@@ -9,19 +9,19 @@ from typing import Any
 
 import click
 
-from hypernas.config import StudyConfig, own_code, resumed
+from hypernas.config.study_config import StudyConfig, own_code, resumed
 from hypernas.data.tasks import TASKS
-from hypernas.driver import Outcome, run
 from hypernas.engines.devices import on_what
-from hypernas.errors import StoreError, StudyError, UserError
-from hypernas.progress import front_table, make_view, print_table
-from hypernas.scale import Ladder, ablation, analyse, climb, contenders, keep, measure_baseline
-from hypernas.search_spaces import load_space
+from hypernas.errors import StoreError, StudyError
+from hypernas.integrations.warm_start import warm_start
+from hypernas.scaling.baseline import measure_baseline
+from hypernas.show.status import status_of, verdict
+from hypernas.show.tables import front_table, print_table
+from hypernas.show.views import make_view
 from hypernas.store import Store
-from hypernas.study import Search, check_resumed, executor_of, open_search, prepare, ran_on
-from hypernas.summary import status_of, verdict
+from hypernas.study.driver import Outcome, run
+from hypernas.study.search import Search, check_resumed, executor_of, open_search, prepare, ran_on
 from hypernas.training.checkpoints import open_folder
-from hypernas.warm_start import warm_start
 
 
 def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
@@ -72,39 +72,6 @@ def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
                 other_device=config.other_device,
             )
         return _conclude(store, search, outcome)
-
-
-def launch_scale(
-    given: Mapping[str, Any], trials: str, baseline: str, ladder: Ladder, ablate: bool = False
-) -> dict[str, Any]:
-    """Trains a ladder for trials of the study `given` names, as the study NAME-scale of the same store, and keeps and
-    returns what it came to. Raises UserError and SpaceError for bad input, before Ray starts."""
-    config = StudyConfig(**given)
-    with Store(config.store) as store:
-        searched = store.study(config.study)
-        climbers = contenders(store, searched, trials, baseline)
-        if ablate:
-            if len(climbers) != 2:
-                raise UserError(f"--ablate takes one trial apart, and there are {len(climbers) - 1}: give --trials N")
-            climbers = ablation(load_space(searched.space.name), *climbers)
-        path = searched.settings["data_path"]
-        ladder_study = f"{config.study}-scale"
-        config = replace(
-            StudyConfig(**ran_on(store, ladder_study) | dict(given)),
-            study=ladder_study,
-            space=searched.space.name,
-            settings={"data.path": path} if path else {},
-            kernels=searched.settings["kernels"],
-            seed=searched.settings["seed"],
-            halving=False,
-        )
-        with closing(executor_of(config)) as executor:
-            check_resumed(store, config, executor)
-            click.echo(on_what(executor), err=True)
-            climbed = climb(store, executor, config, climbers, ladder, lambda text: click.echo(text, err=True))
-        data = analyse(climbed, climbers, seed=config.seed)
-        keep(store, searched, config.study, data)
-    return data
 
 
 def _conclude(store: Store, search: Search, outcome: Outcome) -> int:

@@ -229,3 +229,44 @@ class StudyRow:
         """Of trials that `nas decompose` took apart, by number: models that run as blocks, each with its objectives."""
         found: Mapping[str, Sequence[Mapping[str, float]]] = self.settings.get("variants", {})
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A trial before it has a number: what the sampler chose and how it will be trained."""
+
+    params: Mapping[str, Any]
+    arch: Mapping[str, Any]
+    arch_hash: str
+    config_hash: str  # names architecture, recipe and seed: never trained twice in a study
+    recipe: Recipe
+    origin: str
+    sampler_attrs: Mapping[str, Any]
+
+    def running(self, number: int, seq: int, driver: int | None, at: datetime) -> Trial:
+        """The trial it becomes at the moment a worker takes it."""
+        return Trial(
+            number=number,
+            state=State.RUNNING,
+            params=self.params,
+            arch=self.arch,
+            arch_hash=self.arch_hash,
+            recipe=self.recipe,
+            origin=self.origin,
+            sampler_attrs=self.sampler_attrs,
+            token=1,
+            attempts=1,
+            values={},
+            parameters=None,
+            driver=driver,
+            worker=None,
+            created=at,
+            started=at,
+            finished=None,
+            train_seconds=None,
+            evaluate_seconds=None,
+            provenance={},
+            diagnostics={},
+            failure=None,
+            seq=seq,
+        )

@@ -18,20 +18,19 @@ from torch import nn
 from hypernas.search_spaces import layers
 from hypernas.search_spaces.base import Choices, Key, SpaceError, arch_from, arch_to_json
 from hypernas.search_spaces.blocks import BLOCK_NETS
-from hypernas.search_spaces.connections import (
+from hypernas.search_spaces.connections import Connection, PostNormResidual
+from hypernas.search_spaces.gates import GATES, gate_cost, gated_layers
+from hypernas.search_spaces.grid import Flat, Joint, Options, Solve, Values
+from hypernas.search_spaces.layers import FREE, LayerCost
+from hypernas.search_spaces.streams import (
     MIXINGS,
     STREAMS,
-    Connection,
-    PostNormResidual,
     canonical_streams,
     check_streams,
     connection_cost,
     factorisations,
     make_connection,
 )
-from hypernas.search_spaces.gates import GATES, gate_cost, gated_layers
-from hypernas.search_spaces.grid import Flat, Joint, Options, Solve, Values
-from hypernas.search_spaces.layers import FREE, LayerCost
 
 
 @dataclass(frozen=True, slots=True)

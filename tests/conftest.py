@@ -46,8 +46,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
     """A throw-away PostgreSQL; yields its URL. Skips where no server is installed."""
+    from hypernas.bench.postgres import throw_away_postgres
     from hypernas.errors import UserError
-    from hypernas.postgres import throw_away_postgres
 
     try:
         with throw_away_postgres() as server:

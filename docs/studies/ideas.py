@@ -26,17 +26,17 @@ import torch
 from safetensors.torch import load
 
 from hypernas.cli import cluster_options, given_flags
-from hypernas.config import StudyConfig
+from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
 from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
-from hypernas.export import trained_weights
+from hypernas.export.write import trained_weights
 from hypernas.records import State, Trial
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.gates import gates_of
 from hypernas.store import Store
-from hypernas.study import executor_of, ran_on
-from hypernas.sweep import sweep
+from hypernas.study.search import executor_of, ran_on
+from hypernas.study.sweep import sweep
 from hypernas.training.device import deterministic
 
 RATES = (3e-3, 6e-3, 1.2e-2)

@@ -22,16 +22,18 @@ from typing import Any
 import click
 
 from hypernas.cli import cluster_options, given_flags
-from hypernas.config import StudyConfig
+from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
 from hypernas.errors import UserError
 from hypernas.launch import launch
 from hypernas.records import State
-from hypernas.scale import TOGETHER, Contender, Ladder, analyse, climb, describe
+from hypernas.scaling.analysis import analyse, describe
+from hypernas.scaling.contenders import TOGETHER, Contender
+from hypernas.scaling.ladder import Ladder, climb
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.store import Store
-from hypernas.study import executor_of, ran_on
+from hypernas.study.search import executor_of, ran_on
 
 LADDER = Ladder(sizes=(20_000, 35_000, 60_000, 105_000, 180_000), rates=(1e-3, 3e-3, 9e-3))
 TEXT = {"context": "128", "head_dim": "8"}

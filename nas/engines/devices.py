@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from hypernas.config import check_gpus
+from hypernas.config.study_config import check_gpus
 from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
 from hypernas.records import Job, Seen

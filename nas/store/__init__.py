@@ -1,5 +1,5 @@
 """The study store: the truth about studies, in SQLite (one file, WAL mode) or PostgreSQL."""
 
-from hypernas.store.queries import Proposal, Store
+from hypernas.store.store import Store
 
-__all__ = ["Proposal", "Store"]
+__all__ = ["Store"]

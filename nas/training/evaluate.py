@@ -20,7 +20,7 @@ from hypernas.training.checkpoints import CheckpointError, Position, load_checkp
 from hypernas.training.device import compile_parts, deterministic, mixed_precision, provenance, worker_device
 from hypernas.training.inherit import described, inherit
 from hypernas.training.measure import latency_ms, measure, stream_diagnostics
-from hypernas.training.model import _space, checked_data, score, scored_at_once, seeded_build
+from hypernas.training.model import cached_space, checked_data, score, scored_at_once, seeded_build
 from hypernas.training.step import BACKWARD, DivergedError, Losses, make_optimizers, train_step
 
 PROGRESS_SECONDS = 0.5
@@ -33,7 +33,7 @@ def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
     architecture cannot be built, DivergedError when the loss is not finite, BackendError when kernels were asked for
     that cannot run here.
     """
-    space = _space(job.space.name, tuple(sorted(job.space.settings.items())))
+    space = cached_space(job.space.name, tuple(sorted(job.space.settings.items())))
     deterministic(space)
     device = worker_device(job.device)
     dispatch.forget_chosen()

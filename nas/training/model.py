@@ -76,5 +76,5 @@ def checked_data(task: str, path: str | None, hash: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _space(name: str, settings: tuple[tuple[str, str], ...]) -> Any:
+def cached_space(name: str, settings: tuple[tuple[str, str], ...]) -> Any:
     return load_space(name, dict(settings))

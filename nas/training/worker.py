@@ -20,7 +20,7 @@ from hypernas.training.repeats import averaged
 
 Event = Notice | Progress | Report | Result
 # What a job's `evaluate` may name instead of module:function. Rows of studies hold these names: they outlive modules.
-EVALUATIONS = {"training": "hypernas.training.evaluate:evaluate", "trivial": "hypernas.trivial:evaluate"}
+EVALUATIONS = {"training": "hypernas.training.evaluate:evaluate", "trivial": "hypernas.bench.trivial:evaluate"}
 
 
 def run(job: Job) -> Generator[Event]:

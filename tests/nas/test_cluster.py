@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from hypernas.cli import main
-from hypernas.config import StudyConfig
-from hypernas.driver import retrain, run
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.cluster import set_environment
 from hypernas.engines.make import make_executor
 from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
-from hypernas.progress import Silent
 from hypernas.records import Job, Recipe, Report, Result, Seen, SpaceSpec, State, StudyRow, Trial
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.study import make_job, open_search, prepare
+from hypernas.study.driver import retrain, run
+from hypernas.study.search import make_job, open_search, prepare
 
 MEMORY = 80 << 20  # of a node's object store
 TINY = {"depth": "1..2", "d_model": "16,32", "head_dim": "8", "context": "32", "train.batch_tokens": "256"}
@@ -235,7 +235,7 @@ def test_a_table_is_recorded_on_gpus_too(
 ) -> None:
     few = {"depth": "1", "d_model": "16", "streams.n": "1", "gates.placement": "none", "attention.ratio": "1"}
     few |= {"ffn.ratio": "2.0", "optim.lr": "0.001,0.003,0.009", "context": "32", "data.path": text, "head_dim": "8"}
-    monkeypatch.setattr("hypernas.table.GRID", few | {"train.tokens": "1024", "train.batch_tokens": "256"})
+    monkeypatch.setattr("hypernas.bench.table.GRID", few | {"train.tokens": "1024", "train.batch_tokens": "256"})
     where, _ = declared
     record = ["bench", "search", "--record", "--out", str(tmp_path / "table.json"), *where]
     for flags, said in (([], TOLD), (["--gpus-per-trial", "0"], CPUS)):

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from hypernas.cli import main
-from hypernas.config import StudyConfig
-from hypernas.driver import run
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
-from hypernas.progress import Silent
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.study import open_search, prepare
+from hypernas.study.driver import run
+from hypernas.study.search import open_search, prepare
 from hypernas.training.device import product_dtype
 
 ROOT = Path(__file__).parents[2]

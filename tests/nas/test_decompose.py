@@ -11,26 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypernas import blocks
 from hypernas.cli import main
 from hypernas.dashboards.blocks import corners, permuted
 from hypernas.data.tasks import TASKS
-from hypernas.decompose import (
-    Setting,
-    anneal,
-    compare,
-    edges_of,
-    equally_many,
-    flops,
-    in_blocks,
-    mask_of,
-    nets_of,
-    read_evidence,
-    strongest,
-    train,
-    trained,
-)
-from hypernas.exported import CARD, digest, listed, load
+from hypernas.decompose import evidence as blocks
+from hypernas.decompose.controls import train, trained
+from hypernas.decompose.curve import anneal, compare
+from hypernas.decompose.nets import edges_of, equally_many, flops, in_blocks, mask_of, nets_of, strongest
+from hypernas.decompose.report import read_evidence
+from hypernas.decompose.setting import Setting
+from hypernas.export.read import CARD, digest, listed, load
 from hypernas.records import Recipe
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.store import Store

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hypernas.config import check_gpus
+from hypernas.config.study_config import check_gpus
 from hypernas.data.tasks import TASKS
 from hypernas.engines.cluster import _shared_out
 from hypernas.engines.devices import asked_device, on_what, placed

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from hypernas import driver as loop
-from hypernas import optuna_io
-from hypernas.config import StudyConfig
-from hypernas.driver import Outcome, run
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.engines.protocol import Event, Lost
-from hypernas.progress import Silent
 from hypernas.records import Failure, FailureKind, Job, Report, Result, State
-from hypernas.store import Store, queries
-from hypernas.study import Search, open_search, prepare
+from hypernas.show.views import Silent
+from hypernas.store import Store
+from hypernas.store import store as store_module
+from hypernas.strategy import optuna_study
+from hypernas.study import driver as loop
+from hypernas.study.driver import Outcome, run
+from hypernas.study.search import Search, open_search, prepare
 from hypernas.training.checkpoints import checkpoint_path, kept, open_folder
 
 TRIVIAL = "trivial"
@@ -66,7 +67,7 @@ def test_a_trial_that_kills_its_worker_is_set_aside_after_three_and_the_search_g
     assert run(search, engine, Silent()).finished == 6
     trial = store.trial(search.row, 1)
     assert trial.state == State.FAILED and trial.failure and trial.failure.kind == FailureKind.WORKER_LOST
-    assert sum(job.trial == 1 for job in engine.jobs) == queries.MAX_LOST
+    assert sum(job.trial == 1 for job in engine.jobs) == store_module.MAX_LOST
 
 
 def test_running_out_of_memory_is_met_with_smaller_parts_of_the_batch(store: Store) -> None:
@@ -101,13 +102,13 @@ def test_the_sampler_hears_of_failures_that_are_the_architectures_own(
     kind: FailureKind, taught: bool, store: Store
 ) -> None:
     search = opened(store, trials=4)
-    told: list[optuna_io.Outcome | None] = []
+    told: list[optuna_study.Outcome | None] = []
     proposer = search.proposals._proposer
     tell = proposer.tell
     proposer.tell = lambda handle, outcome: (told.append(outcome), tell(handle, outcome))[1]  # type: ignore[method-assign]
     run(search, Disturbed(lambda job: failed(job, kind) if job.trial == 3 else None), Silent())
     reference = tuple(search.row.reference[name] for name in search.row.objectives)
-    assert told == [optuna_io.Outcome(reference, unfinished=optuna_io.FAILED) if taught else None]
+    assert told == [optuna_study.Outcome(reference, unfinished=optuna_study.FAILED) if taught else None]
 
 
 def test_a_driver_that_falls_silent_elsewhere_loses_its_trials_to_a_running_one(
@@ -122,7 +123,7 @@ def test_a_driver_that_falls_silent_elsewhere_loses_its_trials_to_a_running_one(
     theirs = search.lease(other)
     assert theirs and socket.gethostname is here
     assert store.reclaim(search.row) == []  # its heart beat a moment ago
-    monkeypatch.setattr(queries, "HEARTBEAT_LAPSE", timedelta(seconds=1))
+    monkeypatch.setattr(store_module, "HEARTBEAT_LAPSE", timedelta(seconds=1))
     outcome = run(search, Inline(), Silent())  # takes the other four, then waits for the fifth
     assert outcome.finished == 5
     trial = store.trial(search.row, theirs.number)

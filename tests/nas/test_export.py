@@ -15,19 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hypernas.cli import main
-from hypernas.config import StudyConfig
+from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import EVALUATION_TOKENS, evaluation_size
 from hypernas.data.text import load_corpus, validation_windows
-from hypernas.driver import run
 from hypernas.engines.inline import Inline
-from hypernas.export import knee
-from hypernas.formats import check
+from hypernas.export.formats import check
+from hypernas.export.source import SourceError, write_source
+from hypernas.export.write import knee
 from hypernas.kernels.dispatch import use_backend
-from hypernas.progress import Silent
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.source import SourceError, write_source
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.study import open_search, prepare
+from hypernas.study.driver import run
+from hypernas.study.search import open_search, prepare
 
 # Without the project, and with nothing else beside torch, what torch needs, and safetensors.
 BARE = """

@@ -9,8 +9,8 @@ import torch
 
 import hypernas as nas
 from hypernas.errors import UserError
-from hypernas.export import write_checked
-from hypernas.exported import listed, read_config
+from hypernas.export.read import listed, read_config
+from hypernas.export.write import write_checked
 from hypernas.records import Recipe, SpaceSpec, State, StudyRow, Trial
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json

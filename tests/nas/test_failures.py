@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from hypernas import pareto
-from hypernas.config import StudyConfig
-from hypernas.driver import run
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.ray_pool import RayPool
-from hypernas.progress import Silent
 from hypernas.records import FailureKind, State
+from hypernas.show.status import status_of
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.study import open_search, prepare
-from hypernas.summary import status_of
+from hypernas.study.driver import run
+from hypernas.study.search import open_search, prepare
 
 FAULTY = f"{Path(__file__).parent / 'faulty_space.py'}:Space"
 WANTED = {

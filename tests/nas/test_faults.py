@@ -24,14 +24,14 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from hypernas import pareto
-from hypernas.driver import retrain
+from hypernas.bench.postgres import Postgres, throw_away_postgres
 from hypernas.errors import UserError
-from hypernas.postgres import Postgres, throw_away_postgres
-from hypernas.progress import Silent
 from hypernas.records import State
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.store.queries import MAX_LOST
-from hypernas.study import make_job
+from hypernas.store.store import MAX_LOST
+from hypernas.study.driver import retrain
+from hypernas.study.search import make_job
 
 ASKED = 12  # 3 depths x 2 widths x 2 learning rates
 SPACE = {

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hypernas.errors import UserError
-from hypernas.export import wanted_formats
-from hypernas.formats import RUNS, check, check_inputs, export_program, masked, sizes_of, write_onnx
+from hypernas.export.formats import RUNS, check, check_inputs, export_program, masked, sizes_of, write_onnx
+from hypernas.export.source import write_source
+from hypernas.export.write import wanted_formats
 from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces import load_space
-from hypernas.source import write_source
 
 FOOTER = """
 from pathlib import Path

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hypernas import gpu_check
-from hypernas.gpu_check import COMPARISONS, STEPS, Done, Step, check, summary
+from hypernas.bench import gpu_check
+from hypernas.bench.gpu_check import COMPARISONS, STEPS, Done, Step, check, summary
 
 # What a GPU machine without an installation of ours may lack.
 BLOCKED = ("ray", "optuna", "sqlalchemy", "alembic", "psycopg", "moocore", "click", "rich", "plotly", "dash", "kaleido")
@@ -38,7 +38,7 @@ def test_every_step_runs_in_its_dry_form_and_without_database_or_cluster(tmp_pat
     blocker.mkdir()
     (blocker / "sitecustomize.py").write_text(HIDES.replace("BLOCKED", repr(BLOCKED)))
     done = subprocess.run(
-        [sys.executable, "-m", "hypernas.gpu_check", str(tmp_path / "out")],
+        [sys.executable, "-m", "hypernas.bench.gpu_check", str(tmp_path / "out")],
         cwd=gpu_check.ROOT,
         # pytest looks for its plugins by itself, and dash's needs plotly.
         env=os.environ | {"PYTHONPATH": str(blocker), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-p no:dash"},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypernas.halving import BIN, ENOUGH, EXEMPT, KEEP, exempt, goes_on, rank_correlation, stops_early
+from hypernas.strategy.halving import BIN, ENOUGH, EXEMPT, KEEP, exempt, goes_on, rank_correlation, stops_early
 
 # Few different values, so that ties and equal points are common.
 coordinates = st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.8, 1.3])

@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 
-from hypernas.artifacts import WEIGHTS, find_weights
 from hypernas.cli import main
-from hypernas.config import StudyConfig
-from hypernas.driver import retrain, run
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.engines.ray_pool import RayPool
 from hypernas.errors import UserError
-from hypernas.progress import Silent
+from hypernas.integrations.ray_tune import ArchSearch
 from hypernas.records import Job, Progress, Report, State, Trial
-from hypernas.replay import replayed
 from hypernas.search_spaces import load_space
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.study import make_job, open_search, prepare
+from hypernas.store.weights import WEIGHTS, find_weights
+from hypernas.study.driver import retrain, run
+from hypernas.study.replay import replayed
+from hypernas.study.search import make_job, open_search, prepare
 from hypernas.training.checkpoints import checkpoint_path, identity
 from hypernas.training.inherit import INHERITED, PARENT, change, obstacle
 from hypernas.training.worker import run as run_job
-from hypernas.tune_parts import ArchSearch
 
 TINY = {"depth": "1..2", "d_model": "16,24", "head_dim": "8", "context": "16", "train.tokens": "1024"}
 TINY |= {"train.batch_tokens": "128", "attention.ratio": "1", "ffn.ratio": "2", "streams.n": "1", "gates.rate": "0.5"}

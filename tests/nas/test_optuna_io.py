@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 
 from hypernas import pareto
-from hypernas.config import SAMPLERS, StudyConfig, make_plan
-from hypernas.driver import run
+from hypernas.config.keys import SAMPLERS
+from hypernas.config.plan import make_plan
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
-from hypernas.optuna_io import LATEST, Outcome, Proposer
-from hypernas.progress import Silent
-from hypernas.samplers import PARENT, population_size
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.study import open_search, prepare
+from hypernas.strategy.optuna_study import LATEST, Outcome, Proposer
+from hypernas.strategy.samplers import PARENT, population_size
+from hypernas.study.driver import run
+from hypernas.study.search import open_search, prepare
 
 TRIVIAL = "trivial"
 

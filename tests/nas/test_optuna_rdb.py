@@ -9,15 +9,16 @@ from optuna.trial import TrialState
 from sqlalchemy import create_engine, inspect
 
 from hypernas.cli import main
-from hypernas.config import StudyConfig, make_plan
-from hypernas.driver import run
+from hypernas.config.plan import make_plan
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.errors import StoreError, StudyError
-from hypernas.optuna_rdb import best_params, export_study, import_study
-from hypernas.progress import Silent
-from hypernas.records import Failure, FailureKind, Report, Result, State
-from hypernas.store import Proposal, Store
-from hypernas.study import Search, open_search, prepare
+from hypernas.integrations.optuna_db import best_params, export_study, import_study
+from hypernas.records import Failure, FailureKind, Proposal, Report, Result, State
+from hypernas.show.views import Silent
+from hypernas.store import Store
+from hypernas.study.driver import run
+from hypernas.study.search import Search, open_search, prepare
 
 CONFIG = StudyConfig(study="s", trials=12, preset="quick", settings={"max.latency_ms": "10"})
 

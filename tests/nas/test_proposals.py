@@ -11,21 +11,23 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from hypernas.bench.table import configurations
 from hypernas.cli import main
-from hypernas.config import SAMPLERS, StudyConfig, make_plan
-from hypernas.driver import run
+from hypernas.config.keys import SAMPLERS
+from hypernas.config.plan import make_plan
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.errors import UserError
-from hypernas.halving import ENOUGH, exempt
-from hypernas.progress import Silent
-from hypernas.proposals import Proposals
+from hypernas.integrations.warm_start import warm_start
 from hypernas.records import Failure, FailureKind, Job, Report, Result, State, Trial
-from hypernas.replay import replayed
 from hypernas.search_spaces.base import Uniform
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.study import Search, open_search, prepare
-from hypernas.table import configurations
-from hypernas.warm_start import warm_start
+from hypernas.strategy.halving import ENOUGH, exempt
+from hypernas.strategy.proposals import Proposals
+from hypernas.study.driver import run
+from hypernas.study.replay import replayed
+from hypernas.study.search import Search, open_search, prepare
 
 HERE = "tests.nas.test_proposals"
 

@@ -8,29 +8,19 @@ from pathlib import Path
 import pytest
 
 from hypernas.cli import main
-from hypernas.config import StudyConfig
+from hypernas.config.study_config import StudyConfig
 from hypernas.errors import StudyError, UserError
-from hypernas.launch import launch_scale
 from hypernas.records import State
-from hypernas.scale import (
-    BASELINE_SIZES,
-    TOGETHER,
-    Climbed,
-    Contender,
-    Ladder,
-    ablation,
-    analyse,
-    best_rate,
-    contenders,
-    describe,
-    extrapolated_rate,
-    parse_sizes,
-)
-from hypernas.scaling import Run
+from hypernas.scaling.analysis import analyse, describe
+from hypernas.scaling.baseline import BASELINE_SIZES
+from hypernas.scaling.contenders import TOGETHER, Contender, ablation, contenders
+from hypernas.scaling.fit import Run
+from hypernas.scaling.ladder import Climbed, Ladder, best_rate, extrapolated_rate, parse_sizes
+from hypernas.scaling.launch import launch_scale
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import SpaceError, arch_to_json
 from hypernas.store import Store
-from hypernas.study import open_search, prepare
+from hypernas.study.search import open_search, prepare
 from hypernas.yardstick import Law, Yardstick
 
 

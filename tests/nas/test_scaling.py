@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hypernas.errors import UserError
-from hypernas.scaling import (
+from hypernas.scaling.fit import (
     Fit,
     Run,
     Surface,

@@ -14,18 +14,18 @@ import pytest
 
 from hypernas import pareto
 from hypernas.cli import main
-from hypernas.config import StudyConfig
-from hypernas.driver import Outcome, retrain, run
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.engines.protocol import Executor
 from hypernas.engines.ray_pool import RayPool
 from hypernas.errors import UserError
-from hypernas.progress import Silent
 from hypernas.records import State, StudyRow, Trial
-from hypernas.replay import replayed
+from hypernas.show.status import status_of
+from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.study import make_job, open_search, prepare
-from hypernas.summary import status_of
+from hypernas.study.driver import Outcome, retrain, run
+from hypernas.study.replay import replayed
+from hypernas.study.search import make_job, open_search, prepare
 
 # A search of seconds: one narrow layer or two, on a few thousand bytes.
 TINY = {

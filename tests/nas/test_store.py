@@ -14,11 +14,11 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from hypernas import pareto
 from hypernas.errors import StoreError, StudyError, UserError
-from hypernas.optuna_rdb import best_params, import_study
-from hypernas.records import Failure, FailureKind, Recipe, Report, Result, SpaceSpec, State, StudyRow
-from hypernas.store import Proposal, Store, queries
+from hypernas.integrations.optuna_db import best_params, import_study
+from hypernas.records import Failure, FailureKind, Proposal, Recipe, Report, Result, SpaceSpec, State, StudyRow
+from hypernas.show.status import status_of
+from hypernas.store import Store
 from hypernas.store.models import SCHEMA
-from hypernas.summary import status_of
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 
@@ -142,7 +142,7 @@ def test_trials_of_a_driver_that_died_wait_again_and_those_of_a_living_one_do_no
     mine = store.start_driver(study, 1)
     assert store.lease_new(study, mine, proposal(0), 10)
     script = (
-        "import sys; from hypernas.store import Store, Proposal; from hypernas.records import Recipe\n"
+        "import sys; from hypernas.store import Store; from hypernas.records import Proposal, Recipe\n"
         "store = Store(sys.argv[1]); study = store.study('s'); driver = store.start_driver(study, 1)\n"
         "store.lease_new(study, driver, Proposal({}, {}, 'a', 'b', Recipe(1.0), 'sampler', {}), 10)"
     )
@@ -386,7 +386,7 @@ def test_a_user_who_may_only_read_can_look_at_everything(postgres: str) -> None:
 
 
 def test_a_store_that_stays_away_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr("hypernas.store.store.RETRY_SECONDS", (0.01,))
     with Store(str(tmp_path / "nas.db"), create=True) as store:
         new_study(store)
         with sqlite3.connect(tmp_path / "nas.db", isolation_level=None) as holder:

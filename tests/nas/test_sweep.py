@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from hypernas.config import StudyConfig
-from hypernas.driver import retrain
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.engines.protocol import Event, Executor
 from hypernas.engines.ray_pool import RayPool
 from hypernas.errors import StudyError, UserError
-from hypernas.progress import Silent
-from hypernas.proposals import config_hash
-from hypernas.records import Result, State
+from hypernas.records import Proposal, Result, State
 from hypernas.search_spaces.base import SpaceError
-from hypernas.store import Proposal, Store
-from hypernas.study import make_job
-from hypernas.sweep import sweep
+from hypernas.show.views import Silent
+from hypernas.store import Store
+from hypernas.strategy.proposals import config_hash
+from hypernas.study.driver import retrain
+from hypernas.study.search import make_job
+from hypernas.study.sweep import sweep
 
 COMMON = {"depth": "1", "d_model": "16", "head_dim": "8", "context": "32", "train.tokens": "512"}
 COMMON |= {"train.batch_tokens": "256"}

@@ -6,14 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypernas.config import StudyConfig, make_plan, with_data
+from hypernas.config.plan import make_plan, with_data
+from hypernas.config.study_config import StudyConfig
 from hypernas.data.images import load_images
 from hypernas.data.tasks import IMAGES, TASKS, steps_of
 from hypernas.errors import UserError
 from hypernas.records import Job, Progress, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import SpaceError, arch_to_json
-from hypernas.study import prepare
+from hypernas.study.search import prepare
 from hypernas.training.evaluate import evaluate
 from hypernas.training.step import make_optimizers
 
@@ -132,7 +133,7 @@ def test_muon_gets_matrices_alone():
 
 
 def test_every_task_has_its_objectives():
-    from hypernas.config import DEFAULT_OBJECTIVES, OBJECTIVES
+    from hypernas.config.keys import DEFAULT_OBJECTIVES, OBJECTIVES
 
     for name, task in TASKS.items():
         assert {task.loss, f"flops_per_{task.unit}"} <= set(OBJECTIVES[name])

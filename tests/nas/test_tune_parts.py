@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from hypernas.config import StudyConfig
+from hypernas.config.study_config import StudyConfig
 from hypernas.engines.cluster import join_cluster
 from hypernas.engines.tune_pool import TUNE_ENVIRONMENT
 from hypernas.errors import StudyError, UserError
+from hypernas.integrations.ray_tune import ArchSearch, ParetoHalving, StudyCallback, build
 from hypernas.records import State
 from hypernas.store import Store
-from hypernas.tune_parts import ArchSearch, ParetoHalving, StudyCallback, build
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 SETTINGS = {

@@ -14,8 +14,6 @@ from hypernas.kernels.dispatch import chosen, forget_chosen, use_backend
 from hypernas.kernels.sinkhorn import sinkhorn
 from hypernas.search_spaces.base import SpaceError
 from hypernas.search_spaces.connections import (
-    MIXINGS,
-    STREAMS,
     HyperConnection,
     KroneckerHyperConnection,
     PermutationHyperConnection,
@@ -23,17 +21,21 @@ from hypernas.search_spaces.connections import (
     SinkhornHyperConnection,
     StaticHyperConnection,
     WalshKroneckerHyperConnection,
-    canonical_streams,
-    check_streams,
-    connection_cost,
     connection_parameters,
-    factorisations,
-    make_connection,
     recomputing_streams,
     stochastic_errors,
 )
 from hypernas.search_spaces.gates import start_step
 from hypernas.search_spaces.lm import LanguageModels
+from hypernas.search_spaces.streams import (
+    MIXINGS,
+    STREAMS,
+    canonical_streams,
+    check_streams,
+    connection_cost,
+    factorisations,
+    make_connection,
+)
 
 SPACE = LanguageModels()
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates over the connection that `hypernas.store.queries` hands in."""
+"""Alembic's entry: migrates over the connection that `hypernas.store.store` hands in."""
 
 from alembic import context
 

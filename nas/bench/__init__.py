@@ -1,0 +1,1 @@
+"""Benchmarks: what a search costs, how good its fronts are, how fast the store, the kernels and training are."""

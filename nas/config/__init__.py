@@ -1,0 +1,1 @@
+"""What is searched and how: the keys of --set, the flags, and the plan made of them."""

@@ -1,0 +1,1 @@
+"""A trained model in blocks: what works together, found, checked, and run alone."""

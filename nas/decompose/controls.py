@@ -1,0 +1,89 @@
+"""Control nets: trained as the model was, with other seeds, to tell structure from chance."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hypernas.decompose.nets import nets_of
+from hypernas.decompose.setting import Setting
+from hypernas.errors import UserError
+from hypernas.training.model import seeded_build
+from hypernas.training.step import Losses, make_optimizers, train_step
+
+LEAST_CONTROLS = 3  # each is tested against two others, as the model is against all
+CO_ACTIVE_TOKENS = 4096  # of validation, for the graph of co-activation
+
+
+def train(setting: Setting, name: str, say: Callable[[str], None], shuffled_by: int | None = None) -> nn.Module:
+    """The setting's own training, from its own initial weights, on the same inputs in the same order.
+
+    With `shuffled_by` the targets of every batch are shuffled, by that number: all that training does to weights where
+    there is nothing to learn.
+    """
+    model = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(setting.device)
+    optimizers = make_optimizers(model, setting.recipe)
+    device = next(model.parameters()).device
+    model.train()
+    steps = setting.steps.count
+    losses = Losses(steps)
+    for step in range(steps):
+        inputs, classes = setting.batch(step, device)
+        if shuffled_by is not None:
+            seed = int(np.random.SeedSequence([shuffled_by, step]).generate_state(1)[0])
+            order = torch.randperm(classes.numel(), generator=torch.Generator().manual_seed(seed)).to(device)
+            classes = classes.flatten()[order].view_as(classes)
+        losses.add(step, train_step(model, optimizers, (inputs, classes), setting.recipe, step, steps))
+        if 10 * (step + 1) // steps > 10 * step // steps:
+            say(f"{name}: step {step + 1} of {steps}, loss {losses.read() / setting.task.nats:.4f}")
+    return model.eval()
+
+
+def trained(
+    setting: Setting, name: str, folder: Path, say: Callable[[str], None], shuffled_by: int | None = None
+) -> nn.Module:
+    """What `train` gives, or gave before: then it is in `folder`."""
+    path = folder / f"{name.replace(' ', '-')}.safetensors"
+    if path.exists():
+        model = seeded_build(setting.space, setting.arch, setting.recipe.seed)
+        model.load_state_dict(load_file(path))
+        return model.eval().to(setting.device)
+    model = train(setting, name, say, shuffled_by)
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
+    partial.rename(path)
+    return model
+
+
+@torch.no_grad()
+def activities(model: nn.Module, setting: Setting) -> dict[str, np.ndarray]:
+    """What the hidden units of each net do on validation: (N, H), N up to CO_ACTIVE_TOKENS where no gate skips."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in nets_of(model)}
+    hooks = [
+        net.out.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].flatten(0, -2)))
+        for name, net in nets_of(model).items()
+    ]
+    device = next(model.parameters()).device
+    for count, (inputs, _) in enumerate(setting.validation(), 1):
+        model(inputs.to(device))
+        if count * setting.steps.units >= CO_ACTIVE_TOKENS:
+            break
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(parts).float().cpu().numpy() for name, parts in seen.items()}
+
+
+def controls_folder(target: Path, config: Mapping[str, Any]) -> Path:
+    """Where controls are kept while the command runs. Raises UserError where those of another model are."""
+    scratch = target.with_name(f"{target.name}.controls")
+    scratch.mkdir(exist_ok=True)
+    owner = scratch / "of"
+    mine = config["sha256"]["model.safetensors"]
+    if owner.exists() and owner.read_text() != mine:
+        raise UserError(f"{scratch} has the controls of another model: delete it, or name another --out")
+    owner.write_text(mine)
+    return scratch

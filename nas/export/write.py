@@ -1,0 +1,322 @@
+"""Takes a trained trial home: a folder with readable source, weights, configuration and a model card.
+
+Nothing is reported as exported before a fresh process, which cannot import hypernas, has loaded every format of the
+folder and returned the trained model's own logits (nas/export/formats.py).
+"""
+
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+
+from hypernas import pareto
+from hypernas.config.keys import MEASURED
+from hypernas.data.tasks import TASKS
+from hypernas.errors import StudyError, UserError
+from hypernas.export import formats
+from hypernas.export.read import CARD, CONFIG_VERSION, digest, listed
+from hypernas.export.source import write_source
+from hypernas.records import State, StudyRow, Trial
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import Space
+from hypernas.show.json_shapes import cost_json, training_json
+from hypernas.show.views import Lines
+from hypernas.show.words import describe_values
+from hypernas.store import Store
+from hypernas.store.weights import find_weights, keep_weights, wanted
+from hypernas.study.driver import retrain
+from hypernas.study.search import make_job
+from hypernas.training.device import deterministic
+from hypernas.training.repeats import of_first_seed
+from hypernas.version import version
+
+PICKS = "knee, best, cheapest or max-flops=X"
+FILES = ("model.py", "model.safetensors", "config.json", CARD)
+
+FOOTER = '''
+from pathlib import Path
+
+
+def load(folder: str | Path | None = None) -> {kind}:
+    """The trained model, in evaluation mode; `folder` holds model.safetensors (default: this file's own folder)."""
+    from safetensors.torch import load_file
+
+    model = build()
+    model.load_state_dict(load_file(Path(folder or Path(__file__).parent) / "model.safetensors"))
+    return model.eval()
+'''
+
+LM_USAGE = """\
+import torch
+from model import load
+
+model = load()
+prompt = torch.tensor([list(b"import ")])  # a byte is a token
+text = model.generate(prompt, 200, 0.8, torch.Generator().manual_seed(0))
+print(bytes(text[0].tolist()).decode(errors="replace"))
+"""
+
+IMAGE_USAGE = """\
+import torch
+from model import build, load
+
+model = load()
+images = torch.zeros(1, {shape})  # normalised by the mean and deviation in config.json
+print(model(images).softmax(-1))
+"""
+
+
+def choose(store: Store, study: StudyRow, trial: int | None, pick: str | None) -> Trial:
+    """The trial asked for, by number or by a rule over the front. Raises UserError and StudyError."""
+    if (trial is None) == (pick is None):
+        raise UserError(f"give either --trial N or --pick RULE ({PICKS})")
+    if trial is not None:
+        found = store.trial(study, trial)
+        if found.state != State.COMPLETE:
+            raise StudyError(f"trial {trial} is {found.state}: only COMPLETE trials have a model to take home")
+        return found
+    assert pick is not None
+    rule, _, limit = pick.partition("=")
+    if rule not in ("knee", "best", "cheapest", "max-flops") or (rule == "max-flops") != bool(limit):
+        raise UserError(f"--pick {pick!r}: wanted {PICKS}")
+    front = store.front(study)
+    if not front:
+        raise StudyError(f"study {study.name!r} has no completed trial yet")
+    flops = next((name for name in front[0].values if name.startswith("flops")), study.objectives[-1])
+    if rule == "best":
+        return front[0]
+    if rule == "cheapest":
+        return min(front, key=lambda t: t.values[flops])
+    if rule == "knee":
+        return front[knee([pareto.costs(study.objectives, t.values) for t in front])]
+    try:
+        most = float(limit)
+    except ValueError as error:
+        raise UserError(f"--pick max-flops={limit}: wanted a number of FLOPs") from error
+    within = [t for t in front if t.values[flops] <= most]
+    if not within:
+        least = min(t.values[flops] for t in front)
+        raise UserError(f"--pick max-flops={limit}: the cheapest of the front takes {least:.0f}")
+    return within[0]
+
+
+def knee(points: list[tuple[float, ...]]) -> int:
+    """The point nearest to the ideal one, each cost scaled to 0..1 over the front."""
+    spans = [(min(axis), max(axis)) for axis in zip(*points, strict=True)]
+
+    def distance(point: tuple[float, ...]) -> float:
+        return sum(((x - low) / (high - low)) ** 2 for x, (low, high) in zip(point, spans, strict=True) if high > low)
+
+    return min(range(len(points)), key=lambda i: distance(points[i]))
+
+
+def export_trial(
+    store: Store, study: StudyRow, *, trial: int | None, pick: str | None, out: str, formats: str
+) -> dict[str, Any]:
+    """Writes the folder; `nas export --json`. Raises UserError before anything is written."""
+    kinds = wanted_formats(formats)
+    folder = free_folder(out)
+    chosen = of_first_seed(choose(store, study, trial, pick))
+    space = load_space(study.space.name, study.space.settings)
+    deterministic(space)
+    model = space.build(space.from_json(chosen.arch))
+    model.load_state_dict(load_tensors(trained_weights(store, study, chosen)))
+    with Console(stderr=True).status("writing and checking the model"):
+        differences = write_checked(folder, study, chosen, space, model.eval(), kinds)
+    return {
+        "trial": chosen.number,
+        "folder": out,
+        "files": sorted(path.name for path in folder.iterdir()),
+        "checked": ", ".join(f"{kind} {difference:g}" for kind, difference in differences.items()),
+    }
+
+
+def wanted_formats(asked: str) -> tuple[str, ...]:
+    """The formats of a list like py,pt2,onnx; the source is always among them. Raises UserError."""
+    names = [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in formats.FORMATS:
+            raise UserError(f"--formats {name!r}: wanted some of {', '.join(formats.FORMATS)}")
+    return tuple(name for name in formats.FORMATS if name == "py" or name in names)
+
+
+def free_folder(out: str) -> Path:
+    """Where an export may be written. Raises UserError where it would replace anything but an export."""
+    folder = Path(out).resolve()
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_export(folder))):
+        raise UserError(f"--out {out}: exists and is not an earlier export; name another folder")
+    if not folder.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {folder.parent} does not exist")
+    return folder
+
+
+def write_checked(
+    folder: Path, study: StudyRow, trial: Trial, space: Space, model: torch.nn.Module, kinds: tuple[str, ...]
+) -> dict[str, float]:
+    """Writes the export beside `folder`, checks every format, and moves it there; the largest differences by format.
+
+    Raises UserError for a format that this model cannot have, RuntimeError for one that is not the model.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        partial = Path(temporary) / "export"
+        sizes = write_folder(partial, study, trial, space, model, kinds)
+        arch = space.from_json(trial.arch)
+        differences = {}
+        for kind in kinds:
+            inputs = formats.check_inputs(kind, space, arch, trial.number, [None, None] if kind == "py" else sizes)
+            differences[kind] = formats.check(kind, partial, model, inputs)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    return differences
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether the folder holds an export of ours and nothing else: only then may it be replaced."""
+    if {path.name for path in folder.iterdir()} - {*FILES, *formats.FILES.values(), "__pycache__"}:
+        return False
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"hypernas", "trial"} <= config.keys()
+
+
+def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
+    """The trial's weights, kept or trained again from its row. Raises StudyError when that gives other values."""
+    kept = find_weights(store, study, trial.number)
+    if kept is not None:
+        return kept
+    console = Console(stderr=True)
+    console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
+    with Lines(1, 0, TASKS[study.settings["task"]].unit, console) as view:
+        result = retrain(replace(make_job(store, study, trial), repeats=1), view)
+    if result.failure:
+        raise StudyError(f"trial {trial.number} cannot be trained again: {result.failure.message}")
+    for name, value in of_first_seed(trial).values.items():
+        # What was measured on a clock, or found out later (nas scale), no training gives again.
+        if name in result.values and name not in MEASURED and result.values[name] != value:
+            raise StudyError(
+                f"trial {trial.number} trained again has {name} {result.values[name]!r}, not {value!r}: "
+                f"it was trained elsewhere ({trial.provenance}); export it there"
+            )
+    if wanted(store, study, trial.number):
+        keep_weights(store, study, trial.number, result.weights)
+    return result.weights
+
+
+def write_folder(
+    folder: Path, study: StudyRow, trial: Trial, space: Space, model: torch.nn.Module, kinds: tuple[str, ...]
+) -> list[int | None]:
+    """Writes every file of the export; the sizes of the graphs' input, None where they take any."""
+    folder.mkdir(parents=True)
+    title = f"Trial {trial.number} of study {study.name}"
+    docstring = f"{title}, found by hypernas {version()}. Needs torch; `load` also needs safetensors."
+    source = write_source(
+        model, docstring.replace("\\", "/").replace('"', "'"), FOOTER.format(kind=type(model).__name__)
+    )
+    (folder / "model.py").write_text(source)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    arch = space.from_json(trial.arch)
+    sizes: list[int | None] = [None, None]
+    if set(kinds) & set(formats.FILES):
+        program = formats.export_program(model, space, arch)
+        sizes = formats.sizes_of(program)
+        if "pt2" in kinds:
+            torch.export.save(program, folder / formats.FILES["pt2"])
+        if "onnx" in kinds:
+            name = "tokens" if space.task == "text" else "images"
+            formats.write_onnx(program, folder / formats.FILES["onnx"], name)
+    config = {
+        "version": CONFIG_VERSION,
+        "hypernas": version(),
+        "study": study.name,
+        "trial": trial.number,
+        "space": study.space.name,
+        **cost_json(space, arch),
+        "training": training_json(study, trial),
+        "values": dict(trial.values),
+        "data": {
+            "name": study.data_name,
+            "hash": study.data_hash,
+            "path": study.settings["data_path"],
+            "seed": study.settings["seed"],
+            **study.settings["scaling"],
+        },
+        "provenance": dict(trial.provenance),
+        "sha256": {path.name: digest(path) for path in sorted(folder.iterdir())},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    graphs = graph_notes(kinds, sizes, gated="gates" in config["parameters"] and config["parameters"]["gates"] > 0)
+    (folder / CARD).write_text(model_card(title, study, trial, config, graphs, listed(folder)))
+    return sizes
+
+
+def graph_notes(kinds: tuple[str, ...], sizes: list[int | None], gated: bool) -> str:
+    """What the card says of the formats beside the source."""
+    lines = []
+    shape = "any batch" + ("" if len(sizes) > 2 else " and any length" if sizes[1] is None else f", {sizes[1]} tokens")
+    if "pt2" in kinds:
+        lines.append(f'- `model.pt2`: `torch.export.load("model.pt2").module()(inputs)`, {shape}.')
+    if "onnx" in kinds:
+        lines.append(f"- `model.onnx`: for ONNX runtimes, float32, {shape}.")
+    if lines and gated:
+        lines.append(
+            "\nGraphs take no decisions on data: they compute what a gate skips and multiply it by 0. The numbers are "
+            "the same, the FLOPs are those of the whole architecture; `model.py` skips for real."
+        )
+    return "\n## Other formats\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def model_card(title: str, study: StudyRow, trial: Trial, config: dict[str, Any], graphs: str, hashes: str) -> str:
+    """What it is, how it was found, what it scored, how to load it."""
+    flops = next(value for name, value in config.items() if name.startswith("flops_per_"))
+    usage = LM_USAGE if "vocab" in trial.arch else IMAGE_USAGE.format(
+        shape=", ".join(str(trial.arch[f"image.{side}"]) for side in ("channels", "height", "width"))
+    )  # fmt: skip
+    arch = "\n".join(f"| `{name}` | {value} |" for name, value in trial.arch.items())
+    parts = "\n".join(
+        f"| {part} | {config['parameters'].get(part, ''):,} | {count:,} |"
+        if part in config["parameters"]
+        else f"| {part} | | {count:,} |"
+        for part, count in flops.items()
+    )
+    training = ", ".join(f"{name} {value}" for name, value in config["training"].items())
+    return f"""# {title}
+
+{describe_values(trial.values)}; {trial.parameters:,} parameters.
+
+Run in this folder; it needs only torch and safetensors:
+
+```python
+{usage}```
+{graphs}
+## What it is
+
+| key | value |
+|---|---|
+{arch}
+
+| part | parameters | FLOPs, forward |
+|---|---|---|
+{parts}
+
+1 multiply-accumulate is 2 FLOPs. FLOPs here are of the whole architecture; a gated net's measured value, above, counts
+its gates by the share of inputs that they let through on validation.
+
+## How it was found
+
+By hypernas {config["hypernas"]}, study {study.name!r}, trial {trial.number} ({trial.origin}).
+Trained on {study.data_name} (sha256 {study.data_hash[:16]}...): {training}.
+Trained with torch {trial.provenance.get("torch")}, Python {trial.provenance.get("python")} on
+{trial.provenance.get("device")} ({trial.provenance.get("cpu")}).
+
+{hashes}
+"""

@@ -1,0 +1,256 @@
+"""`nas scale`: does the gain of a found architecture survive scale?
+
+A ladder is several sizes of each contender, every one trained to the end of its schedule with tokens in a fixed
+relation to its size. `climb` trains what the ladder's study does not hold yet, by the engines and the store of a
+search; `analyse` fits laws to what came out and compares each contender with the baseline.
+
+Learning rates are found alike for everybody: each contender's two smallest sizes on one grid, then a straight line in
+log rate over log size. Sources: 2203.15556 (tokens in proportion to parameters), 2001.08361 (parameters growing as
+C^0.73, tokens as C^0.27), 2511.21622 (gains, ablations).
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hypernas.config.keys import RATE_GRID
+from hypernas.config.study_config import StudyConfig
+from hypernas.data.tasks import EVALUATION_SHARE, TASKS, steps_of, to_device
+from hypernas.engines.protocol import Executor
+from hypernas.errors import UserError
+from hypernas.records import Recipe, State, Trial
+from hypernas.scaling.contenders import Contender
+from hypernas.scaling.fit import Run
+from hypernas.search_spaces import load_space
+from hypernas.search_spaces.base import Space, SpaceError, arch_to_json
+from hypernas.search_spaces.grid import GridSpace
+from hypernas.store import Store
+from hypernas.study.sweep import sweep
+from hypernas.training.device import deterministic, worker_device
+from hypernas.training.evaluate import RUNGS
+from hypernas.training.model import seeded_build
+from hypernas.training.step import BACKWARD, make_optimizers, train_step
+
+KAPLAN = 0.27 / 0.73  # tokens grow as parameters to this power
+STEEPEST = -0.5  # the learning rate's power of size; two noisy optima could ask for any
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """`sizes` in parameters, rising; tokens a parameter, one run for each; `seeds` for the smaller half of the sizes,
+    one above. With the budget `kaplan` a smallest size trains as with `chinchilla`, and tokens grow more slowly."""
+
+    sizes: tuple[int, ...] = (20_000, 35_000, 60_000, 105_000, 180_000)
+    tokens_per_parameter: tuple[float, ...] = (20.0,)
+    budget: str = "chinchilla"
+    seeds: int = 3
+    rates: tuple[float, ...] = RATE_GRID
+
+    def __post_init__(self) -> None:
+        if list(self.sizes) != sorted(set(self.sizes)) or len(self.sizes) < 2 or self.sizes[0] < 1:
+            raise UserError(f"--ladder {','.join(map(str, self.sizes))}: wanted two rising sizes or more")
+        if not self.tokens_per_parameter or not all(0 < ratio < math.inf for ratio in self.tokens_per_parameter):
+            raise UserError(f"--tokens-per-parameter {self.tokens_per_parameter}: wanted numbers above 0")
+        if self.budget not in BUDGETS:
+            raise UserError(f"--budget {self.budget!r} is unknown; wanted one of {', '.join(BUDGETS)}")
+        if self.seeds < 1:
+            raise UserError(f"--seeds {self.seeds}: wanted 1 or more")
+
+    def tokens(self, size: int, ratio: float) -> int:
+        """The same for every family at a size, so that all are scored on the same windows of text."""
+        return round(ratio * BUDGETS[self.budget](size, self.sizes[0]))
+
+    def seeds_of(self, size: int) -> range:
+        small = self.sizes.index(size) < (len(self.sizes) + 1) // 2
+        return range(self.seeds if small else 1)
+
+
+BUDGETS: Mapping[str, Callable[[int, int], float]] = {
+    "chinchilla": lambda size, smallest: float(size),
+    "kaplan": lambda size, smallest: smallest * (size / smallest) ** KAPLAN,
+}
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """`20k,50k,100k`, or `20k..160k` for a doubling each. Raises UserError."""
+    if ".." in text:
+        low, high = (_size(end) for end in text.split("..", 1))
+        return tuple(low << k for k in range(max(0, int(math.log2(high / low) + 1e-9)) + 1))
+    return tuple(_size(part) for part in text.split(","))
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise UserError(f"--ladder {text.strip()!r}: wanted parameters, like 20k,50k,100k or 20k..160k")
+    return round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6}[found[2]])
+
+
+# ---- climbing ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Climbed:
+    """What a ladder came to: runs whose schedule ended, by contender the learning rate at each size, and failures."""
+
+    runs: tuple[Run, ...]
+    rates: Mapping[str, Mapping[int, float]]
+    failed: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def climb(
+    store: Store,
+    executor: Executor,
+    config: StudyConfig,
+    climbers: Sequence[Contender],
+    ladder: Ladder,
+    say: Callable[[str], None],
+) -> Climbed:
+    """Trains the ladder as the study `config.study`; what that holds is not trained again.
+
+    Raises UserError and SpaceError before anything is trained, KeyboardInterrupt when interrupted: the same call then
+    goes on.
+    """
+    space = load_space(config.space)
+    if not isinstance(space, GridSpace):
+        raise UserError(f"space {config.space} cannot scale its architectures: wanted one made of a GridSpace")
+    scaled = {(climber.name, size): _scaled(space, climber, size) for climber in climbers for size in ladder.sizes}
+    loss = TASKS[space.task].loss
+
+    def settings(climber: Contender, size: int, ratio: float, rate: float, seed: int) -> dict[str, Any]:
+        own = {"optim.lr": rate, "train.seed": seed, "train.tokens": ladder.tokens(size, ratio)}
+        return {**climber.training, **scaled[climber.name, size], **own}
+
+    tried = [(c, size, rate) for c in climbers for size in ladder.sizes[:2] for rate in ladder.rates]
+    first = ladder.tokens_per_parameter[0]
+    tuning = [settings(c, size, first, rate, 0) for c, size, rate in tried]
+    steps = [
+        (c, size, ratio, seed)
+        for c in climbers
+        for size in ladder.sizes
+        for ratio in ladder.tokens_per_parameter
+        for seed in ladder.seeds_of(size)
+    ]
+    # Rates are not known yet, and cost nothing.
+    trainings = tuning + [settings(c, s, r, 1e-3, seed) for c, s, r, seed in steps]
+    seconds = expected_seconds(space, config, trainings, worker_device("auto" if executor.gpus else "cpu"))
+    say(
+        f"{len(tuning)} trainings to find learning rates, then {len(steps)}; all of them take about "
+        f"{_lasting(seconds / executor.workers)} with {executor.workers} workers, by the time of a step of each"
+    )
+    tuned: dict[str, dict[int, dict[float, float]]] = {
+        c.name: {size: {} for size in ladder.sizes[:2]} for c in climbers
+    }
+    for (climber, size, rate), trial in zip(tried, sweep(store, executor, config, tuning), strict=True):
+        tuned[climber.name][size][rate] = trial.values[loss] if trial.state == State.COMPLETE else math.inf
+    rates, notes = {}, []
+    for name, losses in tuned.items():
+        best = {size: best_rate(some) for size, some in losses.items()}
+        if None in best.values():
+            raise UserError(
+                f"{name}: at its smallest sizes no training ended; nas status --study {config.study} says why"
+            )
+        notes += [
+            f"{name}: at {size:,} parameters the best learning rate, {rate:g}, is an end of the grid"
+            for size, rate in best.items()
+            if len(ladder.rates) > 1 and rate in (min(ladder.rates), max(ladder.rates))
+        ]
+        rates[name] = {size: extrapolated_rate(best, size) for size in ladder.sizes}
+    say("learning rates: " + "; ".join(f"{name} {_ends(own)}" for name, own in rates.items()))
+    ladder_runs = [settings(c, size, ratio, rates[c.name][size], seed) for c, size, ratio, seed in steps]
+    runs, failed = [], []
+    for (climber, size, _, _), trial in zip(steps, sweep(store, executor, config, ladder_runs), strict=True):
+        if trial.state == State.COMPLETE:
+            runs.append(run_of(climber.name, trial, loss))
+        else:
+            why = trial.failure.kind if trial.failure else trial.state
+            failed.append(f"trial {trial.number}, {climber.name} with about {size:,} parameters: {why}")
+    return Climbed(tuple(runs), rates, tuple(failed), tuple(notes))
+
+
+def _scaled(space: GridSpace, climber: Contender, size: int) -> Mapping[str, Any]:
+    try:
+        return arch_to_json(space.scaled(space.from_json(climber.arch), size))
+    except SpaceError as error:
+        raise SpaceError(f"{climber.name} cannot be had with about {size:,} parameters: {error}") from error
+
+
+def _lasting(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds > 120 else f"{seconds:.0f} seconds"
+
+
+def _ends(rates: Mapping[int, float]) -> str:
+    values = list(rates.values())
+    return f"{values[0]:.2g} to {values[-1]:.2g}"
+
+
+def run_of(family: str, trial: Trial, loss: str) -> Run:
+    """A trial whose schedule ended, as a point of a family's law."""
+    return Run(
+        family, int(trial.parameters or 0), trial.recipe.tokens, trial.values["training_flops"], trial.values[loss],
+        trial.recipe.seed,
+    )  # fmt: skip
+
+
+def best_rate(losses: Mapping[float, float]) -> float | None:
+    """Where the parabola through the best rate and its neighbours (log rate) is lowest; None when nothing ended.
+
+    The best itself at an end of the grid, and beside one that diverged.
+    """
+    rates = sorted(losses)
+    at = min(range(len(rates)), key=lambda i: losses[rates[i]])
+    if not math.isfinite(losses[rates[at]]):
+        return None
+    some = rates[max(0, at - 1) : at + 2]
+    if len(some) < 3 or not all(math.isfinite(losses[rate]) for rate in some):
+        return rates[at]
+    curve = np.polynomial.Polynomial.fit(np.log(some), [losses[rate] for rate in some], 2).convert()
+    if curve.coef[2] <= 0:
+        return rates[at]
+    lowest = math.exp(-curve.coef[1] / (2 * curve.coef[2]))
+    return min(max(lowest, some[0]), some[-1])
+
+
+def extrapolated_rate(best: Mapping[int, float | None], size: int) -> float:
+    """On the straight line in log rate over log size through two optima, no steeper than STEEPEST and never rising."""
+    (small, low), (large, high) = ((math.log(s), math.log(r)) for s, r in sorted(best.items()) if r is not None)
+    slope = min(max((high - low) / (large - small), STEEPEST), 0.0)
+    rate = math.exp((low + high) / 2 + slope * (math.log(size) - (small + large) / 2))
+    return float(f"{rate:.3g}")
+
+
+def expected_seconds(
+    space: Space, config: StudyConfig, configurations: Sequence[Mapping[str, Any]], device: torch.device
+) -> float:
+    """Of one worker on such a device for all of them: every different net takes three steps here, the last two on the
+    clock."""
+    deterministic(space)
+    task = TASKS[space.task]
+    data = task.load(config.settings.get("data.path"))
+    seconds_of: dict[tuple, float] = {}
+    total = 0.0
+    for given in configurations:
+        flat = {name: value for name, value in given.items() if name in space.keys}
+        batch_tokens, tokens = int(given["train.batch_tokens"]), int(given["train.tokens"])
+        arch = space.from_json(flat)
+        key = (space.arch_hash(arch), batch_tokens)
+        recipe = Recipe(learning_rate=1e-3, tokens=tokens, batch_tokens=batch_tokens)
+        spent = steps_of(task, arch, recipe)
+        if key not in seconds_of:
+            model = seeded_build(space, arch, 0).to(device)
+            optimizers = make_optimizers(model, recipe)
+            batch = to_device(task.batch(data, arch, 0, 0, spent.samples), device)
+            float(train_step(model, optimizers, batch, recipe, 0, 3))  # a GPU is waited for by the number
+            start = time.perf_counter()
+            for step in (1, 2):
+                float(train_step(model, optimizers, batch, recipe, step, 3))
+            seconds_of[key] = (time.perf_counter() - start) / 2
+        total += spent.count * seconds_of[key] * (1 + len(RUNGS) * EVALUATION_SHARE / (1 + BACKWARD))
+    return total

@@ -1,0 +1,1 @@
+"""What to train next, and whom to stop. It knows no cluster."""

@@ -1,0 +1,1 @@
+"""A study being searched: opened, driven, swept, replayed."""

@@ -1,0 +1,59 @@
+"""Replays a finished search to its proposals, from what the store kept: who was told when, and how each was drawn.
+
+An asynchronous search depends on the order in which its workers end. Every drawn trial notes what its driver was told
+since the draw before (nas/strategy/proposals.py), so the same draws follow again, whatever the workers' speed was.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypernas.config.plan import make_plan, with_data
+from hypernas.config.study_config import StudyConfig
+from hypernas.data.tasks import TASKS
+from hypernas.records import State, StudyRow
+from hypernas.store import Store
+from hypernas.strategy.proposals import JOURNAL
+from hypernas.study.search import by_trial, make_proposals
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A drawn trial: what its parameters were, and what they are when it is drawn again."""
+
+    trial: int
+    stored: Any
+    drawn: Any
+
+
+def replayed(store: Store, row: StudyRow) -> Iterator[Replayed]:
+    """Every proposal of the study's sampler, drawn again in its order.
+
+    Exact for a search by one driver at a time, resumed or not. Drivers that search together lose proposals to each
+    other, which no trial notes.
+    """
+    settings = row.settings
+    known = {name: settings[name] for name in ("seed", "trials") if name in settings}
+    known |= {"objectives": row.objectives, "space": row.space.name}
+    plan = make_plan(StudyConfig(**known, preset=settings["preset"], settings=settings["settings"]))
+    plan = with_data(plan, TASKS[plan.space.task].settings(TASKS[plan.space.task].load(settings["data_path"])))
+    trials = {trial.number: trial for trial in store.trials(row)}
+    curves = by_trial(store.reports(row))
+    session, proposals = None, None
+    for trial in trials.values():
+        journal = trial.sampler_attrs.get(JOURNAL)
+        if journal is None:
+            continue
+        if proposals is None or journal["session"] != session:
+            session = journal["session"]
+            then = replace(plan, trials=journal["trials"], memory=journal.get("memory"))
+            proposals = make_proposals(row, then, journal["sampler"], "")
+        for number, ended in journal["told"]:
+            told = trials[number] if ended else replace(trials[number], state=State.RUNNING)
+            proposals.told(told, curves.get(number, ()))
+        while proposals.given() is not None:
+            pass  # trained before anything was drawn
+        drawn = proposals.drawn(journal["asked"])
+        if drawn is not None:
+            proposals.leased(trial.number, drawn)
+        yield Replayed(trial.number, dict(trial.params), None if drawn is None else dict(drawn.params))
