@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from hypernas.dashboards.figures import BLUE, GREEN, GREY, ORANGE, VERMILLION, blank_figure, message_figure
+from hypernas.dashboards.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, blank_figure, message_figure
 from hypernas.dashboards.texts import pseudo
 
 MAX_LAYERS = 24

@@ -1,5 +1,5 @@
 """`python -m nas` is `nas`."""
 
-from hypernas.cli import entry
+from hypernas.cli.main import entry
 
 entry()

@@ -15,6 +15,10 @@ class StudyError(UserError):
     """A study that is unknown, already there, or asked for something it cannot do."""
 
 
+class SpaceError(UserError, ValueError):
+    """A key or value that a search space does not know; the message names the legal ones."""
+
+
 class StoreError(UserError):
     """A store that cannot be opened, or that another version wrote; `missing` when there is nothing to open yet."""
 

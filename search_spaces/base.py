@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkab
 
 from numpy.random import Generator
 
+from hypernas.errors import SpaceError
+
 if TYPE_CHECKING:  # torch takes a second and a half to import; whoever builds a network has it
     from torch import nn
 
 Scalar = str | int | float | bool
 
 MAX_LISTED = 64  # a whole-number range this long is searched value by value, a longer one on the key's own grid
-
-
-class SpaceError(ValueError):
-    """A key or value that the space does not know; the message names the legal ones."""
 
 
 class Suggest(Protocol):

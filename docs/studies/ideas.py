@@ -25,7 +25,7 @@ import click
 import torch
 from safetensors.torch import load
 
-from hypernas.cli import cluster_options, given_flags
+from hypernas.cli.base import cluster_options, given_flags
 from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
 from hypernas.engines.protocol import Executor

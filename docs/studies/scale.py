@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from hypernas.cli import cluster_options, given_flags
+from hypernas.cli.base import cluster_options, given_flags
 from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
 from hypernas.errors import UserError

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.dashboards.paper import study_figures, write_figures
 from hypernas.errors import UserError
 

@@ -86,7 +86,7 @@ def test_a_machine_with_torch_alone_can_import_it(module):
 @pytest.mark.parametrize("command", ["kernels", "train"])
 @pytest.mark.parametrize("device", ["tpu", pytest.param("cuda", marks=pytest.mark.skipif("torch.cuda.is_available()"))])
 def test_a_device_that_is_not_there_is_one_sentence(command, device, capsys):
-    from hypernas.cli import main
+    from hypernas.cli.main import main
 
     assert main(["bench", command, "--device", device]) == 2
     assert f"--device {device}: wanted cpu, or cuda where a CUDA device is present" in capsys.readouterr().err

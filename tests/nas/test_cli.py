@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.store import Store
 
 FAST = ["--engine", "inline", "--preset", "quick"]

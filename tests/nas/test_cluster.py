@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.cluster import set_environment
 from hypernas.engines.make import make_executor

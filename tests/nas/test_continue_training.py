@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.show.views import Silent

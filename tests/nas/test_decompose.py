@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.dashboards.blocks import corners, permuted
 from hypernas.data.tasks import TASKS
 from hypernas.decompose import evidence as blocks

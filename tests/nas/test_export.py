@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import EVALUATION_TOKENS, evaluation_size
 from hypernas.data.text import load_corpus, validation_windows

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.engines.ray_pool import RayPool

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.launch import launch
 from hypernas.store import Store
 

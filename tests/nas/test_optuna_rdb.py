@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import create_engine, inspect
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.config.plan import make_plan
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hypernas.bench.table import configurations
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.config.keys import SAMPLERS
 from hypernas.config.plan import make_plan
 from hypernas.config.study_config import StudyConfig

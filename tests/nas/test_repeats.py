@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.records import FailureKind, Job, Notice, Progress, Recipe, Report, Result, SpaceSpec, State
 from hypernas.store import Store
 from hypernas.training import worker

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig
 from hypernas.errors import StudyError, UserError
 from hypernas.records import State

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from hypernas import pareto
-from hypernas.cli import main
+from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.engines.protocol import Executor

@@ -1,0 +1,1 @@
+"""What answers a page's controls, a file a page."""

@@ -1,0 +1,128 @@
+"""A trial's page: its blocks, costs and gates, and taking it home."""
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from dash import Dash, Input, Output, State, ctx, dcc, no_update
+
+from hypernas import records
+from hypernas.dashboards import figures, frames, pages
+from hypernas.dashboards.live import LiveStudy, Watch
+from hypernas.dashboards.picture import architecture_figure, connection_names, gate_names
+from hypernas.dashboards.selection import parse_query
+from hypernas.errors import StudyError, UserError
+from hypernas.store import Store
+from hypernas.store.weights import find_weights
+
+
+def wire_trial(app: Dash, watch: Watch) -> None:
+    @app.callback(
+        Output("trial-content", "children"),
+        Input("seq", "data"),
+        Input("url", "search"),
+        State("study", "data"),
+        State("trial-content", "children"),
+    )
+    def trial(_: int, search: str, shown: dict, present: Any) -> Any:
+        study, store = watch.study(shown["name"]), watch.store()
+        if study is None or store is None:
+            return no_update
+        found = _find_trial(store, study, parse_query(search, "trial"))
+        if found is None:
+            return pages.no_trial(study, parse_query(search, "trial"))
+        if present and ctx.triggered_id == "seq" and found.state in records.FINISHED:
+            return no_update  # a finished trial never changes
+        reports = store.reports(study.row, [found.number])
+        pictures = {"Architecture": architecture_figure(found.arch, found.diagnostics.get("gate_rates", ()))}
+        loss = frames.loss_name(study.row.objectives)
+        pictures["Learning curve"] = figures.curve_figure(frames.curve_frame(reports), [found.number], loss)
+        rates = gate_rate_frame(found)
+        if len(rates):
+            pictures["Share of tokens each gate lets through"] = figures.bar_figure(
+                rates, "gate", "rate", "share", "", 1.0
+            )
+        matrices = found.diagnostics.get("mean_mixing")
+        if matrices:
+            names = connection_names(found.arch, len(matrices))
+            pictures["How the streams mix: mean matrix of each connection"] = figures.mixing_figure(matrices, names)
+            pictures["Composite gain over depth"] = figures.gain_figure(frames.gain_frame(matrices))
+        exportable = found.state == records.State.COMPLETE and _is_kept(store, study, found.number)
+        parts = cost_frame(study, found)
+        return pages.trial_content(study.row, found, reports, parts, pictures, watch.url, exportable)
+
+    @app.callback(
+        Output("download", "data"),
+        Output("export-status", "children"),
+        Input("export-button", "n_clicks"),
+        State("url", "search"),
+        State("study", "data"),
+        prevent_initial_call=True,
+        running=[(Output("export-button", "disabled"), True, False)],
+    )
+    def download(clicks: int | None, search: str, shown: dict) -> tuple:
+        store, wanted = watch.store(), parse_query(search, "trial")
+        if not clicks or store is None or wanted is None:
+            return no_update, no_update
+        try:
+            data = export_zip(store, shown["name"], int(wanted))
+        except UserError as error:
+            return no_update, str(error)
+        return dcc.send_bytes(data, f"trial-{int(wanted)}.zip"), "Downloaded, and checked to compute the same."
+
+
+def _find_trial(store: Store, study: LiveStudy, wanted: str | None) -> records.Trial | None:
+    try:
+        return store.trial(study.row, int(wanted or ""))
+    except (StudyError, ValueError):
+        return None
+
+
+def _is_kept(store: Store, study: LiveStudy, number: int) -> bool:
+    """Whether an export needs no training, and runs no code but ours."""
+    from hypernas.search_spaces import SPACES
+
+    return study.row.space.name in SPACES and find_weights(store, study.row, number) is not None
+
+
+def export_zip(store: Store, study: str, trial: int) -> bytes:
+    """`nas export` of a trial as a zip archive. Raises UserError."""
+    from hypernas.export.write import export_trial  # brings torch: only taking a model home needs it
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / f"trial-{trial}"
+        export_trial(store, store.study(study), trial=trial, pick=None, out=str(folder), formats="py")
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(folder.rglob("*")):
+                archive.write(path, path.relative_to(scratch))
+    return packed.getvalue()
+
+
+def cost_frame(study: LiveStudy, trial: records.Trial) -> pd.DataFrame | None:
+    """Parameters and FLOPs by part; None for a space of the user's own, whose code a page does not run."""
+    from hypernas.search_spaces import SPACES, load_space
+    from hypernas.search_spaces.base import SpaceError
+
+    if study.row.space.name not in SPACES:
+        return None
+    try:
+        space = load_space(study.row.space.name, study.row.space.settings)
+        cost = space.cost(space.from_json(trial.arch))
+    except SpaceError:
+        return None  # an architecture that cannot be built has no cost; its failure says why
+    rows = [(part, cost.parameters.get(part, 0), flops) for part, flops in cost.flops.items()]
+    rows.append(("total", cost.parameters_total, cost.flops_total))
+    return pd.DataFrame(rows, columns=["part", "parameters", "flops"])
+
+
+def gate_rate_frame(trial: records.Trial) -> pd.DataFrame:
+    """The measured rate of every gate, in model order. Columns: gate, rate."""
+    rates = trial.diagnostics.get("gate_rates", [])
+    names = [f"layer {layer + 1} {part}" for layer, part in gate_names(trial.arch)]
+    if len(names) != len(rates):
+        names = [f"gate {index + 1}" for index in range(len(rates))]
+    return pd.DataFrame({"gate": names, "rate": pd.Series(list(rates), dtype="float64")})

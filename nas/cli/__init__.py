@@ -1,0 +1,1 @@
+"""The command `nas`: flags in, words and JSON out. Commands import what they need when they run."""

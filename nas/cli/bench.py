@@ -1,0 +1,147 @@
+"""`nas bench`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hypernas.cli.base import Commands, cluster_options, given_flags, json_option, print_json
+from hypernas.errors import UserError
+
+
+@click.group(cls=Commands)
+def bench() -> None:
+    """Measure hypernas itself, side by side with its peers."""
+
+
+@bench.command(name="search")
+@click.option(
+    "--part", type=click.Choice(["overhead", "growth", "quality", "inheritance"]), default="overhead", show_default=True
+)
+@click.option("--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth]")
+@click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Of --part quality.")
+@click.option("--figure", metavar="FILE", help="Of --part quality: hypervolume against compute, as HTML, PNG or SVG.")
+@click.option("--record", is_flag=True, help="Train the table that --part quality replays: short trainings, resumable.")
+@click.option("--store", default="table.db", show_default=True, metavar="URL", help="Where --record keeps its study.")
+@click.option("--out", default="lm.json", show_default=True, metavar="FILE", help="The table that --record writes.")
+@cluster_options
+@json_option
+def bench_search(
+    part: str,
+    trials: int | None,
+    seeds: int,
+    figure: str | None,
+    record: bool,
+    store: str,
+    out: str,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """What a trial costs beyond its training, and how good a front the same compute finds.
+
+    overhead: our engines and Ray Tune with its own OptunaSearch, in one run. growth: the first trials of a long study
+    and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock. inheritance: what
+    children gain that start from their parents' weights, in ten minutes.
+    """
+    from hypernas.show.tables import bench_table, print_table
+
+    if record:
+        from hypernas.bench.table import record as record_table
+
+        sys.exit(record_table(store, Path(out), given_flags(flags)))
+    if given := given_flags(flags):
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UserError(f"{names}: a flag of --record alone; the other parts measure workers of their own")
+    if part == "quality":
+        from hypernas.bench.quality import compare
+
+        data, curves = compare(seeds)
+        if figure:
+            from hypernas.dashboards.paper import write_figure
+            from hypernas.dashboards.quality import figure as drawn
+
+            write_figure(drawn(curves), figure)
+    elif part == "inheritance":
+        from hypernas.bench.inheritance import measure
+
+        data = measure()
+    else:
+        from hypernas.bench.search import growth, overhead
+
+        data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
+    if as_json:
+        print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
+@bench.command(name="store")
+@click.option("--store", metavar="URL", help="An empty PostgreSQL database.  [default: a throw-away server]")
+@click.option("--seconds", type=click.FloatRange(min=1.0), default=10.0, show_default=True, help="For each writer.")
+@json_option
+def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
+    """Statements a trial takes, four drivers on one PostgreSQL beside Optuna's storage, and opening a large study."""
+    from hypernas.bench.store import measure
+    from hypernas.show.tables import bench_table, print_table
+
+    data = measure(store, seconds)
+    if as_json:
+        print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
+@bench.command(name="kernels")
+@click.option(
+    "--op", default="stream_boundary", show_default=True, metavar="NAME", help="Which op; see docs/kernels.md."
+)
+@click.option("--n", type=click.IntRange(min=1), default=4, show_default=True, help="Residual streams.")
+@click.option("--C", "channels", type=click.IntRange(min=1), default=256, show_default=True, help="Channels a stream.")
+@click.option("--tokens", default="4096", show_default=True, metavar="LIST", help="One number or several: 4096,65536.")
+@click.option("--dtype", default="float32", show_default=True, metavar="LIST", help="float32, bfloat16 or both.")
+@click.option("--backend", metavar="NAME", help="Only this one beside naive and floor: compile, cpu or triton.")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu or cuda.")
+@json_option
+def bench_kernels(
+    op: str, n: int, channels: int, tokens: str, dtype: str, backend: str | None, device: str, as_json: bool
+) -> None:
+    """Time an op against eager PyTorch, torch.compile and a copy of the bytes it must move; correctness comes first.
+
+    On a GPU by replaying CUDA graphs over data that does not fit its cache.
+    """
+    from hypernas.bench.kernels import run_all
+    from hypernas.show.tables import bench_table, print_table
+
+    try:
+        data = run_all(op, n, channels, tokens, dtype, backend, device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if as_json:
+        print_json(data)
+    else:
+        print_table(bench_table(data))
+
+
+@bench.command(name="train")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="cpu or cuda.")
+@json_option
+def bench_train(device: str, as_json: bool) -> None:
+    """Time whole training steps, on a CPU against eager PyTorch, a plain Transformer and the package hyper-connections.
+
+    There also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
+    On a GPU: single launches, CUDA graphs and compiled parts, at two sizes, with the share of the device that is used.
+    """
+    from hypernas.bench.kernels import device_of
+    from hypernas.bench.train import run, run_on
+    from hypernas.show.tables import bench_table, print_table
+
+    try:
+        where = device_of(device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    data = run() if where.type == "cpu" else run_on(where)
+    if as_json:
+        print_json(data)
+    else:
+        print_table(bench_table(data))

@@ -1,0 +1,197 @@
+"""Commands about trained models: export, train, generate, evaluate, decompose."""
+
+import click
+
+from hypernas.cli.base import MAX_COUNT, device_option, json_option, print_json, store_option, study_option
+
+
+@click.command()
+@study_option()
+@store_option
+@click.option("--trial", type=click.IntRange(0, MAX_COUNT), metavar="N", help="Number of the trial.")
+@click.option("--pick", metavar="RULE", help="knee, best, cheapest or max-flops=X, of the front.")
+@click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
+@click.option(
+    "--formats", default="py", show_default=True, metavar="LIST", help="py, pt2 and onnx: the source, and graphs of it."
+)
+@json_option
+def export(study: str, store: str, trial: int | None, pick: str | None, out: str, formats: str, as_json: bool) -> None:
+    """Write a trained model as a folder that needs only torch and safetensors.
+
+    \b
+    nas export --study first --pick knee --out winner
+    nas export --study first --trial 7 --out seven
+    """
+    from hypernas.export.write import export_trial
+    from hypernas.store import Store
+
+    with Store(store) as opened:
+        data = export_trial(opened, opened.study(study), trial=trial, pick=pick, out=out, formats=formats)
+    if as_json:
+        print_json(data)
+    else:
+        click.echo(f"trial {data['trial']} of {study} is in {data['folder']}: {', '.join(data['files'])}")
+        click.echo(f"checked: loaded without hypernas; largest difference from the trained model: {data['checked']}")
+
+
+@click.command()
+@study_option()
+@store_option
+@click.option("--trial", type=click.IntRange(0, MAX_COUNT), required=True, metavar="N", help="Number of the trial.")
+@click.option(
+    "--tokens", type=click.IntRange(1), metavar="T", help="Tokens or images to train on.  [default: as it did]"
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
+@click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
+@device_option
+@json_option
+def train(
+    study: str, store: str, trial: int, tokens: int | None, resume: bool, out: str, gpus: float | None, as_json: bool
+) -> None:
+    """Train a trial's architecture again, longer if you like, and export it.
+
+    On several processes or GPUs: torchrun --nproc_per_node=2 -m nas train ... (each process takes a GPU)
+
+    \b
+    nas train --study first --trial 7 --tokens 100000000 --out seven-long
+    """
+    from hypernas.export.retrain import train as run_training
+    from hypernas.store import Store
+
+    with Store(store) as opened:
+        row = opened.study(study)
+        data = run_training(opened, row, trial, tokens=tokens, resume=resume, out=out, gpus=gpus)
+    if data is None:  # another process says it
+        return
+    if as_json:
+        print_json(data)
+    else:
+        for name, value in data["values"].items():
+            click.echo(f"{name} = {value:.6g}")
+        click.echo(f"trial {trial} of {study}, trained on {data['tokens']:,}, is in {out}")
+
+
+@click.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--prompt", required=True, metavar="TEXT", help="What to continue.")
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, metavar="N", help="Bytes to add.")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.8, show_default=True, metavar="X", help="0: the likeliest."
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sampling.")
+@device_option
+def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
+    """Continue a text with an exported language model."""
+    from hypernas.engines.devices import asked_device
+    from hypernas.export.read import generate as continued
+
+    device = asked_device(gpus)
+    click.echo(continued(folder, prompt, count=count, temperature=temperature, seed=seed, device=device))
+
+
+@click.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--data", metavar="PATH", help="Text or images.  [default: what it was trained on]")
+@device_option
+@json_option
+def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
+    """Loss and accuracy of an exported model on the validation part of some data."""
+    from hypernas.engines.devices import asked_device
+    from hypernas.export.read import evaluate as scored
+
+    found = scored(folder, data, asked_device(gpus))
+    if as_json:
+        print_json(found)
+    else:
+        for name, value in found.items():
+            click.echo(f"{name} = {value:.6g}" if isinstance(value, float) else f"{name} = {value}")
+
+
+@click.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--out", required=True, metavar="DIR2", help="Folder to write; it must not exist.")
+@click.option("--data", metavar="PATH", help="The data it was trained on, if it is elsewhere now.")
+@click.option(
+    "--controls", type=int, default=3, show_default=True, metavar="N", help="Trainings on shuffled targets; 3 or more."
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Of the confirmed edges, the strongest, whose blocks the model runs.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="In which the rest is taken out."
+)
+@click.option(
+    "--retrain",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="T",
+    help="Tokens or images, over all steps.",
+)
+@click.option("--store", metavar="URL", help="Whose study's front the variants join.  [default: nas.db if it is there]")
+@click.option("--figure", metavar="FILE", help="The evidence, permuted into the blocks, as HTML, PNG or SVG.")
+@device_option
+@json_option
+def decompose(
+    folder: str,
+    out: str,
+    data: str | None,
+    controls: int,
+    keep: float,
+    steps: int,
+    retrain: int,
+    store: str | None,
+    figure: str | None,
+    gpus: float | None,
+    as_json: bool,
+) -> None:
+    """Take a trained model apart into blocks that run independently, with the evidence for them.
+
+    DIR is an export. Evidence is what learning changed, beside controls: the untrained model, and the same training on
+    shuffled targets, which takes --controls times as long as the model's own. Where blocks are found, the same training
+    in 2, 4 and 8 blocks from the start stands beside them. After Ctrl-C the same command goes on.
+
+    \b
+    nas decompose winner --out winner-blocks
+    nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
+    """
+    from hypernas.decompose.command import decompose as take_apart
+    from hypernas.decompose.report import read_evidence
+    from hypernas.engines.devices import asked_device
+
+    if figure is not None:
+        from hypernas.dashboards.paper import check_file
+
+        check_file(figure)
+    report = take_apart(
+        folder,
+        out,
+        data_path=data,
+        controls=controls,
+        keep=keep,
+        steps=steps,
+        retrain=retrain,
+        store=store,
+        say=lambda text: click.echo(text, err=True),
+        device=asked_device(gpus),
+    )
+    if figure is not None:
+        from hypernas.dashboards.blocks import figure as drawn
+        from hypernas.dashboards.paper import write_figure
+
+        write_figure(drawn(report["nets"], read_evidence(out)), figure)
+    if as_json:
+        print_json(report)
+        return
+    for line in report["verdict"]:
+        click.echo(line)
+    loss, result = report["loss"], report["result"]
+    click.echo(
+        f"{loss} {report['losses']['trained']:.4f} -> {result[loss]:.4f}, KL {result['kl']:.4f}, "
+        f"agreement {result['agreement']:.3f}, {result['flops']:.0f} FLOPs; the model is in {out}"
+    )
