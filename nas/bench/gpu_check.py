@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTEST = ("-m", "pytest", "-v", "-ra", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider")
 ON_GPU = (*PYTEST, "-p", "no:benchmark", "--tb=short", "-m", "gpu")
 GPU_TESTS = sorted(
-    f"tests/nas/{path.name}" for path in (ROOT / "tests/nas").glob("*.py") if "mark.gpu" in path.read_text()
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "tests/nas").rglob("*.py") if "mark.gpu" in path.read_text()
 )
 PIECE = ("-m", "hypernas.bench.gpu_pieces")
 SEARCH = ("click", "sqlalchemy", "alembic", "optuna", "moocore", "rich")  # what a search imports beside torch

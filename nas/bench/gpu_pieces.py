@@ -32,7 +32,7 @@ def say_row(row: dict[str, Any]) -> None:
 
 def versions() -> None:
     """The device, the software, and what `nas doctor` says of both."""
-    from hypernas.cli.doctor import checks, device_checks, run_check
+    from hypernas.doctor import checks, device_checks, run_check
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}")
     if GPU:

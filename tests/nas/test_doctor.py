@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hypernas.cli import doctor
+from hypernas import doctor
 from hypernas.records import SpaceSpec
 from hypernas.store import Store
 

@@ -179,7 +179,7 @@ def test_a_training_of_fewer_steps_than_rungs_has_fewer_rungs(
     assert all(reached and reached == rungs[: len(reached)] for reached in seen)
 
 
-SLOW = f"{Path(__file__).parent / 'faulty_space.py'}:Slow"
+SLOW = f"{Path(__file__).parents[1] / 'faulty_space.py'}:Slow"
 
 
 def test_a_net_over_the_latency_limit_is_not_trained_and_the_others_train_as_without_a_limit(

@@ -16,8 +16,6 @@ from hypernas.kernels import cpu_library, dispatch
 from hypernas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.training import device as training_device
-from hypernas.training import evaluate
 from hypernas.training import model as training_model
 from hypernas.training import step as training_step
 from hypernas.training.device import deterministic, product_dtype
@@ -190,7 +188,7 @@ def test_a_batch_in_parts_recomputes_the_streams_in_less_memory_to_the_same_bits
     made = job(text, arch=streams, micro_batches=2, measured=("peak_bytes",), recipe=recipe)
     recomputed = trained(made)[1]
     assert "stream_chain" in recomputed.provenance["kernels"]
-    monkeypatch.setattr(evaluate, "recomputing_streams", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(training_step, "recomputing_streams", lambda model: contextlib.nullcontext())
     kept = trained(made)[1]
     assert recomputed.weights == kept.weights
     tokens, boundaries, size = 256, 12, 4
@@ -292,7 +290,7 @@ def test_a_training_step_asks_the_device_for_nothing(net: str, optimizer: str, m
             loss = train_step(model, optimizers, batch, recipe, 1, 4)
         assert waits.seen == ["_local_scalar_dense"] and isinstance(loss, float)  # on a CPU: the loss, before backward
         waits.seen.clear()
-        monkeypatch.setattr(training_device, "reading_waits", lambda device: True)
+        monkeypatch.setattr(training_step, "reading_waits", lambda device: True)
         with waits:
             kept = train_step(model, optimizers, batch, recipe, 2, 4)
         assert waits.seen == [] and isinstance(kept, torch.Tensor) and not kept.requires_grad
@@ -301,7 +299,7 @@ def test_a_training_step_asks_the_device_for_nothing(net: str, optimizer: str, m
 def test_a_loss_that_stays_on_the_device_changes_no_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = job(text, micro_batches=2)
     asked = trained(made)[1]
-    monkeypatch.setattr(training_device, "reading_waits", lambda device: True)
+    monkeypatch.setattr(training_step, "reading_waits", lambda device: True)
     kept = trained(made)[1]
     assert kept.weights == asked.weights and kept.values == asked.values
 
@@ -311,7 +309,7 @@ def test_a_training_that_diverges_names_its_step_also_where_losses_are_read_late
 ) -> None:
     messages = []
     for waits in (False, True):
-        monkeypatch.setattr(training_device, "reading_waits", lambda device, waits=waits: waits)
+        monkeypatch.setattr(training_step, "reading_waits", lambda device, waits=waits: waits)
         failure = trained(job(text, recipe=Recipe(1e6, optimizer="sgd", tokens=8192, batch_tokens=256)))[1].failure
         assert failure is not None and failure.kind == FailureKind.DIVERGED
         messages.append(failure.message)

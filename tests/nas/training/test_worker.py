@@ -12,7 +12,7 @@ from hypernas.store import Store
 from hypernas.study.driver import run
 from hypernas.study.search import open_search, prepare
 
-FAULTY = f"{Path(__file__).parent / 'faulty_space.py'}:Space"
+FAULTY = f"{Path(__file__).parents[1] / 'faulty_space.py'}:Space"
 WANTED = {
     2: FailureKind.ERROR,
     3: FailureKind.OUT_OF_MEMORY,

@@ -58,7 +58,9 @@ def where(job: Job) -> Iterator[Result]:
 
 
 def job(trial: int) -> Job:
-    return Job("s", trial, 1, SpaceSpec("lm"), {}, Recipe(1.0), None, "", 0, evaluate="tests.nas.test_cluster:where")
+    return Job(
+        "s", trial, 1, SpaceSpec("lm"), {}, Recipe(1.0), None, "", 0, evaluate="tests.nas.engines.test_cluster:where"
+    )
 
 
 def ended(pool: Executor, count: int, seconds: float = 60.0) -> list[Result]:
@@ -248,7 +250,7 @@ def test_a_table_is_recorded_on_gpus_too(
 def test_a_search_begins_on_the_workers_there_are_and_takes_up_those_that_come(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hypernas.engines.cluster.WARM_UP_SECONDS", 1.0)
+    monkeypatch.setattr("hypernas.engines.ray_pool.WARM_UP_SECONDS", 1.0)
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     pool = pooled(cluster, 2)
     try:

@@ -23,7 +23,7 @@ from hypernas.study.driver import run
 from hypernas.study.search import open_search, prepare
 from hypernas.training.device import product_dtype
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.browser
 def test_the_bench_measures_the_first_page_a_live_tick_and_memory(browser_path):
     # A process of its own: its memory is what is measured, and playwright runs once in a process.
-    command = [sys.executable, "-m", "hypernas.dashboards.bench", "--trials", "1000", "--json"]
+    command = [sys.executable, "-m", "hypernas.bench.dashboards", "--trials", "1000", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode in (0, 1), done.stderr
     data = json.loads(done.stdout)

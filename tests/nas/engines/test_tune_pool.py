@@ -1,4 +1,4 @@
-"""What the engine `tune` tells Ray Tune; that it runs jobs as the others do is in tests/nas/test_executors.py."""
+"""What the engine `tune` tells Ray Tune; that it runs jobs as the others do is in test_contract.py."""
 
 import threading
 

@@ -1,6 +1,6 @@
 """On what a process trains: the GPU that it has, unless it was asked for its CPU; and what is said of it.
 
-GPUs that are only declared, on clusters, are in tests/nas/test_cluster.py.
+GPUs that are only declared, on clusters, are in tests/nas/engines/test_cluster.py.
 """
 
 import subprocess

@@ -29,7 +29,7 @@ from hypernas.study.driver import run
 from hypernas.study.replay import replayed
 from hypernas.study.search import Search, open_search, prepare
 
-HERE = "tests.nas.test_proposals"
+HERE = "tests.nas.strategy.test_proposals"
 
 
 def curved(job: Job) -> Iterator[Report | Result]:
@@ -60,7 +60,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
     import types
 
-    for name in ("tests", "tests.nas"):
+    for name in ("tests", "tests.nas", "tests.nas.strategy"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
 
