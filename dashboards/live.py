@@ -11,7 +11,7 @@ import pandas as pd
 from hypernas.dashboards import frames
 from hypernas.errors import StoreError, StudyError
 from hypernas.records import Report, StudyRow, Trial
-from hypernas.store import Store
+from hypernas.store import Reader
 
 MOST_NAMED = 1000  # trials in one query; databases limit the parameters of a statement
 
@@ -28,7 +28,7 @@ class LiveStudy:
         self._history: dict[int, tuple[int, datetime, float]] = {}
         self._volumes: tuple[int, pd.DataFrame] | None = None  # with the sequence they belong to
 
-    def refresh(self, store: Store) -> None:
+    def refresh(self, store: Reader) -> None:
         """Takes in what changed in the store since the last call."""
         changed = store.trials(self.row, after=self.seq)
         if not changed:
@@ -43,7 +43,7 @@ class LiveStudy:
         self.frame = frames.merge(self.frame, rows, self.row.objectives)
         self.seq = max(trial.seq for trial in changed)
 
-    def curves(self, store: Store, trials: Collection[int]) -> pd.DataFrame:
+    def curves(self, store: Reader, trials: Collection[int]) -> pd.DataFrame:
         """`frames.curve_frame` of some trials; only those are read, each once until it changes."""
         curves = self._curves
         missing = [number for number in trials if number not in curves]
@@ -83,22 +83,22 @@ class Watch:
     def __init__(self, url: str) -> None:
         self.url = url
         self._lock = RLock()
-        self._store: Store | None = None
+        self._store: Reader | None = None
         self._studies: dict[str, LiveStudy] = {}
         try:
-            self._store = Store(url)
+            self._store = Reader(url)
         except StoreError:
             if not _is_missing_file(url):
                 raise
 
-    def store(self) -> Store | None:
+    def store(self) -> Reader | None:
         """The store, or None while its file does not exist."""
         with self._lock:
             if _is_missing_file(self.url):
                 self.close()
             elif self._store is None:
                 try:
-                    self._store = Store(self.url)
+                    self._store = Reader(self.url)
                 except StoreError:  # a search is creating it at this moment: the next look finds its tables
                     return None
             return self._store
@@ -146,7 +146,7 @@ class Watch:
             return frames.curve_frame([]) if store is None else study.curves(store, trials)
 
 
-def scale_of(store: Store, study: str) -> Mapping[str, Any] | None:
+def scale_of(store: Reader, study: str) -> Mapping[str, Any] | None:
     """What `nas scale` found of a study (or of a ladder itself), None before it ran."""
     names = {entry["name"] for entry in store.studies()}
     ladders = (name for name in (f"{study}-scale", study) if name in names)

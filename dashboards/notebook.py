@@ -8,12 +8,12 @@ import plotly.graph_objects as go
 
 from hypernas.dashboards import figures, frames
 from hypernas.dashboards.texts import axes
-from hypernas.store import Store
+from hypernas.store import Reader
 
 
 def frame(study: str, store: str = "nas.db") -> pd.DataFrame:
     """The tidy table: a row a trial with its state, values and timings, and what the sampler chose."""
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(study)
         trials = opened.trials(row)
         table = frames.trial_frame(trials, opened.reports(row), row.objectives)
@@ -23,7 +23,7 @@ def frame(study: str, store: str = "nas.db") -> pd.DataFrame:
 
 def pareto_figure(study: str, store: str = "nas.db", x: str | None = None, y: str | None = None) -> go.Figure:
     """The front, over the study's own objectives unless `x` (a cost) and `y` (a quality) name other values."""
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(study)
         table = frames.trial_frame(opened.trials(row), opened.reports(row), row.objectives)
     cost, quality = axes(row.objectives)
@@ -32,7 +32,7 @@ def pareto_figure(study: str, store: str = "nas.db", x: str | None = None, y: st
 
 def curve_figure(study: str, store: str = "nas.db") -> go.Figure:
     """Learning curves, the front's in colour."""
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(study)
         reports = opened.reports(row)
         front = [trial.number for trial in opened.front(row)]
@@ -41,7 +41,7 @@ def curve_figure(study: str, store: str = "nas.db") -> go.Figure:
 
 def hypervolume_figure(study: str, store: str = "nas.db", over: str = "completed") -> go.Figure:
     """Hypervolume over `completed` trials, `seconds` or `training_flops`."""
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(study)
         table = frames.trial_frame(opened.trials(row), opened.reports(row), row.objectives)
         history = opened.hypervolumes(row)
@@ -50,7 +50,7 @@ def hypervolume_figure(study: str, store: str = "nas.db", over: str = "completed
 
 def importance_figure(study: str, store: str = "nas.db", objective: str | None = None) -> go.Figure:
     """The share of an objective's variance (the first one's by default) that each choice explains by itself."""
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(study)
         trials = opened.trials(row)
     objective = objective or row.objectives[0]

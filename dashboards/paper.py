@@ -10,13 +10,13 @@ from hypernas.dashboards import figures, frames
 from hypernas.dashboards.live import scale_of
 from hypernas.dashboards.texts import axes
 from hypernas.errors import UserError
-from hypernas.store import Store
+from hypernas.store import Reader
 
 NO_BROWSER = "pictures need kaleido and Chrome or Chromium (pip install kaleido, apt-get install chromium)"
 WIDTH, HEIGHT, SCALE = 900, 540, 2  # pixels, and PNG pixels to each
 
 
-def write_figures(store: Store, study: str, folder: str) -> list[Path]:
+def write_figures(store: Reader, study: str, folder: str) -> list[Path]:
     """Writes front, curves, hypervolume and what `nas scale` found into `folder`: a .png, an .svg and a .csv each.
 
     The folder is made when its parent is there. Returns the files. Raises StudyError when there is no such study,
@@ -35,7 +35,7 @@ def write_figures(store: Store, study: str, folder: str) -> list[Path]:
     return sorted([*(target / f"{name}.csv" for name in drawn), *(path for _, path in pictures)])
 
 
-def study_figures(store: Store, study: str) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
+def study_figures(store: Reader, study: str) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
     """Every figure with its frame, by file name."""
     row = store.study(study)
     reports = store.reports(row)

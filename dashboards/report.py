@@ -20,7 +20,7 @@ from hypernas.dashboards.texts import LADDER_NOTES, axes, duration, label, numbe
 from hypernas.errors import UserError
 from hypernas.records import StudyRow
 from hypernas.show.status import verdict
-from hypernas.store import Store
+from hypernas.store import Reader
 from hypernas.training.repeats import deviations
 
 DRAW = """
@@ -55,7 +55,7 @@ def text(value: object) -> str:
     return f"<bdi>{escape(plain(value))}</bdi>"
 
 
-def write_report(store: Store, study: str, out: str) -> Path:
+def write_report(store: Reader, study: str, out: str) -> Path:
     """Writes the report of a study to the file `out` and returns its path.
 
     Raises StudyError when there is no such study, UserError when `out` cannot be written.
@@ -74,7 +74,7 @@ def write_report(store: Store, study: str, out: str) -> Path:
     return path
 
 
-def render(store: Store, study: StudyRow) -> str:
+def render(store: Reader, study: StudyRow) -> str:
     """The whole page."""
     reports = store.reports(study)
     frame = frames.trial_frame(store.trials(study), reports, study.objectives)

@@ -18,7 +18,7 @@ from hypernas.dashboards import pages
 from hypernas.dashboards.app import make_app_server
 from hypernas.dashboards.live import scale_of
 from hypernas.errors import UserError
-from hypernas.store import Store
+from hypernas.store import Reader
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
@@ -43,7 +43,7 @@ def take(store_url: str, study: str, out: Path) -> list[Path]:
     """
     from playwright.sync_api import sync_playwright
 
-    with Store(store_url) as store:
+    with Reader(store_url) as store:
         row = store.study(study)
         front = store.front(row)
         has_ladder = scale_of(store, study) is not None

@@ -69,10 +69,10 @@ def run_check(name: str, check: Callable[[], str]) -> Line:
 
 def _store(url: str) -> str:
     from hypernas.errors import StoreError
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
     try:
-        with Store(url) as opened:
+        with Reader(url) as opened:
             return f"{opened.shown} holds {len(opened.studies())} studies"
     except StoreError as error:
         if error.missing:
@@ -208,9 +208,9 @@ def _study(store: str, name: str) -> str:
     from hypernas.data.tasks import TASKS
     from hypernas.search_spaces import load_space
     from hypernas.search_spaces.base import SpaceError
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(name)
     try:
         space = load_space(row.space.name, row.space.settings)

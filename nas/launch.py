@@ -18,7 +18,7 @@ from hypernas.scaling.baseline import measure_baseline
 from hypernas.show.status import status_of, verdict
 from hypernas.show.tables import front_table, print_table
 from hypernas.show.views import make_view
-from hypernas.store import Store
+from hypernas.store import Reader, Store
 from hypernas.study.driver import Outcome, run
 from hypernas.study.search import Search, check_resumed, executor_of, open_search, prepare, ran_on
 from hypernas.training.checkpoints import open_folder
@@ -74,7 +74,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
         return _conclude(store, search, outcome)
 
 
-def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
+def _conclude(store: Reader, search: Search, outcome: Outcome) -> int:
     """Prints the front, what beats the baseline, and how to go on; the exit code."""
     front = store.front(search.row)
     print_table(front_table(front, f"front of {search.row.name}"))
@@ -97,7 +97,7 @@ def _conclude(store: Store, search: Search, outcome: Outcome) -> int:
     return 1
 
 
-def _again(store: Store, search: Search) -> str:
+def _again(store: Reader, search: Search) -> str:
     """The command that goes on with a search: whole but for a password, and what --resume repeats by itself."""
     config = search.config
     command = ["nas", "search", "--study", search.row.name, "--store", store.to_type, "--resume"]
@@ -112,7 +112,7 @@ def _again(store: Store, search: Search) -> str:
 def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
     """The settings of the study if the store is there and holds it, and what it ran on; creates nothing."""
     try:
-        with Store(config.store) as store:
+        with Reader(config.store) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None
             kept = {**store.study(config.study).settings, **ran_on(store, config.study)}

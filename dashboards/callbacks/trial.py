@@ -15,7 +15,7 @@ from hypernas.dashboards.live import LiveStudy, Watch
 from hypernas.dashboards.picture import architecture_figure, connection_names, gate_names
 from hypernas.dashboards.selection import parse_query
 from hypernas.errors import StudyError, UserError
-from hypernas.store import Store
+from hypernas.store import Reader
 from hypernas.store.weights import find_weights
 
 
@@ -74,21 +74,21 @@ def wire_trial(app: Dash, watch: Watch) -> None:
         return dcc.send_bytes(data, f"trial-{int(wanted)}.zip"), "Downloaded, and checked to compute the same."
 
 
-def _find_trial(store: Store, study: LiveStudy, wanted: str | None) -> records.Trial | None:
+def _find_trial(store: Reader, study: LiveStudy, wanted: str | None) -> records.Trial | None:
     try:
         return store.trial(study.row, int(wanted or ""))
     except (StudyError, ValueError):
         return None
 
 
-def _is_kept(store: Store, study: LiveStudy, number: int) -> bool:
+def _is_kept(store: Reader, study: LiveStudy, number: int) -> bool:
     """Whether an export needs no training, and runs no code but ours."""
     from hypernas.search_spaces import SPACES
 
     return study.row.space.name in SPACES and find_weights(store, study.row, number) is not None
 
 
-def export_zip(store: Store, study: str, trial: int) -> bytes:
+def export_zip(store: Reader, study: str, trial: int) -> bytes:
     """`nas export` of a trial as a zip archive. Raises UserError."""
     from hypernas.export.write import export_trial  # brings torch: only taking a model home needs it
 

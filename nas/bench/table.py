@@ -23,7 +23,7 @@ from hypernas.errors import UserError
 from hypernas.records import Recipe, State, StudyRow
 from hypernas.search_spaces.base import FixedTrial, Suggest
 from hypernas.show.views import make_view
-from hypernas.store import Store
+from hypernas.store import Reader, Store
 from hypernas.strategy.proposals import config_hash
 from hypernas.study.driver import run
 from hypernas.study.search import check_resumed, executor_of, open_search, prepare, ran_on
@@ -103,7 +103,7 @@ def record(store: str, out: Path, given: Mapping[str, Any]) -> int:
     return 0
 
 
-def _table(store: Store, row: StudyRow) -> dict[str, Any]:
+def _table(store: Reader, row: StudyRow) -> dict[str, Any]:
     """What is written: how the table was made, the names of its columns, and a row a configuration."""
     curves: dict[int, list[float]] = {}
     for report in store.reports(row):

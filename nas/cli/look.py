@@ -21,9 +21,9 @@ from hypernas.cli.base import (
 def status(study: str, store: str, as_json: bool) -> None:
     """How far a study is: states, rate, workers, utilisation, failures by cause."""
     from hypernas.show.status import status_of
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
-    with Store(store) as opened:
+    with Reader(store) as opened:
         data = status_of(opened, opened.study(study))
     if as_json:
         print_json(data)
@@ -54,9 +54,9 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
     from hypernas.show.json_shapes import front_rows
     from hypernas.show.status import variants_said, verdict
     from hypernas.show.tables import front_table, print_table
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(study)
         trials = opened.front(row)
         rows = front_rows(row, trials)
@@ -83,9 +83,9 @@ def show(study: str, store: str, trial: int, as_json: bool) -> None:
     from hypernas.search_spaces import load_space
     from hypernas.show.json_shapes import cost_json, show_json
     from hypernas.show.tables import cost_table, print_table
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(study)
         found = opened.trial(row, trial)
         data = show_json(row, found, opened.reports(row, [trial]))
@@ -177,9 +177,9 @@ def gallery(as_json: bool) -> None:
 def report(study: str, store: str, out: str, figures: str | None) -> None:
     """One HTML file with front, trials, curves and hypervolume; it opens without a network."""
     from hypernas.dashboards.report import write_report
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
-    with Store(store) as opened:
+    with Reader(store) as opened:
         path = write_report(opened, study, out)
         click.echo(f"report written to {path}")
         if figures is not None:

@@ -18,9 +18,9 @@ def study_group() -> None:
 @json_option
 def study_list(store: str, as_json: bool) -> None:
     """Every study in the store."""
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
-    with Store(store) as opened:
+    with Reader(store) as opened:
         rows = opened.studies()
     if as_json:
         print_json(rows)
@@ -52,10 +52,10 @@ def study_delete(name: str, store: str, yes: bool) -> None:
 @store_option
 def study_replay(name: str, store: str) -> None:
     """Draw every proposal of a study again, from what was told when, and compare."""
-    from hypernas.store import Store
+    from hypernas.store import Reader
     from hypernas.study.replay import replayed
 
-    with Store(store) as opened:
+    with Reader(store) as opened:
         found = list(replayed(opened, opened.study(name)))
     other = [entry for entry in found if entry.stored != entry.drawn]
     for entry in other:
@@ -78,9 +78,9 @@ def study_export(name: str, store: str, to: str) -> None:
     from hypernas.config.plan import make_plan
     from hypernas.config.study_config import resumed
     from hypernas.integrations.optuna_db import export_study
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
-    with Store(store) as opened:
+    with Reader(store) as opened:
         row = opened.study(name)
         if row.settings.get("imported"):
             raise UserError(f"study {name!r} came from Optuna: its space is not known here")

@@ -6,7 +6,7 @@ from typing import Any
 from hypernas.data.tasks import Task
 from hypernas.errors import UserError
 from hypernas.show.json_shapes import training_json
-from hypernas.store import Store
+from hypernas.store import Reader, Store
 
 DEFAULT_STORE = "nas.db"
 
@@ -14,7 +14,7 @@ DEFAULT_STORE = "nas.db"
 def joins_front(store: str | None, folder: str, config: Mapping[str, Any], say: Callable[[str], None]) -> bool:
     """Whether the store holds the trial that the model is of. Raises UserError where a store is given and does not."""
     try:
-        with Store(store or DEFAULT_STORE) as opened:
+        with Reader(store or DEFAULT_STORE) as opened:
             row = opened.study(config["study"])
             trial = opened.trial(row, config["trial"])
             if (dict(trial.arch), training_json(row, trial)) != (config["arch"], config["training"]):

@@ -30,7 +30,7 @@ from hypernas.records import Job, Notice, Report, State, StudyRow
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space
 from hypernas.search_spaces.gates import execution_rates, reset_rates
-from hypernas.store import Store
+from hypernas.store import Reader
 from hypernas.study.search import make_job
 from hypernas.training.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from hypernas.training.device import deterministic, provenance
@@ -94,7 +94,7 @@ def group(gpus: float | None) -> Iterator[Group]:
 
 
 def train(
-    store: Store,
+    store: Reader,
     study: StudyRow,
     number: int,
     *,

@@ -29,8 +29,8 @@ from hypernas.search_spaces.base import Space
 from hypernas.show.json_shapes import cost_json, training_json
 from hypernas.show.views import Lines
 from hypernas.show.words import describe_values
-from hypernas.store import Store
-from hypernas.store.weights import find_weights, keep_weights, wanted
+from hypernas.store import Reader, Store
+from hypernas.store.weights import find_weights, keep_weights, should_keep_weights
 from hypernas.study.driver import retrain
 from hypernas.study.search import make_job
 from hypernas.training.device import deterministic
@@ -73,7 +73,7 @@ print(model(images).softmax(-1))
 """
 
 
-def choose(store: Store, study: StudyRow, trial: int | None, pick: str | None) -> Trial:
+def choose(store: Reader, study: StudyRow, trial: int | None, pick: str | None) -> Trial:
     """The trial asked for, by number or by a rule over the front. Raises UserError and StudyError."""
     if (trial is None) == (pick is None):
         raise UserError(f"give either --trial N or --pick RULE ({PICKS})")
@@ -118,7 +118,7 @@ def knee(points: list[tuple[float, ...]]) -> int:
 
 
 def export_trial(
-    store: Store, study: StudyRow, *, trial: int | None, pick: str | None, out: str, formats: str
+    store: Reader, study: StudyRow, *, trial: int | None, pick: str | None, out: str, formats: str
 ) -> dict[str, Any]:
     """Writes the folder; `nas export --json`. Raises UserError before anything is written."""
     kinds = wanted_formats(formats)
@@ -189,8 +189,11 @@ def _is_export(folder: Path) -> bool:
     return isinstance(config, dict) and {"hypernas", "trial"} <= config.keys()
 
 
-def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
-    """The trial's weights, kept or trained again from its row. Raises StudyError when that gives other values."""
+def trained_weights(store: Reader, study: StudyRow, trial: Trial) -> bytes:
+    """The trial's weights, kept or trained again from its row, and then kept if `store` may be written to.
+
+    Raises StudyError when training it again gives other values.
+    """
     kept = find_weights(store, study, trial.number)
     if kept is not None:
         return kept
@@ -207,7 +210,7 @@ def trained_weights(store: Store, study: StudyRow, trial: Trial) -> bytes:
                 f"trial {trial.number} trained again has {name} {result.values[name]!r}, not {value!r}: "
                 f"it was trained elsewhere ({trial.provenance}); export it there"
             )
-    if wanted(store, study, trial.number):
+    if isinstance(store, Store) and should_keep_weights(store, study, trial.number):
         keep_weights(store, study, trial.number, result.weights)
     return result.weights
 

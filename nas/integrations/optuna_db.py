@@ -22,7 +22,7 @@ from hypernas.config.keys import LATENCY
 from hypernas.errors import StoreError, StudyError, shown
 from hypernas.records import FINISHED, Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
 from hypernas.search_spaces.base import digest
-from hypernas.store import Store
+from hypernas.store import Reader, Store
 from hypernas.strategy.optuna_study import _Recorder
 from hypernas.strategy.proposals import slow
 
@@ -41,7 +41,7 @@ PROGRESS_EVERY = 100
 Suggest = Callable[[Any], Any]  # draws one proposal from anything with Optuna's three methods
 
 
-def export_study(store: Store, study: StudyRow, url: str, suggest: Suggest, say: Callable[[str], None]) -> int:
+def export_study(store: Reader, study: StudyRow, url: str, suggest: Suggest, say: Callable[[str], None]) -> int:
     """Writes the study, under its name, into Optuna's database at `url`; the number of trials.
 
     `suggest` gives every parameter its distribution. Raises StudyError when a study of that name is there already,

@@ -16,7 +16,7 @@ from hypernas.integrations.optuna_db import best_params
 from hypernas.records import Recipe
 from hypernas.search_spaces.base import Choices, FixedTrial, SpaceError
 from hypernas.show.json_shapes import front_rows
-from hypernas.store import Store
+from hypernas.store import Reader
 
 OPTUNA = "optuna:"
 
@@ -69,7 +69,7 @@ def _file(source: str) -> list[dict[str, Any]]:
 
 def _study(source: str, store: str, plan: Plan) -> list[dict[str, Any]]:
     address, _, name = source.rpartition("#")
-    with Store(address or store) as opened:
+    with Reader(address or store) as opened:
         row = opened.study(name)
         if row.space.name != plan.space_spec.name:
             raise UserError(

@@ -9,7 +9,7 @@ from hypernas.records import Recipe, StudyRow
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space, SpaceError, arch_to_json
 from hypernas.search_spaces.gallery import named
-from hypernas.store import Store
+from hypernas.store import Reader
 
 SIZE = ("depth", "d_model")  # what an ablation leaves to the ladder
 
@@ -24,7 +24,7 @@ class Contender:
     trial: int | None = None
 
 
-def contenders(store: Store, study: StudyRow, trials: str, baseline: str) -> list[Contender]:
+def contenders(store: Reader, study: StudyRow, trials: str, baseline: str) -> list[Contender]:
     """The baseline, then the trials named (`front`, or numbers like 3,14). Raises UserError and SpaceError."""
     task = study.settings["task"]
     if task != "text":

@@ -7,12 +7,12 @@ from typing import Any
 
 from hypernas import pareto
 from hypernas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial
-from hypernas.store import Store
+from hypernas.store import Reader
 from hypernas.strategy.halving import exempt, rank_correlation
 from hypernas.training.repeats import spread
 
 
-def status_of(store: Store, study: StudyRow) -> dict[str, Any]:
+def status_of(store: Reader, study: StudyRow) -> dict[str, Any]:
     """`nas status --json`. Utilisation is (training + evaluation) / (workers x time) from first to last dispatch."""
     trials = store.trials(study)
     finished = [trial for trial in trials if trial.state in FINISHED]
@@ -91,7 +91,7 @@ def utilisation(trials: Sequence[Trial]) -> float | None:
     return busy / available if available else None
 
 
-def verdict(store: Store, study: StudyRow) -> str:
+def verdict(store: Reader, study: StudyRow) -> str:
     """Whether a found architecture beats the best baseline at equal or fewer FLOPs, and by how much."""
     loss = pareto.quality(study.objectives)
     if any(name.startswith("flops") for name in study.objectives):  # then whatever beats a baseline stands on the front

@@ -1,25 +1,132 @@
-"""Opens a database, SQLite or PostgreSQL, and retries what passes."""
+"""Opens a database of studies, SQLite or PostgreSQL, checks its schema, and runs again what failed in passing."""
 
 import os
 import sqlite3
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from random import random
+from time import sleep
+from typing import Any, Self, TypeVar
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Engine,
-    create_engine,
-    event,
-    make_url,
-)
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hypernas.errors import StoreError
+from hypernas.store.models import READABLE, SCHEMA
 
 T = TypeVar("T")
 RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)  # longer than a database server takes to restart
+MIGRATION_LOCK = 7_061_735  # any number: the key of PostgreSQL's advisory lock that migrations take turns with
+
+
+class Database:
+    """One database of studies, its schema checked; what `Reader` and `Store` have in common.
+
+    Without `writes` the database itself refuses every write, and any schema from READABLE on is taken as it is. With
+    `writes` an older schema is brought up to date, and with `create` a missing SQLite file or an empty database is
+    given its tables. Raises StoreError when it cannot be opened or has a schema that this version does not know.
+    """
+
+    def __init__(self, url: str, *, writes: bool = False, create: bool = False) -> None:
+        self.url = parse_url(url)
+        bare = self.url.difference_update_query(["password"])  # libpq takes one there too
+        self.shown = bare.render_as_string(hide_password=True)
+        # What a user can type again: libpq takes the password from PGPASSWORD or ~/.pgpass.
+        self.to_type = bare.set(password=None).render_as_string()
+        path = self.url.database if self.url.get_backend_name() == "sqlite" else None
+        if path and path != ":memory:":
+            folder = Path(path).resolve().parent
+            if not folder.is_dir():
+                raise StoreError(f"--store {self.shown}: the folder {folder} does not exist")
+            if not create and not Path(path).exists():
+                message = f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
+                raise StoreError(message, missing=True)
+        self._engine = make_engine(self.url, writes=writes)
+        self._writing = self._engine.execution_options(writes=True)
+        # A statement of PostgreSQL's sees what was committed before it, in a transaction or not: a store reads without
+        # one, which saves two round trips. What may only read needs one, as it is the transaction that is read-only.
+        alone = writes and self.url.get_backend_name() == "postgresql"
+        self._reading = self._engine.execution_options(**{"isolation_level": "AUTOCOMMIT"} if alone else {})
+        try:
+            self._check_schema(writes=writes, create=create)
+        except SQLAlchemyError as error:
+            raise StoreError(f"--store {self.shown}: cannot be opened: {reason(error)}") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_schema(self, *, writes: bool, create: bool) -> None:
+        with self._engine.connect() as connection:
+            tables = set(inspect(connection).get_table_names())
+            found = (
+                connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+                if "alembic_version" in tables
+                else None
+            )
+        if found == SCHEMA:
+            return
+        if found is not None and found > SCHEMA:
+            raise StoreError(
+                f"--store {self.shown} has schema {found}, newer than this version's {SCHEMA}: upgrade hypernas"
+            )
+        if found is None and tables:
+            raise StoreError(f"--store {self.shown} holds tables of another program: name another store")
+        if writes and (create or found is not None):
+            self._migrate()
+        elif found is None or found < READABLE:
+            what = f"has the older schema {found}" if found else "is empty"
+            raise StoreError(f"--store {self.shown} {what}: nas search brings it up to date", missing=found is None)
+
+    def _migrate(self) -> None:
+        # Alembic takes 0.25 s to import, and is needed once in a store's life.
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("COMMIT")  # the journal mode changes outside a transaction only
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:  # two processes that open an old store at once: the second finds it up to date
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work`, which writes nothing, again after a passing fault."""
+        return self._patiently(work, writes=False)
+
+    def _all(self, query: Any) -> Sequence[Any]:
+        return self._read(lambda connection: connection.execute(query).all())
+
+    def _patiently(self, work: Callable[[Connection], T], *, writes: bool) -> T:
+        engine = self._writing if writes else self._reading
+        for pause in (*RETRY_SECONDS, None):
+            try:
+                with engine.connect() as connection, connection.begin():
+                    return work(connection)
+            except IntegrityError:
+                raise
+            except DBAPIError as error:
+                if not is_passing(error, self.url):
+                    raise
+                if pause is None:
+                    raise StoreError(
+                        f"--store {self.shown}: not reachable for {sum(RETRY_SECONDS):.0f} seconds: {reason(error)}; "
+                        "nothing that was stored is lost, nas search --resume continues"
+                    ) from error
+                sleep(pause * (0.5 + random()))  # drivers that were turned away together do not come back together
+        raise AssertionError("unreachable")
 
 
 def parse_url(url: str) -> URL:
@@ -44,7 +151,8 @@ def _open_read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, check_same_thread=False)
 
 
-def make_engine(url: URL) -> Engine:
+def make_engine(url: URL, *, writes: bool) -> Engine:
+    """Connections to the database; without `writes` it refuses whatever would change it."""
     if url.get_backend_name() == "sqlite":
         path = Path(url.database or "").resolve()
         if os.access(path.parent, os.W_OK):
@@ -58,14 +166,18 @@ def make_engine(url: URL) -> Engine:
             connection.execute("PRAGMA busy_timeout = 30000")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = NORMAL")
+            if not writes:
+                # Not `mode=ro`: who reads a file in WAL mode has to write the index beside it, and the last to close
+                # it has to fold the log into it.
+                connection.execute("PRAGMA query_only = ON")
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            writes = connection.get_execution_options().get("writes", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+            immediate = connection.get_execution_options().get("writes", False)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
         return engine
-    return create_engine(url)
+    return create_engine(url, execution_options={} if writes else {"postgresql_readonly": True})
 
 
 def is_passing(error: DBAPIError, url: URL) -> bool:

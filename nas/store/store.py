@@ -1,4 +1,4 @@
-"""Everything that reads or writes the store. One short transaction an event; reads return frozen records.
+"""Everything that writes to a store: one short transaction an event.
 
 A write runs under the database's own lock (`BEGIN IMMEDIATE` on SQLite, the study's row on PostgreSQL) and is
 tried again after a passing fault: a locked file, a serialisation failure, a connection cut.
@@ -6,60 +6,23 @@ tried again after a passing fault: a locked file, a serialisation failure, a con
 
 import os
 import socket
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
-from pathlib import Path
-from random import random
-from time import sleep
 from typing import Any
 
 import numpy as np
 import psutil
-from sqlalchemy import (
-    Connection,
-    RowMapping,
-    delete,
-    func,
-    insert,
-    inspect,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import aliased
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
-from hypernas import pareto
-from hypernas.errors import StoreError, StudyError
-from hypernas.records import (
-    FINISHED,
-    FailureKind,
-    Proposal,
-    Report,
-    Result,
-    SpaceSpec,
-    State,
-    StudyRow,
-    Trial,
-)
-from hypernas.store.connection import RETRY_SECONDS, T, is_passing, make_engine, parse_url, reason
+from hypernas.errors import StudyError
+from hypernas.records import FINISHED, FailureKind, Proposal, Report, Result, SpaceSpec, State, StudyRow, Trial
+from hypernas.store.connection import Database, T
 from hypernas.store.front import Front, extend_front, front_before
-from hypernas.store.models import (
-    READABLE,
-    SCHEMA,
-    ArtifactTable,
-    DriverTable,
-    FrontHistoryTable,
-    ReportTable,
-    StudyTable,
-    TrialTable,
-    ValueTable,
-)
-from hypernas.store.rows import report_row, trial_of_row, trial_row
+from hypernas.store.models import ArtifactTable, DriverTable, ReportTable, StudyTable, TrialTable, ValueTable
+from hypernas.store.reader import Reader
+from hypernas.store.rows import report_row, trial_row
 from hypernas.store.statements import (
-    CHANGED_TRIALS,
-    CHANGED_VALUES,
     HELD,
     INSERT_REPORT,
     INSERT_TRIAL,
@@ -72,88 +35,19 @@ from hypernas.store.statements import (
     utcnow,
 )
 
-HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver on another host that is silent for longer is dead
 MAX_LOST = 3  # leases a trial may lose before it is set aside as FAILED(worker_lost)
 
 
-class Store:
-    """One database of studies. Raises StoreError when it cannot be opened or has another version's schema.
+class Store(Reader):
+    """One database of studies, read and written. A store of an older version is brought up to date as it is opened.
 
-    With `create`, a missing SQLite file or an empty database is given its tables; without, it is an error.
+    With `create`, a missing SQLite file or an empty database is given its tables; without, it is an error. Raises
+    StoreError when it cannot be opened or a newer version wrote it.
     """
 
     def __init__(self, url: str, *, create: bool = False) -> None:
-        self.url = parse_url(url)
-        bare = self.url.difference_update_query(["password"])  # libpq takes one there too
-        self.shown = bare.render_as_string(hide_password=True)
-        # What a user can type again: libpq takes the password from PGPASSWORD or ~/.pgpass.
-        self.to_type = bare.set(password=None).render_as_string()
-        path = self.url.database if self.url.get_backend_name() == "sqlite" else None
-        if path and path != ":memory:":
-            folder = Path(path).resolve().parent
-            if not folder.is_dir():
-                raise StoreError(f"--store {self.shown}: the folder {folder} does not exist")
-            if not create and not Path(path).exists():
-                message = f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
-                raise StoreError(message, missing=True)
-        self._engine = make_engine(self.url)
-        self._writer = self._engine.execution_options(writes=True)
-        # A statement of PostgreSQL's sees what was committed before it, in a transaction or not: reads go without.
-        alone = {"isolation_level": "AUTOCOMMIT"} if self.url.get_backend_name() == "postgresql" else {}
-        self._reader = self._engine.execution_options(**alone)
+        Database.__init__(self, url, writes=True, create=create)  # not Reader's, which takes a store as it is
         self._fronts: dict[int, Front] = {}  # by study; with what changed since, today's
-        try:
-            self._check_schema(create)
-        except SQLAlchemyError as error:
-            raise StoreError(f"--store {self.shown}: cannot be opened: {reason(error)}") from error
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-    def __enter__(self) -> "Store":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _check_schema(self, create: bool) -> None:
-        with self._engine.connect() as connection:
-            tables = set(inspect(connection).get_table_names())
-            found = (
-                connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-                if "alembic_version" in tables
-                else None
-            )
-        if found == SCHEMA:
-            return
-        if found is not None and found > SCHEMA:
-            raise StoreError(
-                f"--store {self.shown} has schema {found}, newer than this version's {SCHEMA}: upgrade hypernas"
-            )
-        if found is None and tables:
-            raise StoreError(f"--store {self.shown} holds tables of another program: name another store")
-        if not create and found is not None and found >= READABLE:
-            return
-        if not create:
-            what = f"has the older schema {found}" if found else "is empty"
-            raise StoreError(f"--store {self.shown} {what}: nas search brings it up to date", missing=found is None)
-        self._migrate()
-
-    def _migrate(self) -> None:
-        # Alembic takes 0.25 s to import, and is needed once in a store's life.
-        from alembic import command
-        from alembic.config import Config
-
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("COMMIT")  # the journal mode changes outside a transaction only
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            connection.commit()
 
     def _write(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` in one write transaction, again after a passing fault.
@@ -162,32 +56,6 @@ class Store:
         recognise its own work.
         """
         return self._patiently(work, writes=True)
-
-    def _read(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work`, which writes nothing, again after a passing fault."""
-        return self._patiently(work, writes=False)
-
-    def _all(self, query: Any) -> Sequence[Any]:
-        return self._read(lambda connection: connection.execute(query).all())
-
-    def _patiently(self, work: Callable[[Connection], T], *, writes: bool) -> T:
-        engine = self._writer if writes else self._reader
-        for pause in (*RETRY_SECONDS, None):
-            try:
-                with engine.connect() as connection, connection.begin():
-                    return work(connection)
-            except IntegrityError:
-                raise
-            except DBAPIError as error:
-                if not is_passing(error, self.url):
-                    raise
-                if pause is None:
-                    raise StoreError(
-                        f"--store {self.shown}: not reachable for {sum(RETRY_SECONDS):.0f} seconds: {reason(error)}; "
-                        "nothing that was stored is lost, nas search --resume continues"
-                    ) from error
-                sleep(pause * (0.5 + random()))  # drivers that were turned away together do not come back together
-        raise AssertionError("unreachable")
 
     # ---- studies ---------------------------------------------------------------------------------------------
 
@@ -223,41 +91,6 @@ class Store:
         except IntegrityError as error:
             raise StudyError(f"study {name!r} exists in {self.shown}: --resume continues it") from error
         return self.study(name)
-
-    def study(self, name: str) -> StudyRow:
-        """Raises StudyError naming the studies there are."""
-        query = select(STUDIES).where(STUDIES.c.name == name)
-        row = self._read(lambda connection: connection.execute(query).mappings().first())
-        if row is None:
-            names = [name for (name,) in self._all(select(StudyTable.name).order_by(StudyTable.name))]
-            known = "it has: " + ", ".join(names) if names else "it has none yet"
-            raise StudyError(f"no study {name!r} in {self.shown}; {known}")
-        return StudyRow(
-            id=row["id"],
-            name=row["name"],
-            created=row["created"],
-            space=SpaceSpec(row["space"], row["space_settings"]),
-            objectives=tuple(row["objectives"]),
-            settings=row["settings"],
-            reference=row["reference"],
-            data_name=row["data_name"],
-            data_hash=row["data_hash"],
-            artifacts=row["artifacts"],
-        )
-
-    def studies(self) -> list[dict[str, Any]]:
-        """Name, space, number of trials and creation time of every study."""
-        counts = select(TrialTable.study_id, func.count().label("trials")).group_by(TrialTable.study_id).subquery()
-        query = (
-            select(StudyTable.name, StudyTable.space, func.coalesce(counts.c.trials, 0), StudyTable.created)
-            .outerjoin(counts, counts.c.study_id == StudyTable.id)
-            .order_by(StudyTable.created, StudyTable.id)
-        )
-        rows = self._all(query)
-        return [
-            {"name": name, "space": space, "trials": trials, "created": created.isoformat()}
-            for name, space, trials, created in rows
-        ]
 
     def fill(self, study: StudyRow, trials: Iterable[tuple[Trial, str, Sequence[Report]]]) -> None:
         """Trials with their configuration hashes and curves, as they are, into a study that has none: all or nothing.
@@ -323,12 +156,6 @@ class Store:
         query = update(DriverTable).where(DriverTable.id == driver).values(heartbeat=utcnow(), stopped=utcnow())
         self._write(lambda connection: connection.execute(query))
 
-    def live_drivers(self, study: StudyRow) -> dict[int, int]:
-        """Workers of every driver that is still alive, by driver id."""
-        query = select(DriverTable.__table__).where(DriverTable.study_id == study.id, DriverTable.stopped.is_(None))
-        rows = self._read(lambda connection: connection.execute(query).mappings().all())
-        return {row["id"]: row["workers"] for row in rows if _is_alive(row)}
-
     def reclaim(self, study: StudyRow) -> list[int]:
         """Hands the RUNNING trials of dead drivers back to WAITING; returns their numbers."""
         # In this order: a driver that registers in between is live, and its leases are not in the list.
@@ -337,7 +164,7 @@ class Store:
         dead = [trial for trial in running if trial.driver not in live]
         return [t.number for t in dead if self.release(study, t.number, t.token, fault=False)]
 
-    # ---- trials: the life of one ------------------------------------------------------------------------------
+    # ---- trials: the life of one -----------------------------------------------------------------------------
 
     def lease_waiting(self, study: StudyRow, driver: int) -> Trial | None:
         """Takes the oldest WAITING trial for this driver, or None when nothing waits."""
@@ -420,7 +247,7 @@ class Store:
             leased = next((tuple(row) for row in self._all(query)), None)
         if leased is None:
             return None
-        self._noted(study, leased[1])
+        self._advance_front_seq(study, leased[1])
         return proposal.running(leased[0], leased[1], driver, now)
 
     def report(self, study: StudyRow, report: Report, token: int) -> int | None:
@@ -441,7 +268,7 @@ class Store:
 
         seq = self._write(work)
         if seq is not None:
-            self._noted(study, seq)
+            self._advance_front_seq(study, seq)
         return seq
 
     def stop(self, study: StudyRow, report: Report, token: int) -> int | None:
@@ -454,11 +281,11 @@ class Store:
 
         seq = self._write(work)
         if seq is not None:
-            self._noted(study, seq)
+            self._advance_front_seq(study, seq)
         return seq
 
     def add_values(self, study: StudyRow, number: int, values: Mapping[str, float]) -> None:
-        """Adds to what is known of a trial what was found out after it ended, or puts it right."""
+        """Adds or corrects values of a finished trial."""
 
         def work(connection: Connection) -> None:
             trial_id = connection.execute(trial_id_of(study, number)).scalar_one()
@@ -517,13 +344,13 @@ class Store:
             return None
         seq, front = done
         if front is None:
-            self._noted(study, seq)
+            self._advance_front_seq(study, seq)
         else:
             self._fronts[study.id] = front
         return seq
 
-    def _noted(self, study: StudyRow, seq: int) -> None:
-        """A change of ours that left the front alone: what we know of it is as good as before."""
+    def _advance_front_seq(self, study: StudyRow, seq: int) -> None:
+        """Our own change, `seq`, did not touch the front, so the cached front is still current."""
         front = self._fronts.get(study.id)
         if front is not None and front.seq == seq - 1:
             front.seq = seq
@@ -567,126 +394,6 @@ class Store:
 
         return self._write(work)
 
-    # ---- reading ---------------------------------------------------------------------------------------------
-
-    def trials(
-        self,
-        study: StudyRow,
-        *,
-        after: int = 0,
-        states: Iterable[State] = (),
-        number: int | None = None,
-        origin: str | None = None,
-    ) -> list[Trial]:
-        """Trials by number: those changed since sequence `after`, in `states`, of one `origin`, or the one `number`."""
-        if not states and number is None and origin is None:
-            return self._read_trials(CHANGED_TRIALS, CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
-        where = [TrialTable.study_id == study.id, TrialTable.seq > after]
-        if states:
-            where.append(TrialTable.state.in_([str(state) for state in states]))
-        if number is not None:
-            where.append(TrialTable.number == number)
-        if origin is not None:
-            where.append(TrialTable.origin == origin)
-        return self._trials(*where)
-
-    def trial(self, study: StudyRow, number: int) -> Trial:
-        """Raises StudyError when there is no such trial."""
-        found = self.trials(study, number=number)
-        if not found:
-            ((count,),) = self._all(select(StudyTable.next_number).where(StudyTable.id == study.id))
-            has = f"it has 0 to {count - 1}" if count else "it has none yet"
-            raise StudyError(f"study {study.name!r} has no trial {number}; {has}")
-        return found[0]
-
-    def _trials(self, *where: Any) -> list[Trial]:
-        query = select(TRIALS).where(*where).order_by(TRIALS.c.number)
-        values_query = (
-            select(ValueTable.trial_id, ValueTable.name, ValueTable.value)
-            .join(TrialTable, TrialTable.id == ValueTable.trial_id)
-            .where(*where)
-        )
-        return self._read_trials(query, values_query, {})
-
-    def _read_trials(self, query: Any, values_query: Any, at: Mapping[str, Any]) -> list[Trial]:
-        def work(connection: Connection) -> tuple[Sequence[RowMapping], Sequence[Any]]:
-            rows = connection.execute(query, at).mappings().all()
-            return rows, connection.execute(values_query, at).all() if rows else ()
-
-        rows, found = self._read(work)
-        values: dict[int, dict[str, float]] = {}
-        for trial_id, name, value in found:
-            values.setdefault(trial_id, {})[name] = value
-        return [trial_of_row(row, values.get(row["id"], {})) for row in rows]
-
-    def states(self, study: StudyRow) -> dict[str, int]:
-        """How many trials are in each state; states without trials count 0."""
-        query = select(TrialTable.state, func.count()).where(TrialTable.study_id == study.id).group_by(TrialTable.state)
-        counts: dict[str, int] = dict(self._all(query))
-        return {str(state): counts.get(str(state), 0) for state in State}
-
-    def finished(self, study: StudyRow) -> int:
-        """COMPLETE + STOPPED + FAILED."""
-        counts = self.states(study)
-        return sum(counts[str(state)] for state in FINISHED)
-
-    def device_seconds(self, study: StudyRow) -> float:
-        """What training and evaluating the study's finished trials took on their workers."""
-        seconds = func.coalesce(TrialTable.train_seconds, 0.0) + func.coalesce(TrialTable.evaluate_seconds, 0.0)
-        ((total,),) = self._all(select(func.coalesce(func.sum(seconds), 0.0)).where(TrialTable.study_id == study.id))
-        return float(total)
-
-    def reports(
-        self, study: StudyRow, numbers: Collection[int] | None = None, *, after: int = 0, last: bool = False
-    ) -> list[Report]:
-        """The learning curves, by trial and rung: of all trials, of `numbers`, or of those changed since `after`.
-
-        `last` leaves out all but each trial's last report.
-        """
-        query = (
-            select(
-                TrialTable.number,
-                ReportTable.rung,
-                ReportTable.step,
-                ReportTable.tokens,
-                ReportTable.training_flops,
-                ReportTable.loss,
-                ReportTable.seconds,
-            )
-            .join(TrialTable, TrialTable.id == ReportTable.trial_id)
-            .where(TrialTable.study_id == study.id, TrialTable.seq > after)
-            .order_by(TrialTable.number, ReportTable.rung)
-        )
-        if last:
-            of_trial = aliased(ReportTable)
-            highest = select(func.max(of_trial.rung)).where(of_trial.trial_id == TrialTable.id).scalar_subquery()
-            query = query.where(ReportTable.rung == highest)
-        if numbers is not None:
-            query = query.where(TrialTable.number.in_(numbers))
-        return [Report(*row) for row in self._all(query)]
-
-    def front(self, study: StudyRow) -> list[Trial]:
-        """The non-dominated COMPLETE trials, best quality first."""
-        on_front = select(FrontHistoryTable.trial_id).where(
-            FrontHistoryTable.study_id == study.id, FrontHistoryTable.dominated_by.is_(None)
-        )
-        trials = self._trials(TrialTable.id.in_(on_front))
-        quality = pareto.quality(study.objectives)
-        return sorted(
-            trials,
-            key=lambda t: (pareto.cost(quality, t.values[quality]), pareto.costs(study.objectives, t.values)),
-        )
-
-    def hypervolumes(self, study: StudyRow, *, after: int = 0) -> list[tuple[int, datetime, float]]:
-        """(trial number, when it finished, the hypervolume after it), in order of finishing; since sequence `after`."""
-        query = (
-            select(TrialTable.number, TrialTable.finished, FrontHistoryTable.hypervolume)
-            .join(TrialTable, TrialTable.id == FrontHistoryTable.trial_id)
-            .where(FrontHistoryTable.study_id == study.id, TrialTable.seq > after)
-            .order_by(TrialTable.finished, TrialTable.number)
-        )
-        return [(number, finished, volume) for number, finished, volume in self._all(query) if finished is not None]
-
     # ---- artifacts -------------------------------------------------------------------------------------------
 
     def add_artifact(self, study: StudyRow, number: int, kind: str, uri: str, sha256: str, size: int) -> None:
@@ -703,27 +410,6 @@ class Store:
         trial_id = trial_id_of(study, number).scalar_subquery()
         query = delete(ArtifactTable).where(ArtifactTable.trial_id == trial_id, ArtifactTable.kind == kind)
         self._write(lambda connection: connection.execute(query))
-
-    def artifacts(self, study: StudyRow, kind: str) -> dict[int, tuple[str, str]]:
-        """(uri, sha256) of one kind of artifact, by trial number."""
-        query = (
-            select(TrialTable.number, ArtifactTable.uri, ArtifactTable.sha256)
-            .join(TrialTable, TrialTable.id == ArtifactTable.trial_id)
-            .where(TrialTable.study_id == study.id, ArtifactTable.kind == kind)
-        )
-        return {number: (uri, sha256) for number, uri, sha256 in self._all(query)}
-
-
-def _is_alive(row: RowMapping) -> bool:
-    """A driver on this host lives while its process does; one elsewhere while its heart beats."""
-    if row["host"] != socket.gethostname():
-        return bool(utcnow() - row["heartbeat"] < HEARTBEAT_LAPSE)
-    try:
-        process = psutil.Process(row["pid"])
-        same = abs(process.create_time() - row["process_started"]) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _next_seq(connection: Connection, study: StudyRow) -> int:

@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from hypernas.records import StudyRow
-from hypernas.store import Store
+from hypernas.store import Reader, Store
 
 WEIGHTS = "weights"
 
@@ -15,13 +15,13 @@ def inherits(study: StudyRow) -> bool:
     return bool(study.settings.get("inherit", False))
 
 
-def wanted(store: Store, study: StudyRow, number: int) -> bool:
-    """Whether the study keeps the trial's weights."""
+def should_keep_weights(store: Reader, study: StudyRow, number: int) -> bool:
+    """Whether the trial's weights are kept: on the front, or where children of any trial inherit them."""
     return inherits(study) or any(trial.number == number for trial in store.front(study))
 
 
 def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> None:
-    """Writes the trial's weights and notes them in the store; weights that are not wanted any more are deleted."""
+    """Writes the trial's weights and their row in the store; deletes those of trials that have left the front."""
     folder = Path(study.artifacts)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"trial-{number}.safetensors"
@@ -38,7 +38,7 @@ def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> 
             Path(uri).unlink(missing_ok=True)
 
 
-def find_weights(store: Store, study: StudyRow, number: int) -> bytes | None:
+def find_weights(store: Reader, study: StudyRow, number: int) -> bytes | None:
     """The trial's weights if they are kept, readable and unchanged, else None: the trial re-trains from its row."""
     uri, digest = store.artifacts(study, WEIGHTS).get(number, ("", ""))
     path = Path(uri)

@@ -29,7 +29,7 @@ from hypernas.records import (
     Trial,
 )
 from hypernas.store import Store
-from hypernas.store.weights import keep_weights, wanted
+from hypernas.store.weights import keep_weights, should_keep_weights
 from hypernas.study.search import check_device, computed_in
 from hypernas.training import worker
 from hypernas.training.checkpoints import discard, kept, open_folder
@@ -276,7 +276,7 @@ def _handle(work: Work, executor: Executor, event: Event, leased: dict[int, Tria
             view.ended(event.trial, None)
             return
         discard(work.checkpoints, event.trial)
-        if event.weights and wanted(store, row, event.trial):
+        if event.weights and should_keep_weights(store, row, event.trial):
             try:
                 keep_weights(store, row, event.trial, event.weights)
             except OSError as error:  # the trial's numbers are safe, and it re-trains to the same weights

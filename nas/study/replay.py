@@ -12,7 +12,7 @@ from hypernas.config.plan import make_plan, with_data
 from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
 from hypernas.records import State, StudyRow
-from hypernas.store import Store
+from hypernas.store import Reader
 from hypernas.strategy.proposals import JOURNAL
 from hypernas.study.search import by_trial, make_proposals
 
@@ -26,7 +26,7 @@ class Replayed:
     drawn: Any
 
 
-def replayed(store: Store, row: StudyRow) -> Iterator[Replayed]:
+def replayed(store: Reader, row: StudyRow) -> Iterator[Replayed]:
     """Every proposal of the study's sampler, drawn again in its order.
 
     Exact for a search by one driver at a time, resumed or not. Drivers that search together lose proposals to each

@@ -35,7 +35,7 @@ from hypernas.records import (
     Trial,
 )
 from hypernas.search_spaces.base import Cost, arch_to_json, digest
-from hypernas.store import Store
+from hypernas.store import Reader, Store
 from hypernas.store.weights import find_weights
 from hypernas.strategy.halving import stops_early
 from hypernas.strategy.proposals import Proposals
@@ -173,7 +173,7 @@ def by_trial(reports: Iterable[Report]) -> dict[int, list[Report]]:
     return curves
 
 
-def make_job(store: Store, row: StudyRow, trial: Trial) -> Job:
+def make_job(store: Reader, row: StudyRow, trial: Trial) -> Job:
     """Everything a worker needs to train the trial, from its row and its study's alone; and its parent's, where it
     starts from that one's weights."""
     return Job(
@@ -198,7 +198,7 @@ def make_job(store: Store, row: StudyRow, trial: Trial) -> Job:
     )
 
 
-def _inheritance(store: Store, row: StudyRow, trial: Trial) -> Inheritance | None:
+def _inheritance(store: Reader, row: StudyRow, trial: Trial) -> Inheritance | None:
     """What the trial starts from, where its row says that it inherits."""
     change = trial.sampler_attrs.get(INHERITED)
     if change is None:
@@ -209,7 +209,7 @@ def _inheritance(store: Store, row: StudyRow, trial: Trial) -> Inheritance | Non
     return Inheritance(parent.number, parent.arch, change, weights, job)
 
 
-def ran_on(store: Store, study: str) -> dict[str, Any]:
+def ran_on(store: Reader, study: str) -> dict[str, Any]:
     """On what the study ran last, by the names of the flags: engine, GPUs a trial, workers. Nothing if it is unknown.
 
     A study older than that was noted goes on on CPUs if all of it was trained there.
@@ -223,7 +223,7 @@ def ran_on(store: Store, study: str) -> dict[str, Any]:
     return found
 
 
-def computed_in(store: Store, row: StudyRow) -> set[tuple[str, str]]:
+def computed_in(store: Reader, row: StudyRow) -> set[tuple[str, str]]:
     """The kinds of device, cpu or cuda, and the precisions that the study's trials were trained in."""
     trained = (trial.provenance for trial in store.trials(row))
     return {kind_of(found["device"], _precision(found)) for found in trained if "device" in found}
@@ -263,14 +263,14 @@ def executor_of(config: StudyConfig) -> Executor:
     )
 
 
-def check_resumed(store: Store, config: StudyConfig, executor: Executor) -> None:
+def check_resumed(store: Reader, config: StudyConfig, executor: Executor) -> None:
     """`check_device` for the workers there are, if there is such a study: before a word of it is changed."""
     if not config.other_device and any(row["name"] == config.study for row in store.studies()):
         row = store.study(config.study)
         check_device(row, computed_in(store, row), executor.seen)
 
 
-def artifacts_folder(store: Store, study: str) -> str:
+def artifacts_folder(store: Reader, study: str) -> str:
     """Where the study keeps weights: beside a SQLite file, in the working directory otherwise."""
     path = store.url.database if store.url.get_backend_name() == "sqlite" else None
     base = Path(path) if path and path != ":memory:" else Path("nas")

@@ -15,7 +15,7 @@ from hypernas.dashboards import figures, frames
 from hypernas.dashboards.live import LiveStudy, Watch
 from hypernas.errors import StoreError
 from hypernas.records import Recipe, Report, State, Trial
-from hypernas.store import Store
+from hypernas.store import Reader, Store
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 
@@ -49,14 +49,14 @@ def test_a_study_taken_in_bit_by_bit_equals_one_read_at_once(writer):
 def test_a_look_reads_only_what_changed_since_the_last(small, monkeypatch):
     read = []
     for name in ("trials", "reports", "hypervolumes"):
-        original = getattr(Store, name)
+        original = getattr(Reader, name)
 
         def counted(self, *args, original=original, **kwargs):
             rows = original(self, *args, **kwargs)
             read.append(len(rows))
             return rows
 
-        monkeypatch.setattr(Store, name, counted)
+        monkeypatch.setattr(Reader, name, counted)
     looking = watch(small)
     looking.study("first")
     assert read == [5, 4, 3]  # four trials reported something

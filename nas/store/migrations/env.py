@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates over the connection that `hypernas.store.store` hands in."""
+"""Alembic's entry: migrates over the connection that `hypernas.store.connection` hands in."""
 
 from alembic import context
 

@@ -1,0 +1,219 @@
+"""Everything that is read from a store, as frozen records."""
+
+import socket
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import psutil
+from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy.orm import aliased
+
+from hypernas import pareto
+from hypernas.errors import StudyError
+from hypernas.records import FINISHED, Report, SpaceSpec, State, StudyRow, Trial
+from hypernas.store.connection import Database
+from hypernas.store.models import (
+    ArtifactTable,
+    DriverTable,
+    FrontHistoryTable,
+    ReportTable,
+    StudyTable,
+    TrialTable,
+    ValueTable,
+)
+from hypernas.store.rows import trial_of_row
+from hypernas.store.statements import CHANGED_TRIALS, CHANGED_VALUES, STUDIES, TRIALS, utcnow
+
+HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver on another host that is silent for longer is dead
+
+
+class Reader(Database):
+    """A database of studies that is only looked at: its connections refuse every write.
+
+    A store of an older version is read as it is, from READABLE on. Raises StoreError when it is not there, cannot be
+    opened, or has a schema that this version does not know.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+
+    def study(self, name: str) -> StudyRow:
+        """Raises StudyError naming the studies there are."""
+        query = select(STUDIES).where(STUDIES.c.name == name)
+        row = self._read(lambda connection: connection.execute(query).mappings().first())
+        if row is None:
+            names = [name for (name,) in self._all(select(StudyTable.name).order_by(StudyTable.name))]
+            known = "it has: " + ", ".join(names) if names else "it has none yet"
+            raise StudyError(f"no study {name!r} in {self.shown}; {known}")
+        return StudyRow(
+            id=row["id"],
+            name=row["name"],
+            created=row["created"],
+            space=SpaceSpec(row["space"], row["space_settings"]),
+            objectives=tuple(row["objectives"]),
+            settings=row["settings"],
+            reference=row["reference"],
+            data_name=row["data_name"],
+            data_hash=row["data_hash"],
+            artifacts=row["artifacts"],
+        )
+
+    def studies(self) -> list[dict[str, Any]]:
+        """Name, space, number of trials and creation time of every study."""
+        counts = select(TrialTable.study_id, func.count().label("trials")).group_by(TrialTable.study_id).subquery()
+        query = (
+            select(StudyTable.name, StudyTable.space, func.coalesce(counts.c.trials, 0), StudyTable.created)
+            .outerjoin(counts, counts.c.study_id == StudyTable.id)
+            .order_by(StudyTable.created, StudyTable.id)
+        )
+        rows = self._all(query)
+        return [
+            {"name": name, "space": space, "trials": trials, "created": created.isoformat()}
+            for name, space, trials, created in rows
+        ]
+
+    def live_drivers(self, study: StudyRow) -> dict[int, int]:
+        """Workers of every driver that is still alive, by driver id."""
+        query = select(DriverTable.__table__).where(DriverTable.study_id == study.id, DriverTable.stopped.is_(None))
+        rows = self._read(lambda connection: connection.execute(query).mappings().all())
+        return {row["id"]: row["workers"] for row in rows if _is_alive(row)}
+
+    def trials(
+        self,
+        study: StudyRow,
+        *,
+        after: int = 0,
+        states: Iterable[State] = (),
+        number: int | None = None,
+        origin: str | None = None,
+    ) -> list[Trial]:
+        """Trials by number: those changed since sequence `after`, in `states`, of one `origin`, or the one `number`."""
+        if not states and number is None and origin is None:
+            return self._read_trials(CHANGED_TRIALS, CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
+        where = [TrialTable.study_id == study.id, TrialTable.seq > after]
+        if states:
+            where.append(TrialTable.state.in_([str(state) for state in states]))
+        if number is not None:
+            where.append(TrialTable.number == number)
+        if origin is not None:
+            where.append(TrialTable.origin == origin)
+        return self._trials(*where)
+
+    def trial(self, study: StudyRow, number: int) -> Trial:
+        """Raises StudyError when there is no such trial."""
+        found = self.trials(study, number=number)
+        if not found:
+            ((count,),) = self._all(select(StudyTable.next_number).where(StudyTable.id == study.id))
+            has = f"it has 0 to {count - 1}" if count else "it has none yet"
+            raise StudyError(f"study {study.name!r} has no trial {number}; {has}")
+        return found[0]
+
+    def _trials(self, *where: Any) -> list[Trial]:
+        query = select(TRIALS).where(*where).order_by(TRIALS.c.number)
+        values_query = (
+            select(ValueTable.trial_id, ValueTable.name, ValueTable.value)
+            .join(TrialTable, TrialTable.id == ValueTable.trial_id)
+            .where(*where)
+        )
+        return self._read_trials(query, values_query, {})
+
+    def _read_trials(self, query: Any, values_query: Any, at: Mapping[str, Any]) -> list[Trial]:
+        def work(connection: Connection) -> tuple[Sequence[RowMapping], Sequence[Any]]:
+            rows = connection.execute(query, at).mappings().all()
+            return rows, connection.execute(values_query, at).all() if rows else ()
+
+        rows, found = self._read(work)
+        values: dict[int, dict[str, float]] = {}
+        for trial_id, name, value in found:
+            values.setdefault(trial_id, {})[name] = value
+        return [trial_of_row(row, values.get(row["id"], {})) for row in rows]
+
+    def states(self, study: StudyRow) -> dict[str, int]:
+        """How many trials are in each state; states without trials count 0."""
+        query = select(TrialTable.state, func.count()).where(TrialTable.study_id == study.id).group_by(TrialTable.state)
+        counts: dict[str, int] = dict(self._all(query))
+        return {str(state): counts.get(str(state), 0) for state in State}
+
+    def finished(self, study: StudyRow) -> int:
+        """COMPLETE + STOPPED + FAILED."""
+        counts = self.states(study)
+        return sum(counts[str(state)] for state in FINISHED)
+
+    def device_seconds(self, study: StudyRow) -> float:
+        """What training and evaluating the study's finished trials took on their workers."""
+        seconds = func.coalesce(TrialTable.train_seconds, 0.0) + func.coalesce(TrialTable.evaluate_seconds, 0.0)
+        ((total,),) = self._all(select(func.coalesce(func.sum(seconds), 0.0)).where(TrialTable.study_id == study.id))
+        return float(total)
+
+    def reports(
+        self, study: StudyRow, numbers: Collection[int] | None = None, *, after: int = 0, last: bool = False
+    ) -> list[Report]:
+        """The learning curves, by trial and rung: of all trials, of `numbers`, or of those changed since `after`.
+
+        `last` leaves out all but each trial's last report.
+        """
+        query = (
+            select(
+                TrialTable.number,
+                ReportTable.rung,
+                ReportTable.step,
+                ReportTable.tokens,
+                ReportTable.training_flops,
+                ReportTable.loss,
+                ReportTable.seconds,
+            )
+            .join(TrialTable, TrialTable.id == ReportTable.trial_id)
+            .where(TrialTable.study_id == study.id, TrialTable.seq > after)
+            .order_by(TrialTable.number, ReportTable.rung)
+        )
+        if last:
+            of_trial = aliased(ReportTable)
+            highest = select(func.max(of_trial.rung)).where(of_trial.trial_id == TrialTable.id).scalar_subquery()
+            query = query.where(ReportTable.rung == highest)
+        if numbers is not None:
+            query = query.where(TrialTable.number.in_(numbers))
+        return [Report(*row) for row in self._all(query)]
+
+    def front(self, study: StudyRow) -> list[Trial]:
+        """The non-dominated COMPLETE trials, best quality first."""
+        on_front = select(FrontHistoryTable.trial_id).where(
+            FrontHistoryTable.study_id == study.id, FrontHistoryTable.dominated_by.is_(None)
+        )
+        trials = self._trials(TrialTable.id.in_(on_front))
+        quality = pareto.quality(study.objectives)
+        return sorted(
+            trials,
+            key=lambda t: (pareto.cost(quality, t.values[quality]), pareto.costs(study.objectives, t.values)),
+        )
+
+    def hypervolumes(self, study: StudyRow, *, after: int = 0) -> list[tuple[int, datetime, float]]:
+        """(trial number, when it finished, the hypervolume after it), in order of finishing; since sequence `after`."""
+        query = (
+            select(TrialTable.number, TrialTable.finished, FrontHistoryTable.hypervolume)
+            .join(TrialTable, TrialTable.id == FrontHistoryTable.trial_id)
+            .where(FrontHistoryTable.study_id == study.id, TrialTable.seq > after)
+            .order_by(TrialTable.finished, TrialTable.number)
+        )
+        return [(number, finished, volume) for number, finished, volume in self._all(query) if finished is not None]
+
+    def artifacts(self, study: StudyRow, kind: str) -> dict[int, tuple[str, str]]:
+        """(uri, sha256) of one kind of artifact, by trial number."""
+        query = (
+            select(TrialTable.number, ArtifactTable.uri, ArtifactTable.sha256)
+            .join(TrialTable, TrialTable.id == ArtifactTable.trial_id)
+            .where(TrialTable.study_id == study.id, ArtifactTable.kind == kind)
+        )
+        return {number: (uri, sha256) for number, uri, sha256 in self._all(query)}
+
+
+def _is_alive(row: RowMapping) -> bool:
+    """A driver on this host lives while its process does; one elsewhere while its heart beats."""
+    if row["host"] != socket.gethostname():
+        return bool(utcnow() - row["heartbeat"] < HEARTBEAT_LAPSE)
+    try:
+        process = psutil.Process(row["pid"])
+        same = abs(process.create_time() - row["process_started"]) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
