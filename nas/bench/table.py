@@ -27,7 +27,7 @@ from hypernas.store import Reader, Store
 from hypernas.strategy.proposals import config_hash
 from hypernas.study.driver import run
 from hypernas.study.search import check_resumed, executor_of, open_search, prepare, ran_on
-from hypernas.training.step import BACKWARD
+from hypernas.training.step import training_flops
 
 TABLE = Path(__file__).parent / "tables" / "lm.json"
 STUDY = "table"
@@ -190,7 +190,7 @@ def load_table(path: Path = TABLE) -> Table:
         for answers, losses, measured, _ in data["rows"]:
             arch, recipe = plan.suggest(FixedTrial(dict(zip(data["parameters"], answers, strict=True))))
             values = dict(zip(data["measured"], measured, strict=True)) if measured else {}
-            flops = (1 + BACKWARD) * plan.space.cost(arch).flops_total * recipe.tokens
+            flops = training_flops(plan.space.cost(arch).flops_total, recipe.tokens)
             entries[config_hash(plan.space.arch_hash(arch), recipe)] = Recorded(
                 arch, recipe, tuple(losses), values, flops
             )

@@ -34,7 +34,7 @@ from hypernas.search_spaces.lm import LanguageModels
 from hypernas.training import cuda_graph
 from hypernas.training.device import compile_parts, deterministic, mixed_precision, product_dtype
 from hypernas.training.model import seeded_build
-from hypernas.training.step import BACKWARD, make_optimizers, train_step
+from hypernas.training.step import make_optimizers, train_step, training_flops
 
 BATCH_TOKENS = 2048
 SKIP_TOKENS = 32_768
@@ -237,7 +237,7 @@ def steps_on(device: torch.device, size: Size, net: str, mode: str, steps: int =
     taken = statistics.median(_milliseconds(made.step, steps, device))
     peak, reserved = _peak_memory(device)
     rate = size.batch_tokens / taken * 1e3
-    tflops = (1 + BACKWARD) * made.products * rate / 1e12
+    tflops = training_flops(made.products, rate) / 1e12
     return {
         "name": f"step/{net}, {size.name}",
         "backend": mode,

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hypernas.decompose.controls import LEAST_CONTROLS, activities, controls_folder, trained
-from hypernas.decompose.curve import anneal, compare, curve, imposed
+from hypernas.decompose.controls import LEAST_CONTROLS, activities, controls_folder, load_or_train
+from hypernas.decompose.curve import anneal, compare, curve, train_in_blocks
 from hypernas.decompose.evidence import DISCOVERY_LEVEL, FAMILY_LEVEL, learned_change, shrinkage, weigh
 from hypernas.decompose.nets import Edges, edges_of, flops, in_blocks, masks_at, nets_of, strongest
 from hypernas.decompose.report import describe_activity, describe_line, describe_net, write_result
@@ -30,7 +30,6 @@ from hypernas.export.read import load, read_config
 from hypernas.store import Store
 from hypernas.training.device import deterministic
 from hypernas.training.inherit import INHERITED
-from hypernas.training.model import seeded_build
 from hypernas.version import version
 
 # ---- the command ---------------------------------------------------------------------------------------------------
@@ -86,8 +85,8 @@ def decompose(
             f"trained with torch {config['provenance'].get('torch')}, here is {torch.__version__}: the evidence holds "
             "only if both draw the same initial weights from a seed"
         )
-    initial = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(setting.device).eval()
-    shuffled = [trained(setting, f"control {n}", scratch, say, shuffled_by=n) for n in range(1, controls + 1)]
+    initial = setting.build().eval()
+    shuffled = [load_or_train(setting, f"control {n}", scratch, say, shuffled_by=n) for n in range(1, controls + 1)]
 
     moved: dict[str, list[Edges]] = {}
     evidence = {}
@@ -128,7 +127,7 @@ def decompose(
     ]
     if some:
         points += curve(setting, original, evidence, steps, retrain, say)
-        points += imposed(setting, original, scratch, say)
+        points += train_in_blocks(setting, original, scratch, say)
     report = {
         "of": {"folder": str(folder), "sha256": config["sha256"]["model.safetensors"]},
         "hypernas": version(),

@@ -10,10 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hypernas.decompose.nets import nets_of
-from hypernas.decompose.setting import Setting
 from hypernas.errors import UserError
-from hypernas.training.model import seeded_build
-from hypernas.training.step import Losses, make_optimizers, train_step
+from hypernas.training.run import Setting, prepare
 
 LEAST_CONTROLS = 3  # each is tested against two others, as the model is against all
 CO_ACTIVE_TOKENS = 4096  # of validation, for the graph of co-activation
@@ -25,33 +23,28 @@ def train(setting: Setting, name: str, say: Callable[[str], None], shuffled_by: 
     With `shuffled_by` the targets of every batch are shuffled, by that number: all that training does to weights where
     there is nothing to learn.
     """
-    model = seeded_build(setting.space, setting.arch, setting.recipe.seed).to(setting.device)
-    optimizers = make_optimizers(model, setting.recipe)
-    device = next(model.parameters()).device
-    model.train()
-    steps = setting.steps.count
-    losses = Losses(steps)
-    for step in range(steps):
-        inputs, classes = setting.batch(step, device)
+    run = prepare(setting)
+    for step in range(run.steps):
+        inputs, classes = setting.batch(step)
         if shuffled_by is not None:
             seed = int(np.random.SeedSequence([shuffled_by, step]).generate_state(1)[0])
-            order = torch.randperm(classes.numel(), generator=torch.Generator().manual_seed(seed)).to(device)
+            order = torch.randperm(classes.numel(), generator=torch.Generator().manual_seed(seed)).to(setting.device)
             classes = classes.flatten()[order].view_as(classes)
-        losses.add(step, train_step(model, optimizers, (inputs, classes), setting.recipe, step, steps))
-        if 10 * (step + 1) // steps > 10 * step // steps:
-            say(f"{name}: step {step + 1} of {steps}, loss {losses.read() / setting.task.nats:.4f}")
-    return model.eval()
+        run.step((inputs, classes))
+        if 10 * run.done // run.steps > 10 * step // run.steps:
+            say(f"{name}: step {run.done} of {run.steps}, loss {run.loss():.4f}")
+    return run.model.eval()
 
 
-def trained(
+def load_or_train(
     setting: Setting, name: str, folder: Path, say: Callable[[str], None], shuffled_by: int | None = None
 ) -> nn.Module:
-    """What `train` gives, or gave before: then it is in `folder`."""
+    """The model that `train` gives; where an earlier call left it in `folder`, it is read from there."""
     path = folder / f"{name.replace(' ', '-')}.safetensors"
     if path.exists():
-        model = seeded_build(setting.space, setting.arch, setting.recipe.seed)
+        model = setting.build()
         model.load_state_dict(load_file(path))
-        return model.eval().to(setting.device)
+        return model.eval()
     model = train(setting, name, say, shuffled_by)
     partial = path.with_suffix(".partial")
     save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
@@ -67,9 +60,8 @@ def activities(model: nn.Module, setting: Setting) -> dict[str, np.ndarray]:
         net.out.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].flatten(0, -2)))
         for name, net in nets_of(model).items()
     ]
-    device = next(model.parameters()).device
     for count, (inputs, _) in enumerate(setting.validation(), 1):
-        model(inputs.to(device))
+        model(inputs.to(setting.device))
         if count * setting.steps.units >= CO_ACTIVE_TOKENS:
             break
     for hook in hooks:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from hypernas.decompose.controls import trained
+from hypernas.decompose.controls import load_or_train
 from hypernas.decompose.evidence import Evidence
 from hypernas.decompose.nets import (
     Masks,
@@ -23,9 +22,10 @@ from hypernas.decompose.nets import (
     parameters,
     strongest,
 )
-from hypernas.decompose.setting import Setting
 from hypernas.search_spaces.base import arch_to_json
-from hypernas.training.step import FINAL_RATE, Losses, make_optimizers, train_step
+from hypernas.training.model import score
+from hypernas.training.run import Setting, prepare
+from hypernas.training.step import FINAL_RATE
 
 KEPT = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)  # shares of the confirmed edges along the curve
 BLOCKS = "ffn.blocks"  # the key of a space that imposes blocks from the start
@@ -44,9 +44,7 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
     ]
     updates = round(retrain / (setting.steps.units * steps))
     recipe = replace(setting.recipe, learning_rate=FINAL_RATE * setting.recipe.learning_rate)
-    optimizers = make_optimizers(model, recipe)
-    device = next(model.parameters()).device
-    losses = Losses(steps * updates)
+    run = prepare(replace(setting, recipe=recipe), model=model, steps=steps * updates)
 
     @torch.no_grad()
     def hold(left: float) -> None:
@@ -57,36 +55,23 @@ def anneal(setting: Setting, model: nn.Module, masks: Masks, steps: int, retrain
         left = 1 - step / steps
         hold(left)
         model.train()
-        for update in range((step - 1) * updates, step * updates):
-            batch = setting.batch(setting.steps.count + update, device)
-            losses.add(update, train_step(model, optimizers, batch, recipe, update, steps * updates))
+        for _ in range(updates):
+            run.step(setting.batch(setting.steps.count + run.done))
             hold(left)
-        losses.read()
+        run.losses.read()
         model.eval()
         yield step / steps
 
 
-@torch.no_grad()
 def compare(setting: Setting, original: nn.Module, model: nn.Module) -> dict[str, float]:
     """The model beside the original on validation: its loss and accuracy, KL(original || model) in nats, and how often
     their likeliest predictions agree."""
-    model.eval()
-    device = next(model.parameters()).device
-    loss = divergence = 0.0
-    agreed = right = count = 0
-    for inputs, classes in setting.validation():
-        wanted = original(inputs.to(device)).float().flatten(0, -2)
-        got, targets = model(inputs.to(device)).float().flatten(0, -2), classes.to(device).flatten()
-        loss += F.cross_entropy(got, targets, reduction="sum").item()
-        divergence += F.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True).item()
-        agreed += int((wanted.argmax(-1) == got.argmax(-1)).sum())
-        right += int((targets == got.argmax(-1)).sum())
-        count += len(got)
+    scored = score(model, setting.validation(), setting.task.nats, original)
     return {
-        setting.task.loss: loss / setting.task.nats / count,
-        "accuracy": right / count,
-        "kl": divergence / count,
-        "agreement": agreed / count,
+        setting.task.loss: scored.loss,
+        "accuracy": scored.accuracy,
+        "kl": scored.kl,
+        "agreement": scored.agreement,
     }
 
 
@@ -138,12 +123,12 @@ def in_blocks_from_the_start(setting: Setting) -> dict[int, Setting]:
     return {count: replace(setting, arch=setting.space.from_json({**flat, BLOCKS: count})) for count in counts}
 
 
-def imposed(
+def train_in_blocks(
     setting: Setting, original: nn.Module, folder: Path, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     """Points of the curve for blocks that nobody had to find, trained as the model was."""
     for count, other in in_blocks_from_the_start(setting).items():
-        model = trained(other, f"in {count} blocks", folder, say)
+        model = load_or_train(other, f"in {count} blocks", folder, say)
         cost = setting.space.cost(other.arch)
         point = {
             "method": "imposed",

@@ -22,12 +22,12 @@ from hypernas.decompose.evidence import (
     weigh,
 )
 from hypernas.decompose.nets import Edges, edges_of, strongest
-from hypernas.decompose.setting import Setting
 from hypernas.export import formats
 from hypernas.export.read import CARD, digest, listed
 from hypernas.export.source import write_source
 from hypernas.export.write import FOOTER
-from hypernas.training.model import score
+from hypernas.training.model import name_values, score
+from hypernas.training.run import Setting
 from hypernas.version import version
 
 REPORT = "decomposition.json"
@@ -139,21 +139,18 @@ def write_result(
         (partial / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         save_file({name: torch.from_numpy(found) for name, found in surprise.items()}, partial / EVIDENCE)
         scores = score(model, setting.validation(), setting.task.nats)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        values = name_values(setting.task, scores, report["result"]["flops"], parameters)
         made = {
             "blocks": {
                 name: [[len(block.coordinates), len(block.units)] for block in structure.blocks]
                 for name, structure in structures.items()
             },
-            "values": {
-                setting.task.loss: scores.loss,
-                "accuracy": scores.accuracy,
-                f"flops_per_{setting.task.unit}": report["result"]["flops"],
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            },
+            "values": values,
             "sha256": {path.name: digest(path) for path in sorted(partial.iterdir())},
         }
         (partial / "config.json").write_text(json.dumps({**config, **made}, indent=2) + "\n")
-        (partial / CARD).write_text(card(title, report, made["values"], listed(partial)))
+        (partial / CARD).write_text(card(title, report, values, listed(partial)))
         inputs = formats.check_inputs("py", setting.space, setting.arch, config["trial"], [None, None])
         formats.check("py", partial, model, inputs)
         partial.rename(target)

@@ -1,42 +1,18 @@
-"""A model of an export with its data, ready to be taken apart."""
+"""The setting of an exported model, read back from its folder."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from hypernas.config.keys import COUNTED, SEARCHED
-from hypernas.data.tasks import TASKS, Batch, Steps, Task, steps_of, to_device
+from hypernas.data.tasks import TASKS
 from hypernas.errors import UserError
 from hypernas.export.read import space_of
 from hypernas.records import Recipe
-from hypernas.search_spaces.base import Space
 from hypernas.training.device import worker_device
 from hypernas.training.model import checked_data
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What an exported model was trained on, and how."""
-
-    space: Space
-    arch: Any
-    task: Task
-    data: Any
-    recipe: Recipe
-    data_seed: int
-    device: torch.device = field(default_factory=worker_device)  # where everything is trained and compared
-
-    @property
-    def steps(self) -> Steps:
-        return steps_of(self.task, self.arch, self.recipe)
-
-    def batch(self, step: int, device: torch.device) -> Batch:
-        return to_device(self.task.batch(self.data, self.arch, self.data_seed, step, self.steps.samples), device)
-
-    def validation(self) -> Iterator[Batch]:
-        return self.task.validation(self.data, self.arch, self.recipe, self.steps.samples)
+from hypernas.training.run import Setting
 
 
 def read_setting(

@@ -7,6 +7,7 @@ from hypernas.data.tasks import Task
 from hypernas.errors import UserError
 from hypernas.show.json_shapes import training_json
 from hypernas.store import Reader, Store
+from hypernas.training.model import Score, name_values
 
 DEFAULT_STORE = "nas.db"
 
@@ -36,10 +37,7 @@ def join_front(store: Store, config: Mapping[str, Any], points: Sequence[Mapping
     variants = [
         {
             "kept": point["kept"],
-            task.loss: point[task.loss],
-            "accuracy": point["accuracy"],
-            f"flops_per_{task.unit}": point["flops"],
-            "parameters": point["parameters"],
+            **name_values(task, Score(point[task.loss], point["accuracy"]), point["flops"], point["parameters"]),
         }
         for point in points
         if point["method"] == "blocks"

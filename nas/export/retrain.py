@@ -20,24 +20,21 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hypernas.data.tasks import TASKS, Batch, steps_of, to_device
 from hypernas.engines.devices import asked_device
 from hypernas.errors import StudyError, UserError
 from hypernas.export.write import free_folder, write_checked
 from hypernas.kernels.cpu_library import keep_freed_memory
 from hypernas.kernels.dispatch import use_backend
-from hypernas.records import Job, Notice, Report, State, StudyRow
+from hypernas.records import Job, Notice, State, StudyRow
 from hypernas.search_spaces import load_space
-from hypernas.search_spaces.base import Space
-from hypernas.search_spaces.gates import execution_rates, reset_rates
 from hypernas.store import Reader
 from hypernas.study.search import make_job
 from hypernas.training.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
 from hypernas.training.device import deterministic, provenance
-from hypernas.training.evaluate import on_graphs, start_from_parent
-from hypernas.training.inherit import described
-from hypernas.training.model import checked_data, score, scored_at_once, seeded_build
-from hypernas.training.step import BACKWARD, DivergedError, Losses, make_optimizers, train_step
+from hypernas.training.evaluate import start_from_parent
+from hypernas.training.inherit import describe_change
+from hypernas.training.run import Run, Setting, job_setting, prepare
+from hypernas.training.step import DivergedError
 
 CHECKPOINTS = 20  # over the whole training
 SAID_SECONDS = 10.0
@@ -54,11 +51,6 @@ class Group:
     @property
     def leads(self) -> bool:
         return self.rank == 0
-
-    def share(self, batch: Batch) -> Batch:
-        """This process's part of a batch, on its device."""
-        inputs, classes = (tensor.chunk(self.size)[self.rank] for tensor in batch)
-        return to_device((inputs, classes), self.device)
 
     def wait(self) -> None:
         if self.size > 1:
@@ -121,78 +113,69 @@ def train(
     space = load_space(study.space.name, study.space.settings)
     deterministic(space)
     with group(gpus) as here, use_backend(job.kernels):
-        model, values = _trained(job, space, here)
+        model, values = _train(job, job_setting(job, space, here.device), here)
         if not here.leads:
             return None
         # As a row would hold it, had the search trained so long.
-        where = provenance(here.device) | (described(job.inherits) if job.inherits else {})
+        where = provenance(here.device) | (describe_change(job.inherits) if job.inherits else {})
         done = replace(trial, recipe=job.recipe, values=values, provenance=where)
         write_checked(folder, study, done, space, model.cpu(), ("py",))
     checkpoint.unlink(missing_ok=True)
     return {"trial": number, "folder": out, "tokens": job.recipe.tokens, "processes": here.size, "values": values}
 
 
-def _trained(job: Job, space: Space, here: Group) -> tuple[nn.Module, dict[str, float]]:
-    """The trained network and what it measures, the latter in the leading process alone."""
-    recipe = job.recipe
-    task, data = TASKS[space.task], checked_data(space.task, job.data_path, job.data_hash)
-    arch = space.from_json(job.arch)
-    cost = space.cost(arch)
-    planned = steps_of(task, arch, recipe)
-    samples, steps = planned.samples, planned.count
+def _train(job: Job, setting: Setting, here: Group) -> tuple[nn.Module, dict[str, float]]:
+    """The trained network and its values, the latter in the leading process alone."""
+    console = Console(stderr=True, quiet=not here.leads)
+    run = _start(job, setting, here, console)
+    began, first = time.monotonic(), run.done
+    before, said = run.train_seconds, began
+    saved_every = max(1, run.steps // CHECKPOINTS)
+    while run.done < run.steps:
+        run.step(setting.batch(run.done, part=here.rank, parts=here.size))
+        now = time.monotonic()
+        run.train_seconds = before + now - began
+        if now - said > SAID_SECONDS:
+            said = now
+            left = (now - began) / (run.done - first) * (run.steps - run.done)
+            console.print(f"step {run.done} of {run.steps}: loss {run.loss():.4f}, about {left:.0f} s left")
+        if run.done % saved_every == 0 and run.done < run.steps:
+            if here.leads:
+                report = run.report(job.trial, 0, run.loss())
+                save_checkpoint(job, run.model, run.optimizers, Position(run.done, run.train_seconds, 0.0, report))
+            here.wait()
+    run.losses.read()
+    if not here.leads:
+        return run.model, {}
+    scored = run.score()
+    if not math.isfinite(scored.loss):
+        raise DivergedError("the validation loss is not finite")
+    return run.model, run.values(scored)
+
+
+def _start(job: Job, setting: Setting, here: Group, console: Console) -> Run:
+    """The run where its checkpoint left it, or at its beginning, ready to be trained by all processes together."""
+    samples = setting.steps.samples
     if samples % here.size:
         raise UserError(f"{here.size} processes cannot share a batch of {samples} evenly: use a number that divides it")
-    model = seeded_build(space, arch, recipe.seed).to(here.device)
-    optimizers = make_optimizers(model, recipe)
+    run = prepare(setting, micro_batches=job.micro_batches)
     try:
-        before = load_checkpoint(job, model, optimizers)
+        before = load_checkpoint(job, run.model, run.optimizers)
     except CheckpointError as error:
         raise UserError(f"{error}: train with what it was begun with, or delete it") from error
-    first, spent = (before.step, before.train_seconds) if before else (0, 0.0)
-    console = Console(stderr=True, quiet=not here.leads)
-    if before is None and job.inherits is not None:
-        for event in start_from_parent(model, space, arch, job):
+    if before is not None:
+        run.done, run.train_seconds = before.step, before.train_seconds
+    elif job.inherits is not None:
+        for event in start_from_parent(run, job):
             if isinstance(event, Notice):
                 console.print(f"trial {job.trial} {event.message}")
     console.print(
-        f"trial {job.trial}: {recipe.tokens:,} {task.unit}s in {steps} steps on {here.size} x {here.device.type}"
-        + (f", resumed at step {first}" if first else "")
+        f"trial {job.trial}: {setting.recipe.tokens:,} {setting.task.unit}s in {run.steps} steps on {here.size} x "
+        f"{here.device.type}" + (f", resumed at step {run.done}" if run.done else "")
     )
-    together: nn.Module = model if here.size == 1 else DistributedDataParallel(model, static_graph=True)
-    if here.size == 1 and here.device.type == "cuda":  # as the trial did
-        sample, _ = here.share(task.batch(data, arch, job.data_seed, first, samples))
-        together, _ = on_graphs(space, model, sample, job)
-    clock = said = time.monotonic()
-    saved_every = max(1, steps // CHECKPOINTS)
-    model.train()
-    losses = Losses(steps)
-    for step in range(first, steps):
-        batch = here.share(task.batch(data, arch, job.data_seed, step, samples))
-        losses.add(step, train_step(together, optimizers, batch, recipe, step, steps, job.micro_batches))
-        now = time.monotonic()
-        if now - said > SAID_SECONDS:
-            said = now
-            left = (now - clock) / (step + 1 - first) * (steps - step - 1)
-            console.print(f"step {step + 1} of {steps}: loss {losses.read() / task.nats:.4f}, about {left:.0f} s left")
-        if (step + 1) % saved_every == 0 and step + 1 < steps:
-            if here.leads:
-                seen, seconds = (step + 1) * planned.units, spent + now - clock
-                flops = (1 + BACKWARD) * cost.flops_total * seen
-                report = Report(job.trial, 0, step + 1, seen, flops, losses.read() / task.nats, seconds)
-                save_checkpoint(job, model, optimizers, Position(step + 1, seconds, 0.0, report))
-            here.wait()
-    losses.read()
-    if not here.leads:
-        return model, {}
-    reset_rates(model)
-    at_once = scored_at_once(planned, cost, 1, here.device)
-    scored = score(model, task.validation(data, arch, recipe, at_once), task.nats)
-    if not math.isfinite(scored.loss):
-        raise DivergedError("the validation loss is not finite")
-    return model, {
-        task.loss: scored.loss,
-        "accuracy": scored.accuracy,
-        f"flops_per_{task.unit}": float(cost.flops_executed(execution_rates(model))),
-        "parameters": float(cost.parameters_total),
-        "training_flops": float((1 + BACKWARD) * cost.flops_total * steps * planned.units),
-    }
+    run.model.train()
+    if here.size == 1:
+        run.capture(compiled=job.compile)  # as the trial did
+    else:
+        run.stepped = DistributedDataParallel(run.model, static_graph=True)
+    return run

@@ -43,7 +43,7 @@ from hypernas.strategy.proposals import Proposals, config_hash
 from hypernas.strategy.samplers import chosen
 from hypernas.study.driver import checked
 from hypernas.study.search import open_study, prepare, reference_point
-from hypernas.training.step import BACKWARD
+from hypernas.training.step import training_flops
 
 UNITS = "tokens"  # what a report counts its training in, images too
 
@@ -279,7 +279,7 @@ def _values(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]
 
 def _report(number: int, rung: int, result: Mapping[str, Any], space: Space, arch: Any) -> Report:
     tokens = int(_value(result, UNITS))
-    flops = (1 + BACKWARD) * space.cost(space.from_json(arch)).flops_total * tokens
+    flops = training_flops(space.cost(space.from_json(arch)).flops_total, tokens)
     return Report(
         trial=number,
         rung=rung,

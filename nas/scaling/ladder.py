@@ -21,10 +21,10 @@ import torch
 
 from hypernas.config.keys import RATE_GRID
 from hypernas.config.study_config import StudyConfig
-from hypernas.data.tasks import EVALUATION_SHARE, TASKS, steps_of, to_device
+from hypernas.data.tasks import EVALUATION_SHARE, TASKS
 from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
-from hypernas.records import Recipe, State, Trial
+from hypernas.records import RUNGS, Recipe, State, Trial
 from hypernas.scaling.contenders import Contender
 from hypernas.scaling.fit import Run
 from hypernas.search_spaces import load_space
@@ -33,9 +33,8 @@ from hypernas.search_spaces.grid import GridSpace
 from hypernas.store import Store
 from hypernas.study.sweep import sweep
 from hypernas.training.device import deterministic, worker_device
-from hypernas.training.evaluate import RUNGS
-from hypernas.training.model import seeded_build
-from hypernas.training.step import BACKWARD, make_optimizers, train_step
+from hypernas.training.run import Setting, prepare
+from hypernas.training.step import training_flops
 
 KAPLAN = 0.27 / 0.73  # tokens grow as parameters to this power
 STEEPEST = -0.5  # the learning rate's power of size; two noisy optima could ask for any
@@ -237,20 +236,25 @@ def expected_seconds(
     seconds_of: dict[tuple, float] = {}
     total = 0.0
     for given in configurations:
-        flat = {name: value for name, value in given.items() if name in space.keys}
+        arch = space.from_json({name: value for name, value in given.items() if name in space.keys})
         batch_tokens, tokens = int(given["train.batch_tokens"]), int(given["train.tokens"])
-        arch = space.from_json(flat)
-        key = (space.arch_hash(arch), batch_tokens)
         recipe = Recipe(learning_rate=1e-3, tokens=tokens, batch_tokens=batch_tokens)
-        spent = steps_of(task, arch, recipe)
+        setting = Setting(space, arch, task, data, recipe, data_seed=0, device=device)
+        key = (space.arch_hash(arch), batch_tokens)
         if key not in seconds_of:
-            model = seeded_build(space, arch, 0).to(device)
-            optimizers = make_optimizers(model, recipe)
-            batch = to_device(task.batch(data, arch, 0, 0, spent.samples), device)
-            float(train_step(model, optimizers, batch, recipe, 0, 3))  # a GPU is waited for by the number
-            start = time.perf_counter()
-            for step in (1, 2):
-                float(train_step(model, optimizers, batch, recipe, step, 3))
-            seconds_of[key] = (time.perf_counter() - start) / 2
-        total += spent.count * seconds_of[key] * (1 + len(RUNGS) * EVALUATION_SHARE / (1 + BACKWARD))
+            seconds_of[key] = _step_seconds(setting)
+        # Evaluation is forward alone.
+        evaluation = len(RUNGS) * EVALUATION_SHARE / training_flops(1, 1)
+        total += setting.steps.count * seconds_of[key] * (1 + evaluation)
     return total
+
+
+def _step_seconds(setting: Setting) -> float:
+    run, batch = prepare(setting, steps=3), setting.batch(0)
+    run.step(batch)
+    run.losses.read()  # waits for a GPU
+    start = time.perf_counter()
+    for _ in range(2):
+        run.step(batch)
+        run.losses.read()
+    return (time.perf_counter() - start) / 2

@@ -43,7 +43,7 @@ from hypernas.strategy.samplers import chosen
 from hypernas.training.checkpoints import checkpoint_path
 from hypernas.training.device import worker_device
 from hypernas.training.inherit import INHERITED, PARENT
-from hypernas.training.measure import measured_worst
+from hypernas.training.measure import measure_reference
 from hypernas.yardstick import Yardstick
 
 
@@ -373,7 +373,7 @@ def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
         "ceg": 0.0,
         "parameters": float(largest.parameters_total),
         f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
-        **measured_worst(
+        **measure_reference(
             [name for name in plan.objectives if name in MEASURED],
             plan.space,
             plan.space.largest(),

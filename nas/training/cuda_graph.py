@@ -49,6 +49,19 @@ def obstacle(space: Any, model: nn.Module, *, compiled: bool, micro_batches: int
     return None
 
 
+def try_capture(
+    space: Any, model: nn.Module, inputs: Tensor, precision: Precision, *, compiled: bool, micro_batches: int
+) -> tuple[nn.Module, str]:
+    """The model to train on a GPU, on CUDA graphs where that can be, and for the trial's row whether it is and why."""
+    reason = obstacle(space, model, compiled=compiled, micro_batches=micro_batches)
+    if reason is None:
+        try:
+            return capture(model, inputs, precision), "yes"
+        except RuntimeError as error:
+            reason = cause(error)
+    return model, f"no: {reason}"
+
+
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Whatever trains inside the block leaves buffers (a batch norm's statistics) and random states as they were."""

@@ -41,6 +41,6 @@ def inherit(model: nn.Module, space: Space, arch: Any, inherits: Inheritance, we
     model.load_state_dict(trained)
 
 
-def described(inherits: Inheritance) -> dict[str, Any]:
-    """What a trial's provenance says of its parent."""
+def describe_change(inherits: Inheritance) -> dict[str, Any]:
+    """The entry of a trial's provenance that names its parent, and how it differs from it."""
     return {INHERITED: f"trial {inherits.trial}: {inherits.change}"}

@@ -1,7 +1,8 @@
-"""What a trained model is asked beside its loss: its time, its memory, how its streams mix."""
+"""Measurements of a model beside its loss: its time, its memory, how its streams mix."""
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from statistics import quantiles
@@ -10,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypernas.data.tasks import TASKS, Batch, steps_of, to_device
+from hypernas.data.tasks import TASKS
 from hypernas.kernels import dispatch
 from hypernas.records import Recipe
+from hypernas.search_spaces.base import Space
 from hypernas.search_spaces.gates import gates_of
 from hypernas.search_spaces.layers import ResidualStack
 from hypernas.training import cuda_graph
-from hypernas.training.device import compile_parts, deterministic
-from hypernas.training.model import seeded_build
-from hypernas.training.step import make_optimizers, train_step
+from hypernas.training.device import deterministic
+from hypernas.training.run import Run, Setting, prepare
+from hypernas.training.step import train_step
 
 
 @torch.no_grad()
@@ -128,37 +130,40 @@ def peak_bytes(step: Callable[[], object], held: Iterable[Tensor], device: torch
     return sum(storages.values()) + max(accumulate((event.nbytes() for event in events), initial=0))
 
 
-def measure(
-    names: Collection[str],
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    batch: Batch,
-    recipe: Recipe,
-    steps: int,
-    micro_batches: int = 1,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """The measured objectives among `names`, and what to know about them. Trains the model one step further.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Measured objectives by name, and what to know about them."""
 
-    `latency_ms` is a forward pass of one sample; `peak_bytes` of a training step on `batch`: weights, gradients,
-    optimiser and activations.
+    values: Mapping[str, float] = field(default_factory=dict)
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+
+def measure(names: Collection[str], run: Run) -> Measured:
+    """The measured objectives among `names`, on the batch trained on last. Trains the model one step further.
+
+    `latency_ms` is a forward pass of one sample; `peak_bytes` of a training step: weights, gradients, optimiser and
+    activations.
     """
+    model, batch = run.model, run.setting.batch(run.done - 1)
     values: dict[str, float] = {}
     spread: dict[str, Any] = {}
     if "latency_ms" in names:
         values["latency_ms"], spread = latency_ms(model, batch[0][:1])
     if "peak_bytes" in names:
         model.train()
-        states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-        held = [*model.parameters(), *model.buffers(), *(value for value in states if isinstance(value, Tensor))]
+        states = [state for optimizer in run.optimizers for state in optimizer.state.values()]
+        held = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        held += [*model.parameters(), *model.buffers()]
         held += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        step = partial(train_step, model, optimizers, batch, recipe, steps - 1, steps, micro_batches)
+        recipe, last = run.setting.recipe, run.steps - 1
+        step = partial(train_step, model, run.optimizers, batch, recipe, last, run.steps, run.micro_batches)
         values["peak_bytes"] = float(peak_bytes(step, held, batch[0].device))
-    return values, spread
+    return Measured(values, spread)
 
 
-def measured_worst(
+def measure_reference(
     names: Collection[str],
-    space: Any,
+    space: Space,
     arch: Any,
     recipe: Recipe,
     path: str | None,
@@ -167,17 +172,16 @@ def measured_worst(
     kernels: str,
     compile: bool,
 ) -> dict[str, float]:
-    """The measured objectives of an untrained architecture, measured as a worker on `device` would: what a study's
-    others are held against. Raises BackendError for kernels that cannot run here."""
+    """Measures an untrained architecture as a worker on `device` would: a space's largest bounds the hypervolume.
+
+    Raises BackendError for kernels that cannot run here.
+    """
     if not names:
         return {}
     deterministic(space)
     task = TASKS[space.task]
     with dispatch.use_backend(kernels):
-        model = seeded_build(space, arch, recipe.seed).to(device)
-        if compile:
-            compile_parts(model)
-        batch = to_device(task.batch(task.load(path), arch, 0, 0, steps_of(task, arch, recipe).samples), device)
-        optimizers = make_optimizers(model, recipe)
-        train_step(model, optimizers, batch, recipe, 0, 2)  # the optimiser's state is there from the first step on
-        return measure(names, model, optimizers, batch, recipe, 2)[0]
+        setting = Setting(space, arch, task, task.load(path), recipe, data_seed=0, device=device)
+        run = prepare(setting, steps=2, compile=compile)
+        run.step(setting.batch(0))  # the optimiser's state is there from the first step on
+        return dict(measure(names, run).values)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hypernas.data.tasks import TASKS, Batch, Steps, to_device
+from hypernas.data.tasks import TASKS, Batch, Steps, Task, to_device
 from hypernas.errors import DataError
 from hypernas.search_spaces import load_space
 
@@ -20,29 +20,47 @@ SCORED_BYTES = 1 << 30  # of activations in a batch that a GPU scores, if all we
 class Score:
     loss: float  # in the task's own unit
     accuracy: float
+    kl: float = 0.0  # KL(original || model), in nats: nothing where there was no original
+    agreement: float = 1.0  # how often the likeliest predictions of both agree
 
 
 @torch.no_grad()
-def score(model: nn.Module, batches: Iterable[Batch], nats: float) -> Score:
-    """Mean cross-entropy, in units of `nats` nats, and accuracy over all predictions.
+def score(model: nn.Module, batches: Iterable[Batch], nats: float, original: nn.Module | None = None) -> Score:
+    """Mean cross-entropy, in units of `nats` nats, and accuracy over all predictions; beside those of an `original`
+    model in evaluation mode, where one is given.
 
     In float32 on every device, whatever the precision of training: what is scored is what an export computes.
     """
     model.eval()
     count = 0
     device = next(model.parameters()).device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # read once: it waits for a GPU
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # read once: it waits for a GPU
     for batch in batches:
         inputs, classes = to_device(batch, device)
         logits, targets = model(inputs).float().flatten(0, -2), classes.flatten()
         sums[0].add_(F.cross_entropy(logits, targets, reduction="sum"))
         sums[1].add_((logits.argmax(-1) == targets).sum())
+        if original is not None:
+            wanted = original(inputs).float().flatten(0, -2)
+            sums[2].add_(F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True))
+            sums[3].add_((wanted.argmax(-1) == logits.argmax(-1)).sum())
         count += targets.numel()
-    total, right = sums.tolist()
-    return Score(total / nats / count, right / count)
+    total, right, divergence, agreed = sums.tolist()
+    compared = () if original is None else (divergence / count, agreed / count)
+    return Score(total / nats / count, right / count, *compared)
 
 
-def scored_at_once(spent: Steps, cost: Any, micro_batches: int, device: torch.device) -> int:
+def name_values(task: Task, scored: Score, flops: float, parameters: float) -> dict[str, float]:
+    """A model's score and size by the names of their objectives; `flops` of a forward pass, a token (or an image)."""
+    return {
+        task.loss: scored.loss,
+        "accuracy": scored.accuracy,
+        f"flops_per_{task.unit}": flops,
+        "parameters": parameters,
+    }
+
+
+def scoring_samples(spent: Steps, cost: Any, micro_batches: int, device: torch.device) -> int:
     """Samples in a batch of scoring: on a CPU as many as are trained on at once.
 
     On a GPU, which so few leave idle, as many as SCORED_BYTES would hold if their activations were kept, which scoring

@@ -10,7 +10,7 @@ BY_SEED = "by_seed"  # among a trial's diagnostics: {"seed": [0, 1], "bits_per_b
 SUMMED = "training_flops"  # what the trial took, not what it scored
 
 
-def averaged(results: Sequence[Result], seeds: Sequence[int]) -> Result:
+def average_results(results: Sequence[Result], seeds: Sequence[int]) -> Result:
     """The result of a trial: means over its seeds, times summed; model and provenance are the first seed's."""
     first = results[0]
     by_seed = {name: [result.values[name] for result in results] for name in first.values}

@@ -17,7 +17,7 @@ from hypernas.training.device import mixed_precision, reading_waits
 WARMUP = 1 / 20  # share of the steps over which the learning rate rises
 FINAL_RATE = 0.1  # of the peak, at the end of a cosine or linear schedule
 CLIP = 1.0  # gradient norm
-BACKWARD = 2  # backward costs twice the forward
+BACKWARD = 2  # a backward pass computes two products for each of the forward pass: 2001.08361, section 2.1
 READ_EVERY = 32  # steps whose losses are read from a GPU at once
 
 
@@ -57,6 +57,11 @@ def require_finite(loss: float, step: int, steps: int) -> None:
     """Raises DivergedError where the loss of a step is no finite number."""
     if not math.isfinite(loss):
         raise DivergedError(f"the training loss is {loss} at step {step} of {steps}")
+
+
+def training_flops(forward: float, count: float) -> float:
+    """FLOPs of training on `count` tokens (or images) whose forward pass takes `forward` each."""
+    return (1 + BACKWARD) * forward * count
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

@@ -16,7 +16,7 @@ import torch
 from hypernas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
 from hypernas.search_spaces.base import SpaceError
 from hypernas.training.checkpoints import identity, seeds_path, write_whole
-from hypernas.training.repeats import averaged
+from hypernas.training.repeats import average_results
 
 Event = Notice | Progress | Report | Result
 # What a job's `evaluate` may name instead of module:function. Rows of studies hold these names: they outlive modules.
@@ -128,7 +128,7 @@ def _repeated(job: Job, evaluate: Callable[[Job], Iterable[Event]]) -> Generator
             _note(job, ended)
         except OSError as error:
             yield Notice(job.trial, f"has no note of its seed {seed}: {error}")
-    yield averaged(ended, list(seeds))
+    yield average_results(ended, list(seeds))
 
 
 def _note(job: Job, ended: list[Result]) -> None:

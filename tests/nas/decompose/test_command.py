@@ -15,17 +15,17 @@ from hypernas.cli.main import main
 from hypernas.dashboards.blocks import corners, permuted
 from hypernas.data.tasks import TASKS
 from hypernas.decompose import evidence as blocks
-from hypernas.decompose.controls import train, trained
+from hypernas.decompose.controls import load_or_train, train
 from hypernas.decompose.curve import anneal, compare
 from hypernas.decompose.nets import edges_of, equally_many, flops, in_blocks, mask_of, nets_of, strongest
 from hypernas.decompose.report import read_evidence
-from hypernas.decompose.setting import Setting
 from hypernas.export.read import CARD, digest, listed, load
 from hypernas.records import Recipe
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.store import Store
 from hypernas.training.device import deterministic
 from hypernas.training.model import seeded_build
+from hypernas.training.run import Setting
 
 ARCH = {"depth": 1, "d_model": 16, "head_dim": 8, "context": 32}
 TRAINING = {"train.tokens": 4096, "train.batch_tokens": 256}
@@ -227,10 +227,10 @@ def test_bad_input_is_refused_before_anything_is_trained(
 
 def test_a_control_that_is_kept_is_not_trained_again(setting: Setting, tmp_path: Path) -> None:
     said: list[str] = []
-    first = trained(setting, "control 1", tmp_path, said.append, shuffled_by=1)
+    first = load_or_train(setting, "control 1", tmp_path, said.append, shuffled_by=1)
     assert said
     said.clear()
-    again = trained(setting, "control 1", tmp_path, said.append, shuffled_by=1)
+    again = load_or_train(setting, "control 1", tmp_path, said.append, shuffled_by=1)
     assert not said
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 

@@ -19,7 +19,7 @@ from hypernas.search_spaces.lm import LanguageModels
 from hypernas.training import model as training_model
 from hypernas.training import step as training_step
 from hypernas.training.device import deterministic, product_dtype
-from hypernas.training.model import checked_data, score, scored_at_once, seeded_build
+from hypernas.training.model import checked_data, score, scoring_samples, seeded_build
 from hypernas.training.step import DivergedError, Losses, learning_rate, make_optimizers, train_step
 from hypernas.training.worker import run
 
@@ -353,13 +353,13 @@ def test_a_gpu_scores_more_samples_at_once_but_not_where_memory_ran_out(net: str
     arch = space.from_json(NETS[net])
     spent, cost = steps_of(TASKS[space.task], arch, Recipe(1e-3, batch_tokens=256)), space.cost(arch)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert scored_at_once(spent, cost, 1, cpu) == spent.samples
-    assert scored_at_once(spent, cost, 2, cuda) == scored_at_once(spent, cost, 2, cpu) == spent.samples // 2
-    samples = scored_at_once(spent, cost, 1, cuda)
+    assert scoring_samples(spent, cost, 1, cpu) == spent.samples
+    assert scoring_samples(spent, cost, 2, cuda) == scoring_samples(spent, cost, 2, cpu) == spent.samples // 2
+    samples = scoring_samples(spent, cost, 1, cuda)
     kept = samples * cost.activation_bytes * spent.units / spent.samples
     assert samples > 8 * spent.samples and 0.5 * training_model.SCORED_BYTES < kept <= training_model.SCORED_BYTES
     large = dataclasses.replace(cost, activation_bytes=training_model.SCORED_BYTES)
-    assert scored_at_once(spent, large, 1, cuda) == spent.samples
+    assert scoring_samples(spent, large, 1, cuda) == spent.samples
 
 
 @pytest.mark.parametrize(

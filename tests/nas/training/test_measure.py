@@ -4,7 +4,7 @@ import torch
 from hypernas.kernels.dispatch import chosen, forget_chosen
 from hypernas.records import Recipe
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.training.measure import latency_ms, measured_worst, peak_bytes, stream_diagnostics
+from hypernas.training.measure import latency_ms, measure_reference, peak_bytes, stream_diagnostics
 
 SPACE = LanguageModels()
 
@@ -58,12 +58,12 @@ def test_latency_is_of_the_slower_model_longer() -> None:
     assert known.keys() == {"latency_ms_quartiles"} and known["latency_ms_quartiles"] >= 0
 
 
-def test_the_worst_of_a_study_is_measured_with_the_kernels_of_its_trials(text: str) -> None:
+def test_the_reference_of_a_study_is_measured_with_the_kernels_of_its_trials(text: str) -> None:
     arch = SPACE.from_json({"depth": 1, "d_model": 16, "head_dim": 8, "context": 16})
     recipe = Recipe(1e-3, tokens=64, batch_tokens=32)
     for kernels in ("reference", "cpu"):
         forget_chosen()
-        worst = measured_worst(
+        worst = measure_reference(
             ["peak_bytes"], SPACE, arch, recipe, text, device=torch.device("cpu"), kernels=kernels, compile=False
         )
         assert worst["peak_bytes"] > 0
