@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hypernas.decompose.evidence import Evidence, Structure, take_apart
 from hypernas.decompose.setting import Setting
 from hypernas.search_spaces.blocks import cut
-from hypernas.search_spaces.layers import ACTIVATIONS, ffn_cost
+from hypernas.search_spaces.costs import ffn_cost
+from hypernas.search_spaces.layers import ACTIVATIONS
 
 NETS = {kind: name for name, kind in ACTIVATIONS.items()}
 Edges = np.ndarray  # (m, C, H): the weights that join coordinate c and unit h, the writing one last
