@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from hypernas.dashboards.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, blank_figure, message_figure
 from hypernas.dashboards.texts import pseudo
+from hypernas.search_spaces.transformer import gated_layers
 
 MAX_LAYERS = 24
 LAYER_PIXELS = 96
@@ -24,8 +25,6 @@ def gate_names(arch: Mapping[str, Any]) -> list[tuple[int, str]]:
     placement, depth = str(arch.get("gates.placement", "none")), int(arch.get("depth", 0))
     if placement == "none":
         return []
-    from hypernas.search_spaces.gates import gated_layers  # brings torch: only drawing a gated architecture needs it
-
     parts = [part for part in ("attention", "ffn") if placement in (part, "both")]
     gated = gated_layers(str(arch["gates.layers"]), depth)
     return [(layer, part) for layer in range(depth) if gated[layer] for part in parts]

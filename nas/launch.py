@@ -1,45 +1,79 @@
-"""Starts a search from the command line's values: checks everything, opens the study, runs it, says what came of it."""
+"""Starts a search from the command line's values: checks everything, opens the study, runs it, says what came of it.
+
+The checks come first and need neither torch nor Optuna nor Ray, so that a wrong flag is answered at once: what brings
+those libraries is imported inside the functions that run after them.
+"""
 
 import shlex
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hypernas.config.study_config import StudyConfig, own_code, resumed
-from hypernas.data.tasks import TASKS
-from hypernas.engines.devices import on_what
+from hypernas.config.plan import Plan, make_plan
+from hypernas.config.study_config import StudyConfig, own_code, resume_settings
 from hypernas.errors import StoreError, StudyError
-from hypernas.integrations.warm_start import warm_start
-from hypernas.scaling.baseline import measure_baseline
-from hypernas.show.status import status_of, verdict
-from hypernas.show.tables import front_table, print_table
-from hypernas.show.views import make_view
-from hypernas.store import Reader, Store
-from hypernas.study.driver import Outcome, run
-from hypernas.study.search import Search, check_resumed, executor_of, open_search, prepare, ran_on
-from hypernas.training.checkpoints import open_folder
+
+if TYPE_CHECKING:
+    from hypernas.engines.protocol import Executor
+    from hypernas.store import Store
+    from hypernas.study.driver import Outcome
+    from hypernas.study.search import Search
 
 
 def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
     """Runs a search to its end; the exit code. Raises UserError and SpaceError for bad input, before Ray starts."""
-    config = StudyConfig(**given)
-    stored = _stored_settings(config)
+    config, plan, stored = check_search(given)
     if stored is not None:
-        if not config.resume:
-            raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
-        if stored.get("imported"):
-            raise StudyError(f"study {config.study!r} was imported from Optuna, to be looked at: start another study")
-        if "space" not in stored and "space" not in given:
-            raise StudyError(
-                f"study {config.study!r} searches a space of its own: --resume wants its --space FILE.py:Class again, "
-                "as no study names code for others to run"
-            )
-        config = resumed(stored, given)
-    prepared = prepare(config)  # whatever is wrong is found before anything is written
+        config = _where_it_ran(config, stored, given)
+    return _run_search(config, plan, stored is None, evaluate)
+
+
+def check_search(given: Mapping[str, Any]) -> tuple[StudyConfig, Plan, Mapping[str, Any] | None]:
+    """The configuration, its plan, and the settings of the study that it continues: what can be checked without torch.
+
+    Raises UserError, SpaceError and StoreError for values that no search can start from; writes nothing.
+    """
+    config = StudyConfig(**given)
+    plan = None if config.resume else make_plan(config)  # before the store is opened: reading it takes longer
+    stored = _stored_settings(config)
+    if stored is None:
+        return config, plan or make_plan(config), None
+    if not config.resume:
+        raise StudyError(f"study {config.study!r} exists in {config.store}: --resume continues it")
+    if stored.get("imported"):
+        raise StudyError(f"study {config.study!r} was imported from Optuna, to be looked at: start another study")
+    if "space" not in stored and "space" not in given:
+        raise StudyError(
+            f"study {config.study!r} searches a space of its own: --resume wants its --space FILE.py:Class again, "
+            "as no study names code for others to run"
+        )
+    config = resume_settings(stored, given)
+    return config, make_plan(config), stored
+
+
+def _where_it_ran(config: StudyConfig, stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
+    """The configuration with the engine, GPUs and workers that the study ran on last, unless flags say otherwise."""
+    from hypernas.store import Reader
+    from hypernas.study.search import ran_on
+
+    with Reader(config.store) as store:
+        return resume_settings({**stored, **ran_on(store, config.study)}, given)
+
+
+def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str) -> int:
+    """Checks data, workers and devices, then trains; the exit code."""
+    from hypernas.engines.devices import on_what
+    from hypernas.integrations.warm_start import warm_start
+    from hypernas.scaling.baseline import measure_baseline
+    from hypernas.store import Store
+    from hypernas.study.search import check_resumed, executor_of, open_search, prepare
+    from hypernas.training.checkpoints import open_folder
+
+    prepared = prepare(config, plan)  # whatever is wrong is found before anything is written
     first = warm_start(config.warm_start, config.store, prepared.plan) if config.warm_start else []
     if config.checkpoints is not None:
         open_folder(config.checkpoints)
@@ -50,32 +84,44 @@ def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
         check_resumed(store, config, executor)
         click.echo(on_what(executor), err=True)
         yardstick = None
-        if stored is None and "ceg" in prepared.plan.objectives:
+        if new and "ceg" in prepared.plan.objectives:
             yardstick = measure_baseline(store, executor, config, prepared.plan, partial(click.echo, err=True))
         search = open_search(store, prepared, evaluate, first, yardstick)
-        finished = store.finished(search.row)
-        unit = TASKS[search.plan.space.task].unit
-        click.echo(
-            f"study {config.study!r}: {'resumed at ' + str(finished) + ' of ' if finished else ''}{search.plan.trials} "
-            f"trials of {search.plan.recipe.tokens:,} {unit}s, "
-            f"{'halving, ' if search.halving else ''}{'inheriting, ' if config.inherit else ''}"
-            f"results in {store.shown}",
-            err=True,
+        return _conclude(store, search, _drive(store, search, executor))
+
+
+def _drive(store: "Store", search: "Search", executor: "Executor") -> "Outcome":
+    """Says what is searched, and trains under a live view."""
+    from hypernas.data.tasks import TASKS
+    from hypernas.show.views import make_view
+    from hypernas.study.driver import run
+
+    config, plan = search.config, search.plan
+    finished = store.finished(search.row)
+    unit = TASKS[plan.space.task].unit
+    click.echo(
+        f"study {config.study!r}: {'resumed at ' + str(finished) + ' of ' if finished else ''}{plan.trials} "
+        f"trials of {plan.recipe.tokens:,} {unit}s, "
+        f"{'halving, ' if search.halving else ''}{'inheriting, ' if config.inherit else ''}"
+        f"results in {store.shown}",
+        err=True,
+    )
+    with make_view(plan.trials, finished, unit, lambda: store.front(search.row)) as view:
+        return run(
+            search,
+            executor,
+            view,
+            seconds=config.time,
+            device_hours=config.device_hours,
+            other_device=config.other_device,
         )
-        with make_view(search.plan.trials, finished, unit, lambda: store.front(search.row)) as view:
-            outcome = run(
-                search,
-                executor,
-                view,
-                seconds=config.time,
-                device_hours=config.device_hours,
-                other_device=config.other_device,
-            )
-        return _conclude(store, search, outcome)
 
 
-def _conclude(store: Reader, search: Search, outcome: Outcome) -> int:
+def _conclude(store: "Store", search: "Search", outcome: "Outcome") -> int:
     """Prints the front, what beats the baseline, and how to go on; the exit code."""
+    from hypernas.show.status import status_of, verdict
+    from hypernas.show.tables import front_table, print_table
+
     front = store.front(search.row)
     print_table(front_table(front, f"front of {search.row.name}"))
     click.echo(verdict(store, search.row))
@@ -97,7 +143,7 @@ def _conclude(store: Reader, search: Search, outcome: Outcome) -> int:
     return 1
 
 
-def _again(store: Reader, search: Search) -> str:
+def _again(store: "Store", search: "Search") -> str:
     """The command that goes on with a search: whole but for a password, and what --resume repeats by itself."""
     config = search.config
     command = ["nas", "search", "--study", search.row.name, "--store", store.to_type, "--resume"]
@@ -110,14 +156,16 @@ def _again(store: Reader, search: Search) -> str:
 
 
 def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
-    """The settings of the study if the store is there and holds it, and what it ran on; creates nothing."""
+    """The settings of the study if the store is there and holds it; creates nothing."""
+    from hypernas.store import Reader
+
     try:
         with Reader(config.store) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None
-            kept = {**store.study(config.study).settings, **ran_on(store, config.study)}
+            stored = store.study(config.study).settings
             # Older rows name a space of one's own: code that a store names is not run.
-            return {name: value for name, value in kept.items() if name != "space" or not own_code(value)}
+            return {name: value for name, value in stored.items() if name != "space" or not own_code(value)}
     except StoreError as error:
         if not error.missing:
             raise

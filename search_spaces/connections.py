@@ -26,6 +26,7 @@ from hypernas.kernels.stream_boundary import stream_boundary
 from hypernas.kernels.stream_chain import recomputing
 from hypernas.kernels.stream_mix import stream_mix
 from hypernas.kernels.stream_read import stream_read
+from hypernas.search_spaces.streams import check_streams, mixed_factors
 
 
 class Connection(nn.Module):
@@ -87,15 +88,6 @@ class PlainResidual(Connection):
     def matrices(self, X: Tensor) -> Tensor:
         return torch.ones(*X.shape[:-1], 1, 1, device=X.device, dtype=X.dtype)
 
-    @staticmethod
-    def parameter_count() -> int:
-        return 0
-
-    @staticmethod
-    def flops(d_model: int) -> tuple[int, int]:
-        """(matmul, elementwise) FLOPs per token and module."""
-        return 0, d_model
-
 
 class PostNormResidual(PlainResidual):
     """X' = norm(X + y), the original Transformer's order (Vaswani et al. 2017): the norm of the sublayer before.
@@ -144,15 +136,6 @@ class StaticHyperConnection(Connection):
     def matrices(self, X: Tensor) -> Tensor:
         return self.static[:, 1:-1].mT.expand(*X.shape[:-2], -1, -1)
 
-    @staticmethod
-    def parameter_count(n: int) -> int:
-        return n * (n + 2)
-
-    @staticmethod
-    def flops(n: int, d_model: int) -> tuple[int, int]:
-        """(matmul, elementwise) FLOPs per token and module; elementwise: the sum read, the outer product written."""
-        return 2 * n * n * d_model, (2 * n - 1) * d_model + 2 * n * d_model
-
 
 class HyperConnection(Connection):
     """Dynamic hyper-connections (2409.19606, eq. 10 to 13): the static matrices plus a small term from each stream.
@@ -188,22 +171,6 @@ class HyperConnection(Connection):
     def matrices(self, X: Tensor) -> Tensor:
         _, (to_streams, _) = self.read(X)
         return to_streams.mT
-
-    @staticmethod
-    def parameter_count(n: int, d_model: int, norm_weights: int | None = None) -> int:
-        """Parameters of one module; `norm_weights` is the size of gamma (C here, 0 for the paper's OLMo models)."""
-        norm = d_model if norm_weights is None else norm_weights
-        return norm + d_model * (n + 2) + n * (n + 2) + 2
-
-    @staticmethod
-    def flops(n: int, d_model: int) -> tuple[int, int]:
-        """(matmul, elementwise) FLOPs per token and module.
-
-        Elementwise: n norms over C (2C + 2 each), n(n + 2) coefficients of 4 (divide, tanh, scale, add), the weighted
-        sum read (2nC - C) and the outer product written (2nC).
-        """
-        matmul = 2 * n * d_model * (n + 2) + 2 * n * n * d_model
-        return matmul, n * (2 * d_model + 2) + 4 * n * (n + 2) + (4 * n - 1) * d_model
 
 
 class DoublyStochasticConnection(Connection):
@@ -253,22 +220,6 @@ class DoublyStochasticConnection(Connection):
         return matrices
 
 
-def stream_parameters(n: int, d_model: int, res: int) -> int:
-    """Parameters of a doubly stochastic connection with `res` logits for H_res: projection, bias, 3 alphas, gamma."""
-    return (n * d_model + 1) * (2 * n + res) + 3 + n * d_model
-
-
-def stream_flops(n: int, d_model: int, res: int) -> tuple[int, int]:
-    """(matmul, elementwise) FLOPs per token of a doubly stochastic connection, H_res and its use apart.
-
-    Matmul: projection. Elementwise: norm (2nC + 2), logits (divide, scale, add: 3 each), the sigmoids and the 2 of
-    H_post (3n), H_pre X (2nC - C), and the outer product written (2nC). Work on the weights alone, done once a forward
-    whatever the number of tokens, is not counted.
-    """
-    width = n * d_model
-    return 2 * width * (2 * n + res), 6 * width - d_model + 2 + 3 * (2 * n + res) + 3 * n
-
-
 class SinkhornHyperConnection(DoublyStochasticConnection):
     """mHC (2512.24880, eq. 7 to 9): H_res by 20 Sinkhorn iterations on n x n logits, columns first and rows last."""
 
@@ -279,17 +230,6 @@ class SinkhornHyperConnection(DoublyStochasticConnection):
 
     def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
         return (sinkhorn(res.unflatten(-1, (self.n, self.n)), self.iterations),)
-
-    @staticmethod
-    def parameter_count(n: int, d_model: int) -> int:
-        return stream_parameters(n, d_model, n * n)
-
-    @staticmethod
-    def flops(n: int, d_model: int) -> tuple[int, int]:
-        """As `stream_flops`, plus H_res X (matmul), and n^2 exponentials and 40 normalisations of 2n^2 - n each."""
-        matmul, elementwise = stream_flops(n, d_model, n * n)
-        steps = 2 * SinkhornHyperConnection.iterations
-        return matmul + 2 * n * n * d_model, elementwise + n * n + steps * (2 * n * n - n)
 
 
 def permutation_matrices(n: int) -> Tensor:
@@ -308,17 +248,6 @@ class PermutationHyperConnection(DoublyStochasticConnection):
 
     def mixing(self, res: Tensor) -> tuple[Tensor, ...]:
         return ((res.softmax(-1) @ self.permutations.to(res.dtype)).unflatten(-1, (self.n, self.n)),)
-
-    @staticmethod
-    def parameter_count(n: int, d_model: int) -> int:
-        return stream_parameters(n, d_model, math.factorial(n))
-
-    @staticmethod
-    def flops(n: int, d_model: int) -> tuple[int, int]:
-        """As `stream_flops`, plus the sum of permutations and H_res X (matmul) and the softmax (3 n!)."""
-        count = math.factorial(n)
-        matmul, elementwise = stream_flops(n, d_model, count)
-        return matmul + 2 * count * n * n + 2 * n * n * d_model, elementwise + 3 * count
 
 
 class KroneckerHyperConnection(DoublyStochasticConnection):
@@ -360,20 +289,6 @@ class KroneckerHyperConnection(DoublyStochasticConnection):
             X = matrix.to(X.dtype).unsqueeze(-3) @ X.reshape(*shape[:-2], outer, factor, -1)
             outer *= factor
         return X.reshape(shape)
-
-    @staticmethod
-    def parameter_count(factors: tuple[int, ...], d_model: int) -> int:
-        return stream_parameters(math.prod(factors), d_model, sum(math.factorial(factor) for factor in factors))
-
-    @staticmethod
-    def flops(factors: tuple[int, ...], d_model: int) -> tuple[int, int]:
-        """As `stream_flops`, plus for each factor i its permutations, its use (2 i nC: matmul) and softmax (3 i!)."""
-        n, counts = math.prod(factors), [math.factorial(factor) for factor in factors]
-        matmul, elementwise = stream_flops(n, d_model, sum(counts))
-        for factor, count in zip(factors, counts, strict=True):
-            matmul += 2 * count * factor * factor + 2 * factor * n * d_model
-            elementwise += 3 * count
-        return matmul, elementwise
 
 
 def walsh_transform(x: Tensor) -> Tensor:
@@ -450,17 +365,24 @@ class WalshKroneckerHyperConnection(DoublyStochasticConnection):
         spectrum = coefficients[..., self.n :].to(X.dtype)
         return self.signs * spectrum.unsqueeze(-2) @ self.signs / self.n
 
-    @staticmethod
-    def parameter_count(n: int, d_model: int) -> int:
-        return stream_parameters(n, d_model, 2 * (n.bit_length() - 1))
 
-    @staticmethod
-    def flops(n: int, d_model: int) -> tuple[int, int]:
-        """As `stream_flops` with K logits for H_res, plus W on H_pre and H_post (nK sums and n products each), 2K for
-        the eigenvalues, n - 1 for the spectrum and nC for its use."""
-        factors = n.bit_length() - 1
-        matmul, elementwise = stream_flops(n, d_model, factors)
-        return matmul, elementwise + 2 * n * (factors + 1) + 2 * factors + n - 1 + n * d_model
+def make_connection(n: int, mixing: str, factors: str | None, d_model: int, layer_index: int) -> Connection:
+    """The connection module around sublayer number `layer_index` (counted over the whole model). Raises SpaceError."""
+    check_streams(n, mixing, factors)
+    if mixing == "none":
+        return PlainResidual()
+    if mixing == "hc_static":
+        return StaticHyperConnection(n, d_model, layer_index)
+    if mixing == "hc":
+        return HyperConnection(n, d_model, layer_index)
+    if mixing == "mhc":
+        return SinkhornHyperConnection(n, d_model, layer_index)
+    sizes = mixed_factors(n, mixing, factors)
+    if set(sizes) == {2}:
+        return WalshKroneckerHyperConnection(n, d_model, layer_index)
+    if len(sizes) == 1:
+        return PermutationHyperConnection(n, d_model, layer_index)
+    return KroneckerHyperConnection(sizes, d_model, layer_index)
 
 
 def stochastic_errors(matrices: Tensor) -> tuple[float, float]:

@@ -16,14 +16,12 @@ The functions below the classes are for who trains: `start_step`, `gate_loss` an
 import math
 from functools import lru_cache
 from hashlib import sha256
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hypernas.kernels.cosine_gate import cosine_gate
-from hypernas.search_spaces.base import SpaceError
 
 
 class CosineGate(nn.Module):
@@ -141,15 +139,6 @@ def direction_distance(a: Tensor, b: Tensor) -> Tensor:
     return 2.0 - 2.0 * nn.functional.cosine_similarity(a, b, dim=-1)
 
 
-def gate_cost(d_model: int, hidden: tuple[int, ...] = CosineGate.hidden) -> tuple[int, int, int]:
-    """(parameters, matmul FLOPs, elementwise FLOPs) of one gate, FLOPs per decision at inference.
-
-    Elementwise: the controller's biases and ReLUs, sigmoid and its 2, softplus(s) and b with its gain, compare.
-    """
-    weights = sum(inputs * outputs for inputs, outputs in pairwise((d_model, *hidden, 1)))
-    return weights + sum(hidden) + 1 + 2, 2 * weights, 2 * sum(hidden) + 1 + 2 + 2 + 1
-
-
 # Noise scale in units of CIR. Annealed, because inference has no noise: a net trained to the end with noise wider than
 # the spread of its gate values has never seen the decisions it will be measured with.
 TEMPERATURE_START, TEMPERATURE_END = 0.3, 0.05  # at first 96 % of the tokens run: sigmoid(1 / .3)
@@ -222,19 +211,3 @@ def execution_rates(model: nn.Module) -> list[float]:
             raise RuntimeError(f"gate {layer} decided nothing since reset_rates: evaluate the model in between")
         rates.append(gate.counts[0].item() / gate.counts[1].item())
     return rates
-
-
-def gated_layers(layers: str, depth: int) -> tuple[bool, ...]:
-    """Which of `depth` layers `gates.layers` names: all, alternate (every second, from the second), upper, or a mask.
-
-    Upper is the upper half; with an odd depth it holds the middle layer. Raises SpaceError.
-    """
-    if layers == "all":
-        return (True,) * depth
-    if layers == "alternate":
-        return tuple(layer % 2 == 1 for layer in range(depth))
-    if layers == "upper":
-        return tuple(layer >= depth // 2 for layer in range(depth))
-    if len(layers) != depth or set(layers) - {"0", "1"}:
-        raise SpaceError(f"gates.layers={layers}: wanted all, alternate, upper or a mask of {depth} digits 0 and 1")
-    return tuple(digit == "1" for digit in layers)

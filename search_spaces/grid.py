@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
-from typing import Any, ClassVar, Generic, Self, TypeVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from hypernas.search_spaces import gallery
 from hypernas.search_spaces.base import (
@@ -26,6 +24,9 @@ from hypernas.search_spaces.base import (
     nearest,
     nearest_default,
 )
+
+if TYPE_CHECKING:  # torch takes a second and a half to import; whoever builds a network has it
+    from torch import Tensor, nn
 
 Flat = Mapping[str, Any]
 A = TypeVar("A")
@@ -69,7 +70,7 @@ class Growth(Generic[A]):
     """
 
     obstacle: Callable[[A, A], str | None]
-    grown: Callable[[A, Mapping[str, Tensor], A, Mapping[str, Tensor]], Mapping[str, Tensor]]
+    grown: "Callable[[A, Mapping[str, Tensor], A, Mapping[str, Tensor]], Mapping[str, Tensor]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Family:
     keys: Mapping[str, Key]
     arch: Callable[[Flat], Any]
     cost: Callable[[Any], Cost]
-    build: Callable[[Any], nn.Module]
+    build: "Callable[[Any], nn.Module]"
     canonical: Callable[[Any], Flat] = arch_to_json
     joints: tuple[Joint, ...] = ()
     interacting: tuple[tuple[str, ...], ...] = ()
@@ -395,7 +396,7 @@ class GridSpace:
     def cost(self, arch: Any) -> Cost:
         return self._family(arch).cost(arch)
 
-    def build(self, arch: Any) -> nn.Module:
+    def build(self, arch: Any) -> "nn.Module":
         return self._family(arch).build(arch)
 
     def obstacle(self, parent: Any, child: Any) -> str | None:
@@ -408,8 +409,8 @@ class GridSpace:
         return new.growth.obstacle(parent, child) if new.growth else f"nothing is known of growing a {new.name}"
 
     def grown(
-        self, parent: Any, weights: Mapping[str, Tensor], child: Any, drawn: Mapping[str, Tensor]
-    ) -> Mapping[str, Tensor]:
+        self, parent: Any, weights: "Mapping[str, Tensor]", child: Any, drawn: "Mapping[str, Tensor]"
+    ) -> "Mapping[str, Tensor]":
         """The child's state_dict, of its parent's and the one drawn for itself; `obstacle` of the two is None."""
         growth = self._family(child).growth
         return weights if parent == child or growth is None else growth.grown(parent, weights, child, drawn)

@@ -20,16 +20,16 @@ New gates start open. So more gates, or another target rate, change no output at
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.search_spaces.grid import Growth
 from hypernas.search_spaces.transformer import Stack
 
-Weights = Mapping[str, Tensor]  # a state_dict
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Weights = Mapping[str, "Tensor"]  # a state_dict
 
 # What may differ between parent and child, as long as nothing gets smaller; every other key has to be the same.
 GROWS = frozenset(
@@ -93,28 +93,30 @@ def layer_places(parent: Stack, child: Stack) -> tuple[int, ...] | None:
     return tuple(places)
 
 
-@torch.no_grad()
-def grown(parent: Stack, weights: Weights, child: Stack, drawn: Weights) -> dict[str, Tensor]:
+def grown(parent: Stack, weights: Weights, child: Stack, drawn: Weights) -> "dict[str, Tensor]":
     """The child's weights, from its parent's trained ones and those that were drawn for the child itself.
 
     Both are state_dicts of one dtype; `obstacle` of the two architectures has to be None.
     """
-    layers = {place: layer for layer, place in enumerate(layer_places(parent, child) or ())}
-    scale = math.sqrt(child.d_model / parent.d_model)
-    tied = getattr(child, "tied_head", False)
-    out: dict[str, Tensor] = {}
-    for name, tensor in drawn.items():
-        writes = WRITES.search(name) is not None
-        new = torch.zeros_like(tensor) if writes else tensor.clone()
-        old = weights.get(_ancestor(name, layers))
-        if old is not None:
-            factor = scale if writes else 1 / scale if READS.search(name) else 1.0
-            if tied and name == "norm.weight":
-                factor = 1 / scale**2
-            corner = _axes(name, old, parent.d_model)
-            _axes(name, new, child.d_model)[tuple(slice(size) for size in corner.shape)] = factor * corner
-        out[name] = new
-    return out
+    import torch  # takes a second and a half, which a space that is only read should not cost
+
+    with torch.no_grad():
+        layers = {place: layer for layer, place in enumerate(layer_places(parent, child) or ())}
+        scale = math.sqrt(child.d_model / parent.d_model)
+        tied = getattr(child, "tied_head", False)
+        out: dict[str, Tensor] = {}
+        for name, tensor in drawn.items():
+            writes = WRITES.search(name) is not None
+            new = torch.zeros_like(tensor) if writes else tensor.clone()
+            old = weights.get(_ancestor(name, layers))
+            if old is not None:
+                factor = scale if writes else 1 / scale if READS.search(name) else 1.0
+                if tied and name == "norm.weight":
+                    factor = 1 / scale**2
+                corner = _axes(name, old, parent.d_model)
+                _axes(name, new, child.d_model)[tuple(slice(size) for size in corner.shape)] = factor * corner
+            out[name] = new
+        return out
 
 
 def _ancestor(name: str, layers: Mapping[int, int]) -> str:
@@ -126,7 +128,7 @@ def _ancestor(name: str, layers: Mapping[int, int]) -> str:
     return f"stack.sublayers.{2 * layers[layer] + half}.{name[found.end() :]}" if layer in layers else ""
 
 
-def _axes(name: str, tensor: Tensor, d_model: int) -> Tensor:
+def _axes(name: str, tensor: "Tensor", d_model: int) -> "Tensor":
     """A view with an axis for everything that grows: the halves of `gate_up`, and the streams, apart."""
     if name.endswith("gate_up.weight"):
         return tensor.unflatten(0, (2, -1))

@@ -3,14 +3,13 @@
 Two rules make a trained model exportable as readable source. Every class does one thing, with no branch on the
 architecture (the builder chooses classes); and every constructor argument is kept as an attribute of the same name.
 
-The `*_cost` functions price a layer a token: (parameters, matrix-product FLOPs, elementwise FLOPs). One
-multiply-accumulate is 2 FLOPs; elementwise work counts 1 for each add, multiply, divide, exponential or root.
+What they cost is in `costs.py`, which needs no torch.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,38 +18,6 @@ from torch import Tensor, nn
 from hypernas.kernels.gather_scatter import gather_scatter
 from hypernas.kernels.rms_norm import rms_norm
 from hypernas.kernels.swiglu import swiglu
-from hypernas.search_spaces.base import Cost
-
-
-class LayerCost(NamedTuple):
-    """Parameters, and FLOPs a token in matrix products and in everything else."""
-
-    parameters: int
-    matmul: int
-    elementwise: int
-
-    def __add__(self, other: tuple) -> "LayerCost":
-        return LayerCost(*(a + b for a, b in zip(self, other, strict=True)))
-
-    def times(self, count: int) -> "LayerCost":
-        return LayerCost(*(count * value for value in self))
-
-
-FREE = LayerCost(0, 0, 0)
-SIGMOID = 3  # exp, add, divide
-
-
-def total_cost(parts: Mapping[str, LayerCost], activation_bytes: int, gated_flops: tuple[int, ...] = ()) -> Cost:
-    """A whole network's cost from its parts."""
-    return Cost(
-        parameters={name: part.parameters for name, part in parts.items()},
-        flops={name: part.matmul + part.elementwise for name, part in parts.items()},
-        matmul=sum(part.matmul for part in parts.values()),
-        elementwise=sum(part.elementwise for part in parts.values()),
-        activation_bytes=activation_bytes,
-        gated_flops=gated_flops,
-    )
-
 
 # ---- norms ---------------------------------------------------------------------------------------------------
 
@@ -88,11 +55,6 @@ class NoNorm(nn.Module):
 
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
-
-
-def norm_cost(kind: str, d_model: int) -> LayerCost:
-    # rmsnorm: square, sum, scale, weight; layernorm also subtracts the mean (sum, subtract) and adds a bias.
-    return LayerCost(d_model, 0, 4 * d_model) if kind == "rmsnorm" else LayerCost(2 * d_model, 0, 7 * d_model)
 
 
 # ---- positions -----------------------------------------------------------------------------------------------
@@ -256,19 +218,6 @@ class BidirectionalAttention(Attention):
         return attention(query, key, value)
 
 
-def attention_cost(d_model: int, width: int, head_dim: int, context: int, rotary: bool) -> tuple[LayerCost, int]:
-    """The layer's cost a token, and the FLOPs of it that a skipped query saves (all but keys and values).
-
-    The full T x T square is counted, as a causal mask does not shorten the matrix products.
-    """
-    projection = 2 * d_model * width
-    scores = 2 * 2 * context * width  # query x key, weights x value
-    softmax = 5 * context * (width // head_dim)  # scale, subtract the maximum, exp, sum, divide
-    rotation = 3 * width if rotary else 0  # of queries, and again of keys
-    cost = LayerCost(4 * d_model * width, 4 * projection + scores, softmax + 2 * rotation)
-    return cost, 2 * projection + scores + softmax + rotation
-
-
 # ---- feed-forward nets ---------------------------------------------------------------------------------------
 
 
@@ -334,13 +283,6 @@ class Hourglass(nn.Module):
     def selected(self, x: Tensor, mask: Tensor) -> Tensor:
         """The rows of `forward(x)` where mask (B, T) is true, zero elsewhere; other rows are not computed."""
         return gather_scatter(x, mask, self)
-
-
-def ffn_cost(activation: str, d_model: int, d_hidden: int) -> LayerCost:
-    matrices = 3 if activation == "swiglu" else 2
-    # silu and the product; gelu by its error function counted as 1 (scale, erf, add, two products); max.
-    pointwise = {"swiglu": SIGMOID + 2, "gelu": 5, "relu": 1}[activation] * d_hidden
-    return LayerCost(matrices * d_model * d_hidden, 2 * matrices * d_model * d_hidden, pointwise)
 
 
 # ---- sublayers -----------------------------------------------------------------------------------------------
@@ -453,10 +395,6 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.linear(x)
-
-
-def head_cost(d_model: int, vocab: int, tied: bool) -> LayerCost:
-    return LayerCost(0 if tied else vocab * d_model, 2 * d_model * vocab, 0)
 
 
 def initialise(model: nn.Module, branches: int) -> None:

@@ -5,16 +5,17 @@ A Transformer (`search_spaces/transformer.py`), or an LSTM (`search_spaces/lstm.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor, nn
-
-from hypernas.search_spaces import layers, lstm, transformer
+from hypernas.search_spaces import costs, lstm, transformer
 from hypernas.search_spaces.base import Cost
+from hypernas.search_spaces.costs import LayerCost
 from hypernas.search_spaces.grid import Family, Flat, GridSpace
 from hypernas.search_spaces.growth import GROWTH
-from hypernas.search_spaces.layers import LayerCost, TokenModel
 from hypernas.search_spaces.transformer import STACK_KEYS, TEXT_KEYS, by_name, make_key
+
+if TYPE_CHECKING:
+    from hypernas.search_spaces.nets.lm import LanguageModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,57 +45,19 @@ def cost(arch: Arch) -> Cost:
     """Parameters and FLOPs a token by part, from the architecture alone."""
     stack, gated_flops, kept = transformer.stack_cost(arch, arch.context)
     embedding = LayerCost(arch.vocab * arch.d_model, 0, 0) + transformer.position_cost(arch, arch.context)
-    head = layers.head_cost(arch.d_model, arch.vocab, arch.tied_head)
-    return layers.total_cost(
+    head = costs.head_cost(arch.d_model, arch.vocab, arch.tied_head)
+    return costs.total_cost(
         {"embedding": embedding, **stack, "head": head},
         activation_bytes=kept + 4 * (2 * arch.d_model + 2 * arch.vocab),
         gated_flops=gated_flops,
     )
 
 
-# ---- the module ----------------------------------------------------------------------------------------------
-
-
-class LanguageModel(TokenModel):
-    """Byte (or token) embedding, the residual stack, a norm, logits."""
-
-    def __init__(
-        self,
-        vocab: int,
-        d_model: int,
-        context: int,
-        positions: nn.Module,
-        stack: nn.Module,
-        norm: nn.Module,
-        head: nn.Module,
-    ) -> None:
-        super().__init__()
-        self.vocab, self.d_model, self.context = vocab, d_model, context
-        self.embedding = nn.Embedding(vocab, d_model)
-        self.positions = positions
-        self.stack = stack
-        self.norm = norm
-        self.head = head
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) integers, T at most `context` -> logits (B, T, vocab)."""
-        x = self.positions(self.embedding(tokens))
-        return self.head(self.norm(self.stack(x)), self.embedding.weight)
-
-
-def build(arch: Arch) -> LanguageModel:
+def build(arch: Arch) -> "LanguageModel":
     """The module, initialised from torch's global generator."""
-    model = LanguageModel(
-        vocab=arch.vocab,
-        d_model=arch.d_model,
-        context=arch.context,
-        positions=transformer.make_positions(arch, arch.context),
-        stack=transformer.make_stack(arch, layers.Attention, arch.context),
-        norm=transformer.make_norm(arch),
-        head=layers.TiedHead() if arch.tied_head else layers.Head(arch.d_model, arch.vocab),
-    )
-    layers.initialise(model, branches=transformer.residual_writes(arch))
-    return model
+    from hypernas.search_spaces.nets.lm import build_model  # brings torch
+
+    return build_model(arch)
 
 
 TRANSFORMER = Family(

@@ -7,21 +7,15 @@ What belongs together is one parameter of the sampler (`ffn` = "hourglass 0.5 x4
 `gates` = "ffn upper 0.5"), so every trial has the same parameters and none of them is ever without effect.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
-
-from hypernas.search_spaces import layers
+from hypernas.search_spaces import costs
 from hypernas.search_spaces.base import Choices, Key, SpaceError, arch_from, arch_to_json
-from hypernas.search_spaces.blocks import BLOCK_NETS
-from hypernas.search_spaces.connections import Connection, PostNormResidual
-from hypernas.search_spaces.gates import GATES, gate_cost, gated_layers
+from hypernas.search_spaces.costs import FREE, LayerCost
 from hypernas.search_spaces.grid import Flat, Joint, Options, Solve, Values
-from hypernas.search_spaces.layers import FREE, LayerCost
 from hypernas.search_spaces.streams import (
     MIXINGS,
     STREAMS,
@@ -29,7 +23,6 @@ from hypernas.search_spaces.streams import (
     check_streams,
     connection_cost,
     factorisations,
-    make_connection,
 )
 
 
@@ -102,7 +95,29 @@ class Stack:
         return tuple((on and attention, on and ffn) for on in chosen)
 
 
+def gated_layers(layers: str, depth: int) -> tuple[bool, ...]:
+    """Which of `depth` layers `gates.layers` names: all, alternate (every second, from the second), upper, or a mask.
+
+    Upper is the upper half; with an odd depth it holds the middle layer. Raises SpaceError.
+    """
+    if layers == "all":
+        return (True,) * depth
+    if layers == "alternate":
+        return tuple(layer % 2 == 1 for layer in range(depth))
+    if layers == "upper":
+        return tuple(layer >= depth // 2 for layer in range(depth))
+    if len(layers) != depth or set(layers) - {"0", "1"}:
+        raise SpaceError(f"gates.layers={layers}: wanted all, alternate, upper or a mask of {depth} digits 0 and 1")
+    return tuple(digit == "1" for digit in layers)
+
+
 AnyStack = TypeVar("AnyStack", bound=Stack)
+
+
+# Names of what `layers.py` and `gates.py` build; a test holds them equal to the tables there.
+NORMS = ("rmsnorm", "layernorm")
+POSITIONS = ("rope", "learned", "sinusoidal")
+CONSISTENCIES = ("distance", "perturbation")
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------
@@ -118,7 +133,7 @@ def by_name(*keys: Key) -> dict[str, Key]:
 
 CONSISTENCY = make_key("gates.consistency", "distance", ("distance",),
                        "gated output close to the whole one (distance), or steady under small changes (perturbation)",
-                       options=tuple(GATES))  # fmt: skip
+                       options=CONSISTENCIES)  # fmt: skip
 STACK_KEYS = by_name(
     make_key("head_dim", 16, (16,), "width of an attention head; even", low=2, high=1024),
     make_key("ffn.shape", "conventional", ("conventional", "hourglass"), "wide or narrow hidden layer",
@@ -126,7 +141,7 @@ STACK_KEYS = by_name(
     make_key("ffn.ratio", 8 / 3, (2.0, 8 / 3, 4.0, 0.25, 0.375, 0.5),
              "d_hidden / d_model: at least 1 conventional, below 1 hourglass", low=0.01, high=64),
     make_key("ffn.sub_mlps", 4, (2, 4, 6), "stacked narrow nets of an hourglass", low=1, high=64),
-    make_key("ffn.activation", "swiglu", ("swiglu",), "nonlinearity", options=tuple(layers.ACTIVATIONS)),
+    make_key("ffn.activation", "swiglu", ("swiglu",), "nonlinearity", options=tuple(costs.ACTIVATION_FLOPS)),
     make_key("ffn.blocks", 1, (1,), "independent blocks that every feed-forward net is made of", options=(1, 2, 4, 8)),
     make_key("attention.ratio", 1.0, (0.5, 1.0), "attention width / d_model", low=0.01, high=16),
     make_key("streams.n", 1, (1, 2, 4), "residual streams", options=STREAMS),
@@ -137,10 +152,10 @@ STACK_KEYS = by_name(
     make_key("gates.layers", "all", ("all", "upper"), "which layers: all, alternate, upper or a mask like 0110"),
     make_key("gates.rate", 0.5, (0.5, 0.75), "target share of executed tokens", low=0.01, high=1.0),
     CONSISTENCY,
-    make_key("norm.kind", "rmsnorm", ("rmsnorm",), "normalisation", options=tuple(layers.NORMS)),
+    make_key("norm.kind", "rmsnorm", ("rmsnorm",), "normalisation", options=NORMS),
     make_key("norm.position", "pre", ("pre",), "before each branch, or after its addition to the stream",
              options=("pre", "post")),
-    make_key("position", "rope", ("rope",), "position encoding", options=tuple(layers.POSITIONS)),
+    make_key("position", "rope", ("rope",), "position encoding", options=POSITIONS),
 )  # fmt: skip
 
 TEXT_KEYS = by_name(
@@ -333,11 +348,11 @@ class BranchCosts(NamedTuple):
 
 def branch_costs(arch: Stack, tokens: int) -> BranchCosts:
     """The branches of one layer, per token of a sequence of `tokens`."""
-    norm = layers.norm_cost(arch.norm.kind, arch.d_model)
+    norm = costs.norm_cost(arch.norm.kind, arch.d_model)
     rope = arch.position == "rope"
-    attention, query = layers.attention_cost(arch.d_model, arch.attention_width, arch.head_dim, tokens, rope)
+    attention, query = costs.attention_cost(arch.d_model, arch.attention_width, arch.head_dim, tokens, rope)
     sizes = zip(*ffn_blocks(arch), strict=True)
-    net = LayerCost(*map(sum, zip(*(layers.ffn_cost(arch.ffn.activation, *size) for size in sizes), strict=True)))
+    net = LayerCost(*map(sum, zip(*(costs.ffn_cost(arch.ffn.activation, *size) for size in sizes), strict=True)))
     nets = arch.ffn.sub_mlps or 1
     ffn = net.times(nets) + LayerCost(0, 0, 2 * (nets - 1) * arch.d_model)  # h + total, and the sum
     return BranchCosts(attention, query, ffn, ffn.matmul + ffn.elementwise + inner_norms(arch) * norm.elementwise, norm)
@@ -374,7 +389,7 @@ def stack_cost(arch: Stack, tokens: int) -> tuple[dict[str, LayerCost], tuple[in
         "attention": branches.attention.times(arch.depth),
         "ffn": branches.ffn.times(arch.depth),
         "connections": connection.times(2 * arch.depth),
-        "gates": LayerCost(*gate_cost(arch.d_model)).times(gates) if gates else FREE,
+        "gates": LayerCost(*costs.gate_cost(arch.d_model)).times(gates) if gates else FREE,
         "norms": branches.norm.times(norms),
     }
     saved = tuple(
@@ -390,75 +405,6 @@ def stack_cost(arch: Stack, tokens: int) -> tuple[dict[str, LayerCost], tuple[in
         + nets * (2 * arch.d_model + 4 * arch.d_hidden)
     )
     return parts, saved, 4 * kept
-
-
-# ---- modules -------------------------------------------------------------------------------------------------
-
-
-def make_norm(arch: Stack) -> nn.Module:
-    """Before a branch, after a sum, or before the head: the norm that the architecture asks for."""
-    return layers.NORMS[arch.norm.kind](arch.d_model)
-
-
-def _make_ffn(arch: Stack) -> nn.Module:
-    if arch.ffn.shape == "conventional":
-        norm = make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
-        return layers.PreNormFFN(norm, _make_net(arch))
-    return layers.Hourglass([layers.PreNorm(make_norm(arch), _make_net(arch)) for _ in range(arch.ffn.sub_mlps or 1)])
-
-
-def _make_net(arch: Stack) -> nn.Module:
-    net = layers.ACTIVATIONS[arch.ffn.activation]
-    if arch.ffn.blocks is None:
-        return net(arch.d_model, arch.d_hidden)
-    blocked = BLOCK_NETS[net](arch.d_model, *ffn_blocks(arch))
-    for matrix in blocked.out:  # drawn with their own inputs in mind; the rest is `initialise`'s rule
-        matrix.data /= math.sqrt(residual_writes(arch))
-    return blocked
-
-
-def _make_attention(arch: Stack, kind: type[layers.Attention], tokens: int) -> nn.Module:
-    rotary = layers.Rotary(arch.head_dim, tokens) if arch.position == "rope" else layers.NoRotation()
-    norm = make_norm(arch) if arch.norm.position == "pre" else layers.NoNorm()
-    return layers.PreNormAttention(norm, kind(arch.d_model, arch.attention_width, arch.head_dim, rotary))
-
-
-def make_stack(arch: Stack, attention: type[layers.Attention], tokens: int) -> layers.ResidualStack:
-    """Attention and feed-forward sublayers in turn, for sequences of at most `tokens`."""
-    costs = branch_costs(arch, tokens)
-    sublayers: list[nn.Module] = []
-    for gated in arch.gated:
-        branches = (_make_attention(arch, attention, tokens), _make_ffn(arch))
-        for branch, on, flops in zip(branches, gated, (costs.query, costs.token), strict=True):
-            connection = _make_connection(arch, len(sublayers))
-            if on:
-                gate = GATES[arch.gates.consistency or "distance"](arch.d_model, arch.gates.rate or 1.0, float(flops))
-                sublayers.append(layers.GatedSublayer(connection, branch, gate))
-            else:
-                sublayers.append(layers.Sublayer(connection, branch))
-    return layers.ResidualStack(sublayers)
-
-
-def _make_connection(arch: Stack, index: int) -> Connection:
-    """The connection of sublayer number `index`; that of a post-norm net normalises what the sublayer before wrote."""
-    if arch.norm.position == "post" and index:
-        return PostNormResidual(make_norm(arch))
-    return make_connection(arch.streams.n, arch.streams.mixing, arch.streams.factors or "", arch.d_model, index)
-
-
-def residual_writes(arch: Stack) -> int:
-    """By whose square root `initialise` divides the weights that write to the residual stream.
-
-    Hyper-connections sum n streams before the head, and their paper scales those weights by sqrt(n) more so that the
-    sum keeps the standard deviation of a plain net's output (2409.19606, section 4): which way, only its reason says.
-    """
-    streams = arch.streams.n if arch.streams.mixing in ("hc_static", "hc") else 1
-    return 2 * arch.depth * streams
-
-
-def make_positions(arch: Stack, tokens: int) -> nn.Module:
-    kind = layers.POSITIONS[arch.position]
-    return kind() if arch.position == "rope" else kind(arch.d_model, tokens)
 
 
 def position_cost(arch: Stack, tokens: int) -> LayerCost:

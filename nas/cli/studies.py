@@ -76,7 +76,7 @@ def study_export(name: str, store: str, to: str) -> None:
     optuna-dashboard sqlite:///optuna.db
     """
     from hypernas.config.plan import make_plan
-    from hypernas.config.study_config import resumed
+    from hypernas.config.study_config import resume_settings
     from hypernas.integrations.optuna_db import export_study
     from hypernas.store import Reader
 
@@ -84,7 +84,7 @@ def study_export(name: str, store: str, to: str) -> None:
         row = opened.study(name)
         if row.settings.get("imported"):
             raise UserError(f"study {name!r} came from Optuna: its space is not known here")
-        plan = make_plan(resumed({**row.settings, "space": row.space.name}, {"study": name}))
+        plan = make_plan(resume_settings({**row.settings, "space": row.space.name}, {"study": name}))
         count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
     click.echo(f"exported {count} trials of {name}")
 

@@ -182,7 +182,7 @@ def to_json(config: StudyConfig) -> dict[str, Any]:
     return {name: value for name, value in data.items() if name not in left_out}
 
 
-def resumed(stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
+def resume_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
     """A stored study's configuration with what this command line gives. Raises UserError when it contradicts."""
     for name, value in given.items():
         if name in CHANGEABLE:

@@ -24,7 +24,7 @@ from hypernas.errors import UserError
 from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces.base import Space
 from hypernas.search_spaces.layers import GatedSublayer
-from hypernas.search_spaces.vision import GatedBlock
+from hypernas.search_spaces.nets.vision import GatedBlock
 
 FORMATS = ("py", "pt2", "onnx")
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx"}

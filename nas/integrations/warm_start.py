@@ -12,7 +12,6 @@ from typing import Any
 from hypernas.config.keys import SEARCHED
 from hypernas.config.plan import Plan
 from hypernas.errors import UserError, shown
-from hypernas.integrations.optuna_db import best_params
 from hypernas.records import Recipe
 from hypernas.search_spaces.base import Choices, FixedTrial, SpaceError
 from hypernas.show.json_shapes import front_rows
@@ -80,6 +79,8 @@ def _study(source: str, store: str, plan: Plan) -> list[dict[str, Any]]:
 
 
 def _optuna(source: str, plan: Plan) -> list[tuple[Any, Recipe]]:
+    from hypernas.integrations.optuna_db import best_params  # brings Optuna
+
     address, hash, name = source.removeprefix(OPTUNA).rpartition("#")
     if not hash or not address or not name:
         raise UserError(f"--warm-start {shown(source)}: wanted optuna:URL#STUDY, like optuna:sqlite:///old.db#first")

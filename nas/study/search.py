@@ -295,9 +295,12 @@ class Prepared:
     worst: Mapping[str, float]  # scores of a model that learned nothing
 
 
-def prepare(config: StudyConfig) -> Prepared:
-    """Raises UserError (of the flags or the data) and SpaceError; writes nothing but the cache of prepared text."""
-    plan = make_plan(config)
+def prepare(config: StudyConfig, plan: Plan | None = None) -> Prepared:
+    """The configuration checked against its data, and its plan made unless the caller has it.
+
+    Raises UserError (of the flags or the data) and SpaceError; writes nothing but the cache of prepared text.
+    """
+    plan = plan or make_plan(config)
     task = TASKS[plan.space.task]
     data = task.load(plan.data_path)
     plan = with_data(plan, task.settings(data))

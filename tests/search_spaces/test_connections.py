@@ -14,14 +14,13 @@ from hypernas.kernels.dispatch import chosen, forget_chosen, use_backend
 from hypernas.kernels.sinkhorn import sinkhorn
 from hypernas.search_spaces.base import SpaceError
 from hypernas.search_spaces.connections import (
-    HyperConnection,
     KroneckerHyperConnection,
     PermutationHyperConnection,
     PlainResidual,
     SinkhornHyperConnection,
-    StaticHyperConnection,
     WalshKroneckerHyperConnection,
     connection_parameters,
+    make_connection,
     recomputing_streams,
     stochastic_errors,
 )
@@ -29,12 +28,12 @@ from hypernas.search_spaces.gates import start_step
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.search_spaces.streams import (
     MIXINGS,
+    SINKHORN_ITERATIONS,
     STREAMS,
     canonical_streams,
     check_streams,
     connection_cost,
     factorisations,
-    make_connection,
 )
 
 SPACE = LanguageModels()
@@ -114,9 +113,13 @@ def test_connections_have_the_parameters_of_the_published_code(C, n, factors, mo
 
 
 def test_hyper_connections_have_the_parameters_the_paper_gives_for_olmo():
-    assert 32 * StaticHyperConnection.parameter_count(4) == 768
-    assert 32 * HyperConnection.parameter_count(4, 2048, norm_weights=0) == 394_048
-    assert HyperConnection.parameter_count(4, 768) == 5_402  # with the norm's weight, as in the public code
+    assert 32 * connection_cost(4, "hc_static", None, 2048)[0] == 768
+    assert 32 * (connection_cost(4, "hc", None, 2048)[0] - 2048) == 394_048  # their norms have no weights
+    assert connection_cost(4, "hc", None, 768)[0] == 5_402  # with the norm's weight, as in the public code
+
+
+def test_mhc_is_priced_for_the_iterations_it_runs():
+    assert SinkhornHyperConnection.iterations == SINKHORN_ITERATIONS
 
 
 @pytest.mark.parametrize("n, mixing, factors", EVERY)

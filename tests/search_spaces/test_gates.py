@@ -12,20 +12,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from hypernas.kernels.cosine_gate import cosine_gate
 from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces.base import SpaceError
+from hypernas.search_spaces.costs import CONTROLLER, gate_cost
 from hypernas.search_spaces.gates import (
+    GATES,
     PENALTY_RAMP,
     PENALTY_WEIGHT,
     CosineGate,
     SteadyGate,
     execution_rates,
-    gate_cost,
     gate_loss,
-    gated_layers,
     gates_of,
     reset_rates,
     start_step,
     straight_through,
 )
+from hypernas.search_spaces.transformer import CONSISTENCIES, gated_layers
 
 C = 12
 
@@ -373,3 +374,8 @@ def test_placements_name_their_layers():
 def test_a_placement_that_does_not_fit_is_refused(layers):
     with pytest.raises(SpaceError, match=f"gates.layers={layers}: .*alternate.*4 digits"):
         gated_layers(layers, 4)
+
+
+def test_the_space_names_and_prices_the_gates_that_are_built():
+    assert tuple(GATES) == CONSISTENCIES
+    assert {gate.hidden for gate in GATES.values()} == {CONTROLLER}

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hypernas.search_spaces import layers, lstm, vision
+from hypernas.search_spaces import layers, transformer
+from hypernas.search_spaces.costs import ACTIVATION_FLOPS
+from hypernas.search_spaces.nets import lstm, vision
 
 C, HIDDEN, T = 6, 4, 5
 
@@ -119,3 +121,9 @@ def test_attention_on_a_cpu_computes_in_float32_what_it_is_given_in_bfloat16(mas
         torch.autograd.grad(found.float().sum(), rounded), torch.autograd.grad(wanted.sum(), exact), strict=True
     ):
         torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-6)
+
+
+def test_the_space_names_the_layers_that_are_built():
+    assert tuple(layers.ACTIVATIONS) == tuple(ACTIVATION_FLOPS)
+    assert tuple(layers.NORMS) == transformer.NORMS
+    assert tuple(layers.POSITIONS) == transformer.POSITIONS

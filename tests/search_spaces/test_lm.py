@@ -8,6 +8,7 @@ from hypernas.search_spaces import load_space, lstm
 from hypernas.search_spaces.base import SpaceError, arch_to_json
 from hypernas.search_spaces.blocks import BlockNet
 from hypernas.search_spaces.connections import PostNormResidual
+from hypernas.search_spaces.nets.lstm import LSTM
 
 LM = load_space("lm")
 
@@ -281,7 +282,7 @@ def test_post_norm_adds_the_branch_before_it_normalises():
 
 def test_an_lstm_layer_is_torchs_cell_at_every_token():
     torch.manual_seed(0)
-    ours, cell = lstm.LSTM(12).double(), nn.LSTMCell(12, 12).double()
+    ours, cell = LSTM(12).double(), nn.LSTMCell(12, 12).double()
     cell.weight_ih.data, cell.weight_hh.data = ours.input.weight.data, ours.recurrent.weight.data
     cell.bias_ih.data = ours.input.bias.data
     cell.bias_hh.data.zero_()

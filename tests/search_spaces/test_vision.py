@@ -3,7 +3,8 @@ import torch
 
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.gates import execution_rates, gate_loss, gates_of, reset_rates
-from hypernas.search_spaces.vision import BlockGate, GatedBlock, Patches, SameShape, TwoConvolutions
+from hypernas.search_spaces.nets.vision import BLOCK_GATES, BlockGate, GatedBlock, Patches, SameShape, TwoConvolutions
+from hypernas.search_spaces.vision import BLOCK_CONTROLLER
 
 VISION = load_space("vision")
 
@@ -36,7 +37,7 @@ def test_resnet_20_and_32_count_as_published_plus_their_projections():
 
 def gated_block(stride: int, outputs: int) -> GatedBlock:
     torch.manual_seed(0)
-    from hypernas.search_spaces.vision import Projection
+    from hypernas.search_spaces.nets.vision import Projection
 
     shortcut = SameShape() if (stride, outputs) == (1, 4) else Projection(4, outputs, stride)
     block = GatedBlock(shortcut, TwoConvolutions(4, outputs, stride), BlockGate(4, 0.5, 1.0))
@@ -130,3 +131,7 @@ def test_a_skipped_query_of_an_image_changes_no_other():
 def test_a_resnets_budget_is_met_by_its_width():
     arch = VISION.from_json({"match.parameters": 270_000})
     assert VISION.cost(arch).parameters_total == pytest.approx(270_000, rel=0.05)
+
+
+def test_the_space_prices_the_controller_that_is_built():
+    assert {gate.hidden for gate in BLOCK_GATES.values()} == {BLOCK_CONTROLLER}
