@@ -24,6 +24,18 @@ ALL_CURVES = 100  # trials whose curves a live page draws
 
 
 def wire_front(app: Dash, watch: Watch) -> None:
+    _wire_figure(app, watch)
+    _wire_facts(app, watch)
+    _wire_selection(app, watch)
+    _wire_budget(app, watch)
+    _wire_curves_and_table(app, watch)
+    _wire_hypervolume(app, watch)
+    _wire_clicks(app)
+
+
+def _wire_figure(app: Dash, watch: Watch) -> None:
+    """The front, and the slider through the moments at which trials finished."""
+
     @app.callback(
         Output("front", "figure"),
         Output("front-moment", "max"),
@@ -69,6 +81,10 @@ def wire_front(app: Dash, watch: Watch) -> None:
             figures.add_region(figure, selection["x"][1:], selection["y"][1:])
         return figure, most, moment
 
+
+def _wire_facts(app: Dash, watch: Watch) -> None:
+    """The study's facts, and the best trial within the budget."""
+
     @app.callback(
         Output("front-facts", "children"),
         Output("front-best", "children"),
@@ -82,7 +98,7 @@ def wire_front(app: Dash, watch: Watch) -> None:
         State("front-moment", "max"),
         State("study", "data"),
     )
-    def said(
+    def facts(
         _: int, x: str, y: str, states: list, moment: int, share: float, selection: dict, most: int, shown: dict
     ) -> tuple:
         study = watch.study(shown["name"])
@@ -94,6 +110,10 @@ def wire_front(app: Dash, watch: Watch) -> None:
         volumes = hypervolumes_of(study, selection)
         volume = float(volumes["hypervolume"].iloc[-1]) if len(volumes) else None
         return pages.study_facts(study, select_trials(needed, study, selection), volume), best
+
+
+def _wire_selection(app: Dash, watch: Watch) -> None:
+    """A region drawn on the front, and the bar that every page shows while there is one."""
 
     @app.callback(
         Output("selection-said", "children"),
@@ -129,6 +149,10 @@ def wire_front(app: Dash, watch: Watch) -> None:
         box = drawn[-1] if drawn else None
         return box and {"study": shown["name"], "x": [x, box["x0"], box["x1"]], "y": [y, box["y0"], box["y1"]]}
 
+
+def _wire_budget(app: Dash, watch: Watch) -> None:
+    """The dotted line and its slider move together."""
+
     @app.callback(
         Output("front-budget", "value"),
         Input("front", "relayoutData"),
@@ -147,6 +171,8 @@ def wire_front(app: Dash, watch: Watch) -> None:
         low, high = cost_range(study.frame[study.frame["state"].isin(states)], x, y)
         return float(np.clip((axis_scale(x, float(budget)) - low) / ((high - low) or 1.0), 0.0, 1.0))
 
+
+def _wire_curves_and_table(app: Dash, watch: Watch) -> None:
     @app.callback(
         Output("front-curves", "figure"),
         Output("front-table", "children"),
@@ -166,6 +192,8 @@ def wire_front(app: Dash, watch: Watch) -> None:
         curves = figures.curve_figure(watch.curves(study, sorted(drawn)), best, frames.loss_name(study.row.objectives))
         return curves, pages.trials_table(study, frame, "Select a region of the front to see its trials alone.")
 
+
+def _wire_hypervolume(app: Dash, watch: Watch) -> None:
     @app.callback(
         Output("front-volume", "figure"),
         Input("seq", "data"),
@@ -176,6 +204,10 @@ def wire_front(app: Dash, watch: Watch) -> None:
     def volume(_: int, over: str, selection: dict | None, shown: dict) -> Any:
         study = watch.study(shown["name"])
         return no_update if study is None else figures.hypervolume_figure(hypervolumes_of(study, selection), over)
+
+
+def _wire_clicks(app: Dash) -> None:
+    """A click on a point of the front opens its trial."""
 
     @app.callback(
         Output("url", "pathname"),

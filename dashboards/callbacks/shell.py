@@ -8,9 +8,21 @@ from dash import Dash, Input, Output, State, dcc, html, no_update
 from hypernas.dashboards import pages
 from hypernas.dashboards.live import Watch
 from hypernas.dashboards.selection import parse_query
+from hypernas.dashboards.texts import plain
 
 
 def wire_shell(app: Dash, watch: Watch) -> None:
+    _wire_ticks(app, watch)
+    _wire_pages(app, watch)
+    app.clientside_callback(
+        "shown => { document.title = shown?.name ? `${shown.name} – hypernas` : 'hypernas'; }", Input("study", "data")
+    )
+    _wire_choice_of_study(app)
+
+
+def _wire_ticks(app: Dash, watch: Watch) -> None:
+    """Every few seconds: which studies there are, which one is shown, and whether it changed."""
+
     @app.callback(
         Output("studies", "options"),
         Output("studies", "value"),
@@ -27,7 +39,7 @@ def wire_shell(app: Dash, watch: Watch) -> None:
         store, names = watch.store(), watch.names()
         wanted = parse_query(search, "study") or (names[0] if names else None)
         study = watch.study(wanted) if wanted else None
-        options = [{"label": pages.plain(name, 60), "value": name} for name in names]
+        options = [{"label": plain(name, 60), "value": name} for name in names]
         state = {
             "name": study.row.name if study else None,
             "id": study.row.id if study else None,
@@ -42,6 +54,10 @@ def wire_shell(app: Dash, watch: Watch) -> None:
             no_update if current == seq and state == shown else current,
         )
 
+
+def _wire_pages(app: Dash, watch: Watch) -> None:
+    """The page of an address, and the links to the others."""
+
     @app.callback(
         Output("page", "children"),
         Output("nav", "children"),
@@ -51,13 +67,7 @@ def wire_shell(app: Dash, watch: Watch) -> None:
     def page(pathname: str, shown: dict | None) -> tuple[Any, list]:
         shown = shown or {}
         path = pathname if pathname in pages.PAGES else "/"
-        links = [
-            html.Li(
-                dcc.Link(title, href=pages.link(to, shown.get("name"))),
-                **{"aria-current": "page"} if to == path else {},
-            )
-            for to, title in pages.PAGES.items()
-        ]
+        links = _links(path, shown.get("name"))
         study = watch.study(shown["name"]) if shown.get("name") else None
         if study is None:
             return pages.waiting(watch.url, bool(shown.get("exists")), shown.get("wanted")), links
@@ -68,10 +78,16 @@ def wire_shell(app: Dash, watch: Watch) -> None:
         rest = {"/space": pages.space_page, "/scale": pages.scale_page, "/cluster": pages.cluster_page}
         return rest[path](study), links
 
-    app.clientside_callback(
-        "shown => { document.title = shown?.name ? `${shown.name} – hypernas` : 'hypernas'; }", Input("study", "data")
-    )
 
+def _links(shown: str, study: str | None) -> list[html.Li]:
+    """A link to every page; that of the page shown is marked."""
+    return [
+        html.Li(dcc.Link(title, href=pages.link(path, study)), **{"aria-current": "page"} if path == shown else {})
+        for path, title in pages.PAGES.items()
+    ]
+
+
+def _wire_choice_of_study(app: Dash) -> None:
     @app.callback(
         Output("url", "search", allow_duplicate=True),
         Input("studies", "value"),

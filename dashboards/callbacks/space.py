@@ -2,9 +2,10 @@
 
 from dash import Dash, Input, Output, State, no_update
 
-from hypernas.dashboards import figures, frames, pages
+from hypernas.dashboards import figures, frames
 from hypernas.dashboards.live import Watch
 from hypernas.dashboards.selection import select_trials
+from hypernas.dashboards.texts import plain
 
 
 def wire_space(app: Dash, watch: Watch) -> None:
@@ -46,8 +47,8 @@ def wire_space(app: Dash, watch: Watch) -> None:
             figures.pair_figure(frames.pair_frame(frame, choice, other, objective), choice, other, objective)
             if choice and other
             else figures.message_figure("This needs completed trials that differ in two choices."),
-            [{"label": pages.plain(name, 60), "value": name} for name in names],
+            [{"label": plain(name, 60), "value": name} for name in names],
             choice,
-            [{"label": pages.plain(name, 60), "value": name} for name in others],
+            [{"label": plain(name, 60), "value": name} for name in others],
             other,
         )

@@ -3,10 +3,12 @@
 import io
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 from dash import Dash, Input, Output, State, ctx, dcc, no_update
 
 from hypernas import records
@@ -20,6 +22,11 @@ from hypernas.store.weights import find_weights
 
 
 def wire_trial(app: Dash, watch: Watch) -> None:
+    _wire_content(app, watch)
+    _wire_download(app, watch)
+
+
+def _wire_content(app: Dash, watch: Watch) -> None:
     @app.callback(
         Output("trial-content", "children"),
         Input("seq", "data"),
@@ -37,23 +44,13 @@ def wire_trial(app: Dash, watch: Watch) -> None:
         if present and ctx.triggered_id == "seq" and found.state in records.FINISHED:
             return no_update  # a finished trial never changes
         reports = store.reports(study.row, [found.number])
-        pictures = {"Architecture": architecture_figure(found.arch, found.diagnostics.get("gate_rates", ()))}
-        loss = frames.loss_name(study.row.objectives)
-        pictures["Learning curve"] = figures.curve_figure(frames.curve_frame(reports), [found.number], loss)
-        rates = gate_rate_frame(found)
-        if len(rates):
-            pictures["Share of tokens each gate lets through"] = figures.bar_figure(
-                rates, "gate", "rate", "share", "", 1.0
-            )
-        matrices = found.diagnostics.get("mean_mixing")
-        if matrices:
-            names = connection_names(found.arch, len(matrices))
-            pictures["How the streams mix: mean matrix of each connection"] = figures.mixing_figure(matrices, names)
-            pictures["Composite gain over depth"] = figures.gain_figure(frames.gain_frame(matrices))
+        pictures = trial_figures(found, reports, frames.loss_name(study.row.objectives))
         exportable = found.state == records.State.COMPLETE and _is_kept(store, study, found.number)
         parts = cost_frame(study, found)
         return pages.trial_content(study.row, found, reports, parts, pictures, watch.url, exportable)
 
+
+def _wire_download(app: Dash, watch: Watch) -> None:
     @app.callback(
         Output("download", "data"),
         Output("export-status", "children"),
@@ -72,6 +69,24 @@ def wire_trial(app: Dash, watch: Watch) -> None:
         except UserError as error:
             return no_update, str(error)
         return dcc.send_bytes(data, f"trial-{int(wanted)}.zip"), "Downloaded, and checked to compute the same."
+
+
+def trial_figures(trial: records.Trial, reports: Sequence[records.Report], loss: str) -> dict[str, go.Figure]:
+    """A trial's figures by their headings: those for which it measured something."""
+    drawn = {
+        "Architecture": architecture_figure(trial.arch, trial.diagnostics.get("gate_rates", ())),
+        "Learning curve": figures.curve_figure(frames.curve_frame(reports), [trial.number], loss),
+    }
+    rates = gate_rate_frame(trial)
+    if len(rates):
+        heading = "Share of tokens each gate lets through"
+        drawn[heading] = figures.bar_figure(rates, "gate", "rate", "share", "", 1.0)
+    matrices = trial.diagnostics.get("mean_mixing")
+    if matrices:
+        names = connection_names(trial.arch, len(matrices))
+        drawn["How the streams mix: mean matrix of each connection"] = figures.mixing_figure(matrices, names)
+        drawn["Composite gain over depth"] = figures.gain_figure(frames.gain_frame(matrices))
+    return drawn
 
 
 def _find_trial(store: Reader, study: LiveStudy, wanted: str | None) -> records.Trial | None:

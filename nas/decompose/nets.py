@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hypernas.decompose.evidence import Evidence, Structure, take_apart
 from hypernas.search_spaces.blocks import cut
 from hypernas.search_spaces.costs import ffn_cost
-from hypernas.search_spaces.layers import ACTIVATIONS, ffn_cost
+from hypernas.search_spaces.layers import ACTIVATIONS
 from hypernas.training.run import Setting
 
 NETS = {kind: name for name, kind in ACTIVATIONS.items()}
