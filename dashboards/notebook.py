@@ -21,6 +21,13 @@ def frame(study: str, store: str = "nas.db") -> pd.DataFrame:
     return table.merge(choices, on="trial", suffixes=("", "_chosen"))
 
 
+def front_frame(study: str, store: str = "nas.db") -> pd.DataFrame:
+    """The rows of `frame` that are on the front, best in the first objective first."""
+    with Reader(store) as opened:
+        numbers = [trial.number for trial in opened.front(opened.study(study))]
+    return frame(study, store).set_index("trial").loc[numbers].reset_index()
+
+
 def pareto_figure(study: str, store: str = "nas.db", x: str | None = None, y: str | None = None) -> go.Figure:
     """The front, over the study's own objectives unless `x` (a cost) and `y` (a quality) name other values."""
     with Reader(store) as opened:

@@ -5,8 +5,8 @@ those libraries is imported inside the functions that run after them.
 """
 
 import shlex
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,53 @@ from hypernas.errors import StoreError, StudyError
 
 if TYPE_CHECKING:
     from hypernas.engines.protocol import Executor
-    from hypernas.store import Store
-    from hypernas.study.driver import Outcome
+    from hypernas.records import Trial
+    from hypernas.store import Reader, Store
+    from hypernas.study.driver import Outcome, View
     from hypernas.study.search import Search
+
+Say = Callable[[str], None]
+# Trials asked for, finished ones, the unit trained on, and what gives the front: a context with who watches.
+Watch = Callable[[int, int, str, "Callable[[], Sequence[Trial]]"], "AbstractContextManager[View]"]
+
+
+def _say_nothing(line: str) -> None:
+    """Nobody listens."""
+
+
+def _watch_nothing(
+    asked: int, finished: int, unit: str, front: "Callable[[], Sequence[Trial]]"
+) -> "AbstractContextManager[View]":
+    from hypernas.show.views import Silent
+
+    return nullcontext(Silent())
+
+
+def _live_view(
+    asked: int, finished: int, unit: str, front: "Callable[[], Sequence[Trial]]"
+) -> "AbstractContextManager[View]":
+    from hypernas.show.views import make_view
+
+    return make_view(asked, finished, unit, front)
 
 
 def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
-    """Runs a search to its end; the exit code. Raises UserError and SpaceError for bad input, before Ray starts."""
+    """Runs a search to its end and says what came of it; the exit code. Raises as `run_search`."""
+    search, outcome = run_search(given, evaluate, partial(click.echo, err=True), _live_view)
+    return _conclude(search, outcome)
+
+
+def run_search(
+    given: Mapping[str, Any], evaluate: str = "training", say: Say = _say_nothing, watch: Watch = _watch_nothing
+) -> "tuple[Search, Outcome]":
+    """Runs a search to its end. `given` are flags by their names in StudyConfig; `say` gets a line now and then.
+
+    Raises UserError and SpaceError for bad input, before Ray starts.
+    """
     config, plan, stored = check_search(given)
     if stored is not None:
         config = _where_it_ran(config, stored, given)
-    return _run_search(config, plan, stored is None, evaluate)
+    return _run_search(config, plan, stored is None, evaluate, say, watch)
 
 
 def check_search(given: Mapping[str, Any]) -> tuple[StudyConfig, Plan, Mapping[str, Any] | None]:
@@ -64,8 +100,10 @@ def _where_it_ran(config: StudyConfig, stored: Mapping[str, Any], given: Mapping
         return resume_settings({**stored, **ran_on(store, config.study)}, given)
 
 
-def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str) -> int:
-    """Checks data, workers and devices, then trains; the exit code."""
+def _run_search(
+    config: StudyConfig, plan: Plan, new: bool, evaluate: str, say: Say, watch: Watch
+) -> "tuple[Search, Outcome]":
+    """Checks data, workers and devices, then trains."""
     from hypernas.engines.devices import on_what
     from hypernas.integrations.warm_start import warm_start
     from hypernas.scaling.baseline import measure_baseline
@@ -82,31 +120,29 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str) -> in
     prepared = replace(prepared, config=config, plan=replace(prepared.plan, memory=executor.memory))
     with closing(executor), Store(config.store, create=True) as store:
         check_resumed(store, config, executor)
-        click.echo(on_what(executor), err=True)
+        say(on_what(executor))
         yardstick = None
         if new and "ceg" in prepared.plan.objectives:
-            yardstick = measure_baseline(store, executor, config, prepared.plan, partial(click.echo, err=True))
+            yardstick = measure_baseline(store, executor, config, prepared.plan, say)
         search = open_search(store, prepared, evaluate, first, yardstick)
-        return _conclude(store, search, _drive(store, search, executor))
+        return search, _drive(store, search, executor, say, watch)
 
 
-def _drive(store: "Store", search: "Search", executor: "Executor") -> "Outcome":
-    """Says what is searched, and trains under a live view."""
+def _drive(store: "Store", search: "Search", executor: "Executor", say: Say, watch: Watch) -> "Outcome":
+    """Says what is searched, and trains while somebody watches."""
     from hypernas.data.tasks import TASKS
-    from hypernas.show.views import make_view
     from hypernas.study.driver import run
 
     config, plan = search.config, search.plan
     finished = store.finished(search.row)
     unit = TASKS[plan.space.task].unit
-    click.echo(
+    say(
         f"study {config.study!r}: {'resumed at ' + str(finished) + ' of ' if finished else ''}{plan.trials} "
         f"trials of {plan.recipe.tokens:,} {unit}s, "
         f"{'halving, ' if search.halving else ''}{'inheriting, ' if config.inherit else ''}"
-        f"results in {store.shown}",
-        err=True,
+        f"results in {store.shown}"
     )
-    with make_view(plan.trials, finished, unit, lambda: store.front(search.row)) as view:
+    with watch(plan.trials, finished, unit, lambda: store.front(search.row)) as view:
         return run(
             search,
             executor,
@@ -117,8 +153,15 @@ def _drive(store: "Store", search: "Search", executor: "Executor") -> "Outcome":
         )
 
 
-def _conclude(store: "Store", search: "Search", outcome: "Outcome") -> int:
+def _conclude(search: "Search", outcome: "Outcome") -> int:
     """Prints the front, what beats the baseline, and how to go on; the exit code."""
+    from hypernas.store import Reader
+
+    with Reader(search.config.store) as store:
+        return _say_what_came(store, search, outcome)
+
+
+def _say_what_came(store: "Reader", search: "Search", outcome: "Outcome") -> int:
     from hypernas.show.status import status_of, verdict
     from hypernas.show.tables import front_table, print_table
 
@@ -143,7 +186,7 @@ def _conclude(store: "Store", search: "Search", outcome: "Outcome") -> int:
     return 1
 
 
-def _again(store: "Store", search: "Search") -> str:
+def _again(store: "Reader", search: "Search") -> str:
     """The command that goes on with a search: whole but for a password, and what --resume repeats by itself."""
     config = search.config
     command = ["nas", "search", "--study", search.row.name, "--store", store.to_type, "--resume"]

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,13 @@ FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in sor
 OTHERS = [path.relative_to(ROOT).as_posix() for top in ("tests", "docs") for path in sorted((ROOT / top).rglob("*.py"))]
 
 
-def imports(file: str, *, at_import: bool = False) -> Iterator[str]:
+@cache
+def imports(file: str, *, at_import: bool = False) -> tuple[str, ...]:
     """Every module a file imports, inside functions too, unless only what is loaded with it is asked for."""
-    tree = ast.parse((ROOT / file).read_text())
+    return tuple(_imports(ast.parse((ROOT / file).read_text()), at_import))
+
+
+def _imports(tree: ast.Module, at_import: bool) -> Iterator[str]:
     skipped: set[ast.AST] = set()
     if at_import:
         for node in ast.walk(tree):

@@ -118,7 +118,14 @@ def knee(points: list[tuple[float, ...]]) -> int:
 
 
 def export_trial(
-    store: Reader, study: StudyRow, *, trial: int | None, pick: str | None, out: str, formats: str
+    store: Reader,
+    study: StudyRow,
+    *,
+    trial: int | None,
+    pick: str | None,
+    out: str,
+    formats: str,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Writes the folder; `nas export --json`. Raises UserError before anything is written."""
     kinds = wanted_formats(formats)
@@ -126,16 +133,23 @@ def export_trial(
     chosen = of_first_seed(choose(store, study, trial, pick))
     space = load_space(study.space.name, study.space.settings)
     deterministic(space)
-    model = space.build(space.from_json(chosen.arch))
-    model.load_state_dict(load_tensors(trained_weights(store, study, chosen)))
-    with Console(stderr=True).status("writing and checking the model"):
-        differences = write_checked(folder, study, chosen, space, model.eval(), kinds)
+    model = load_trained(store, study, chosen, progress=progress)
+    with Console(stderr=True, quiet=not progress).status("writing and checking the model"):
+        differences = write_checked(folder, study, chosen, space, model, kinds)
     return {
         "trial": chosen.number,
         "folder": out,
         "files": sorted(path.name for path in folder.iterdir()),
         "checked": ", ".join(f"{kind} {difference:g}" for kind, difference in differences.items()),
     }
+
+
+def load_trained(store: Reader, study: StudyRow, trial: Trial, *, progress: bool = True) -> torch.nn.Module:
+    """The trained network, in evaluation mode. Raises StudyError as `trained_weights`."""
+    space = load_space(study.space.name, study.space.settings)
+    model: torch.nn.Module = space.build(space.from_json(trial.arch))
+    model.load_state_dict(load_tensors(trained_weights(store, study, trial, progress=progress)))
+    return model.eval()
 
 
 def wanted_formats(asked: str) -> tuple[str, ...]:
@@ -189,15 +203,17 @@ def _is_export(folder: Path) -> bool:
     return isinstance(config, dict) and {"hypernas", "trial"} <= config.keys()
 
 
-def trained_weights(store: Reader, study: StudyRow, trial: Trial) -> bytes:
+def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: bool = True) -> bytes:
     """The trial's weights, kept or trained again from its row, and then kept if `store` may be written to.
+
+    `progress`: whether training again is said and shown on stderr.
 
     Raises StudyError when training it again gives other values.
     """
     kept = find_weights(store, study, trial.number)
     if kept is not None:
         return kept
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not progress)
     console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
     with Lines(1, 0, TASKS[study.settings["task"]].unit, console) as view:
         result = retrain(replace(make_job(store, study, trial), repeats=1), view)
