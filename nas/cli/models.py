@@ -22,11 +22,13 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
     nas export --study first --pick knee --out winner
     nas export --study first --trial 7 --out seven
     """
-    from hypernas.export.write import export_trial
     from hypernas.store import Store
 
     with Store(store) as opened:
-        data = export_trial(opened, opened.study(study), trial=trial, pick=pick, out=out, formats=formats)
+        row = opened.study(study)
+        from hypernas.export.write import export_trial  # brings torch: once the study is found
+
+        data = export_trial(opened, row, trial=trial, pick=pick, out=out, formats=formats)
     if as_json:
         print_json(data)
     else:
@@ -50,16 +52,19 @@ def train(
 ) -> None:
     """Train a trial's architecture again, longer if you like, and export it.
 
-    On several processes or GPUs: torchrun --nproc_per_node=2 -m nas train ... (each process takes a GPU)
+    On several processes or GPUs: torchrun --nproc_per_node=2 -m hypernas train ... (each process takes a GPU)
 
     \b
     nas train --study first --trial 7 --tokens 100000000 --out seven-long
     """
-    from hypernas.export.retrain import train as run_training
+    from hypernas.config.study_config import check_gpus
     from hypernas.store import Store
 
+    check_gpus(gpus)
     with Store(store) as opened:
         row = opened.study(study)
+        from hypernas.export.retrain import train as run_training  # brings torch: once the study is found
+
         data = run_training(opened, row, trial, tokens=tokens, resume=resume, out=out, gpus=gpus)
     if data is None:  # another process says it
         return
@@ -82,6 +87,9 @@ def train(
 @device_option
 def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
     """Continue a text with an exported language model."""
+    from hypernas.config.study_config import check_gpus
+
+    check_gpus(gpus)  # before torch is imported
     from hypernas.engines.devices import asked_device
     from hypernas.export.read import generate as continued
 
@@ -96,6 +104,9 @@ def generate(folder: str, prompt: str, count: int, temperature: float, seed: int
 @json_option
 def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
     """Loss and accuracy of an exported model on the validation part of some data."""
+    from hypernas.config.study_config import check_gpus
+
+    check_gpus(gpus)  # before torch is imported
     from hypernas.engines.devices import asked_device
     from hypernas.export.read import evaluate as scored
 
@@ -123,7 +134,12 @@ def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -
     help="Of the confirmed edges, the strongest, whose blocks the model runs.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=4, show_default=True, metavar="N", help="In which the rest is taken out."
+    "--steps",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Remove the other weights in N equal steps.",
 )
 @click.option(
     "--retrain",
@@ -154,20 +170,23 @@ def decompose(
 
     DIR is an export. Evidence is what learning changed, beside controls: the untrained model, and the same training on
     shuffled targets, which takes --controls times as long as the model's own. Where blocks are found, the same training
-    in 2, 4 and 8 blocks from the start stands beside them. After Ctrl-C the same command goes on.
+    in 2, 4 and 8 blocks from the start stands beside them. Run the same command again to continue after Ctrl-C.
 
     \b
     nas decompose winner --out winner-blocks
     nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
     """
-    from hypernas.decompose.command import decompose as take_apart
-    from hypernas.decompose.report import read_evidence
-    from hypernas.engines.devices import asked_device
+    from hypernas.config.study_config import check_gpus
 
+    check_gpus(gpus)  # before torch is imported
     if figure is not None:
         from hypernas.dashboards.paper import check_file
 
         check_file(figure)
+    from hypernas.decompose.command import decompose as take_apart
+    from hypernas.decompose.report import read_evidence
+    from hypernas.engines.devices import asked_device
+
     report = take_apart(
         folder,
         out,

@@ -131,24 +131,30 @@ def scale(
 ) -> None:
     """Does the gain survive scale? Trains a ladder of sizes and fits scaling laws: compute-equivalent gain by compute.
 
-    The ladder is a study of its own, NAME-scale; Ctrl-C loses nothing, the same command goes on.
+    The ladder is a study of its own, NAME-scale; Run the same command again to continue after Ctrl-C.
 
     \b
     nas scale --study first --trials 14
     nas scale --study first --trials 14 --ablate --ladder 20k..320k
     """
-    from hypernas.scaling.analysis import describe
-    from hypernas.scaling.ladder import Ladder, parse_sizes
-    from hypernas.scaling.launch import launch_scale
+    from hypernas.config.study_config import StudyConfig
+    from hypernas.store import Store
 
     try:
         ratios = tuple(float(part) for part in tokens_per_parameter.split(","))
     except ValueError as error:
         raise UserError(f"--tokens-per-parameter {tokens_per_parameter}: wanted numbers, like 10,20,40") from error
+    given = {"study": study, "store": store, **given_flags(flags)}
+    StudyConfig(**given)
+    with Store(store) as opened:  # whether it has the study, before torch is imported
+        opened.study(study)
+    from hypernas.scaling.analysis import describe
+    from hypernas.scaling.ladder import Ladder, parse_sizes
+    from hypernas.scaling.launch import launch_scale
+
     shape = Ladder(tokens_per_parameter=ratios, budget=budget, seeds=seeds)
     if ladder is not None:
         shape = replace(shape, sizes=parse_sizes(ladder))
-    given = {"study": study, "store": store, **given_flags(flags)}
     data = launch_scale(given, trials, baseline, shape, ablate)
     if as_json:
         print_json(data)

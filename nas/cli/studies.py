@@ -53,10 +53,12 @@ def study_delete(name: str, store: str, yes: bool) -> None:
 def study_replay(name: str, store: str) -> None:
     """Draw every proposal of a study again, from what was told when, and compare."""
     from hypernas.store import Reader
-    from hypernas.study.replay import replayed
 
     with Reader(store) as opened:
-        found = list(replayed(opened, opened.study(name)))
+        row = opened.study(name)
+        from hypernas.study.replay import replayed  # brings torch: once the study is found
+
+        found = list(replayed(opened, row))
     other = [entry for entry in found if entry.stored != entry.drawn]
     for entry in other:
         click.echo(f"trial {entry.trial} was {entry.stored}, and is drawn as {entry.drawn}")
@@ -77,13 +79,14 @@ def study_export(name: str, store: str, to: str) -> None:
     """
     from hypernas.config.plan import make_plan
     from hypernas.config.study_config import resume_settings
-    from hypernas.integrations.optuna_db import export_study
     from hypernas.store import Reader
 
     with Reader(store) as opened:
         row = opened.study(name)
         if row.settings.get("imported"):
             raise UserError(f"study {name!r} came from Optuna: its space is not known here")
+        from hypernas.integrations.optuna_db import export_study  # brings Optuna: once the study is found
+
         plan = make_plan(resume_settings({**row.settings, "space": row.space.name}, {"study": name}))
         count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
     click.echo(f"exported {count} trials of {name}")

@@ -39,11 +39,53 @@ def printed(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 
 def test_help_answers_without_the_heavy_libraries() -> None:
-    code = "import sys; from hypernas.cli import main; main(['--help']); print(*sys.modules)"
+    code = "import sys; from hypernas.cli.main import main; main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "nas search --study first" in done.stdout
     assert loaded.isdisjoint({"torch", "ray", "optuna", "sqlalchemy", "pandas", "plotly", "numpy"})
+
+
+REFUSED = (
+    "search --sampler foo",
+    "search --set depth=x",
+    "search --set nonsense=1",
+    "search --space vision --set width=x",
+    "search --objectives nonsense",
+    "search --preset x",
+    "search --space nope",
+    "search --gpus-per-trial -1",
+    "search --store no/such/folder/x.db",
+    "status --study s --store no.db",
+    "front --study s --store no.db",
+    "show --study s --trial 1 --store no.db",
+    "describe --set depth=x",
+    "report --study s --store no.db",
+    "scale --study s --store no.db",
+    "scale --study s --store no.db --engine nope",
+    "export --study s --trial 1 --out o --store no.db",
+    "train --study s --trial 1 --out o --store no.db",
+    "train --study s --trial 1 --out o --gpus-per-trial -1",
+    "generate folder --prompt x --gpus-per-trial -1",
+    "evaluate folder --gpus-per-trial -1",
+    "decompose folder --out o --gpus-per-trial -1",
+    "decompose folder --out o --figure x.foo",
+    "study list --store no.db",
+    "study replay s --store no.db",
+    "study export s --to x.db --store no.db",
+    "bench search --workers 2",
+)
+
+
+def test_bad_flags_are_refused_before_a_heavy_library_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from hypernas.cli.main import main; code = main(sys.argv[1:]); "
+        "print(code, *{'torch', 'optuna', 'ray'} & set(sys.modules))"
+    )
+    for command in REFUSED:
+        call = [sys.executable, "-c", code, *command.split()]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["2"], f"nas {command}: {done.stdout}{done.stderr}"
 
 
 def test_every_command_has_help_that_teaches(capsys: pytest.CaptureFixture[str]) -> None:
