@@ -115,7 +115,7 @@ def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
         with Reader(config.store) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None
-            kept = {**store.study(config.study).settings, **ran_on(store, config.study)}
+            kept = {**store.study(config.study).settings.as_json(), **ran_on(store, config.study)}
             # Older rows name a space of one's own: code that a store names is not run.
             return {name: value for name, value in kept.items() if name != "space" or not own_code(value)}
     except StoreError as error:

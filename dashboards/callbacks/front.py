@@ -61,7 +61,7 @@ def wire_front(app: Dash, watch: Watch) -> None:
             other = watch.study(name)
             if other is not None:
                 figures.add_front(figure, other.frame, x, y, name, index)
-        figures.add_variants(figure, frames.variant_frame(study.row.variants), x, y)
+        figures.add_variants(figure, frames.variant_frame(study.row.settings.variants), x, y)
         budget = budget_of(frame, x, y, share)
         if budget is not None:
             figures.add_budget(figure, budget)

@@ -82,9 +82,9 @@ def study_export(name: str, store: str, to: str) -> None:
 
     with Reader(store) as opened:
         row = opened.study(name)
-        if row.settings.get("imported"):
+        if row.settings.imported:
             raise UserError(f"study {name!r} came from Optuna: its space is not known here")
-        plan = make_plan(resumed({**row.settings, "space": row.space.name}, {"study": name}))
+        plan = make_plan(resumed({**row.settings.as_json(), "space": row.space.name}, {"study": name}))
         count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
     click.echo(f"exported {count} trials of {name}")
 

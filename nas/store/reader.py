@@ -11,7 +11,7 @@ from sqlalchemy.orm import aliased
 
 from hypernas import pareto
 from hypernas.errors import StudyError
-from hypernas.records import FINISHED, Report, SpaceSpec, State, StudyRow, Trial
+from hypernas.records import FINISHED, Report, SpaceSpec, State, StudyRow, StudySettings, Trial
 from hypernas.store.connection import Database
 from hypernas.store.models import (
     ArtifactTable,
@@ -52,7 +52,7 @@ class Reader(Database):
             created=row["created"],
             space=SpaceSpec(row["space"], row["space_settings"]),
             objectives=tuple(row["objectives"]),
-            settings=row["settings"],
+            settings=StudySettings.of(row["settings"]),
             reference=row["reference"],
             data_name=row["data_name"],
             data_hash=row["data_hash"],

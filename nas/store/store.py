@@ -16,7 +16,18 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hypernas.errors import StudyError
-from hypernas.records import FINISHED, FailureKind, Proposal, Report, Result, SpaceSpec, State, StudyRow, Trial
+from hypernas.records import (
+    FINISHED,
+    FailureKind,
+    Proposal,
+    Report,
+    Result,
+    SpaceSpec,
+    State,
+    StudyRow,
+    StudySettings,
+    Trial,
+)
 from hypernas.store.connection import Database, T
 from hypernas.store.front import Front, extend_front, front_before
 from hypernas.store.models import ArtifactTable, DriverTable, ReportTable, StudyTable, TrialTable, ValueTable
@@ -65,7 +76,7 @@ class Store(Reader):
         *,
         space: SpaceSpec,
         objectives: Sequence[str],
-        settings: Mapping[str, Any],
+        settings: StudySettings,
         reference: Mapping[str, float],
         data_name: str,
         data_hash: str,
@@ -78,7 +89,7 @@ class Store(Reader):
             "space": space.name,
             "space_settings": dict(space.settings),
             "objectives": list(objectives),
-            "settings": dict(settings),
+            "settings": settings.as_json(),
             "reference": dict(reference),
             "data_name": data_name,
             "data_hash": data_hash,
@@ -127,9 +138,9 @@ class Store(Reader):
         self._write(lambda connection: connection.execute(delete(StudyTable).where(StudyTable.id == study.id)))
         self._fronts.pop(study.id, None)  # the next study may get its id
 
-    def update_settings(self, study: StudyRow, settings: Mapping[str, Any]) -> None:
+    def update_settings(self, study: StudyRow, settings: StudySettings) -> None:
         """What may change after creation: how many trials are asked for, and what a ladder's laws came to."""
-        query = update(StudyTable).where(StudyTable.id == study.id).values(settings=dict(settings))
+        query = update(StudyTable).where(StudyTable.id == study.id).values(settings=settings.as_json())
         self._write(lambda connection: connection.execute(query))
 
     # ---- drivers ---------------------------------------------------------------------------------------------
