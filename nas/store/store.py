@@ -82,7 +82,7 @@ class Store(Reader):
         data_hash: str,
         artifacts: str,
     ) -> StudyRow:
-        """A new, empty study. Raises StudyError when the name is taken."""
+        """Creates an empty study and returns its row. Raises StudyError when the name is taken."""
         row = {
             "name": name,
             "created": utcnow(),
@@ -104,7 +104,7 @@ class Store(Reader):
         return self.study(name)
 
     def fill(self, study: StudyRow, trials: Iterable[tuple[Trial, str, Sequence[Report]]]) -> None:
-        """Trials with their configuration hashes and curves, as they are, into a study that has none: all or nothing.
+        """Writes trials with their configuration hashes and curves into an empty study, in one transaction.
 
         The front and its history follow from the order in which they finished.
         """
@@ -139,7 +139,7 @@ class Store(Reader):
         self._fronts.pop(study.id, None)  # the next study may get its id
 
     def update_settings(self, study: StudyRow, settings: StudySettings) -> None:
-        """What may change after creation: how many trials are asked for, and what a ladder's laws came to."""
+        """Replaces the settings: the number of trials asked for may change, and findings are added (`nas scale`)."""
         query = update(StudyTable).where(StudyTable.id == study.id).values(settings=settings.as_json())
         self._write(lambda connection: connection.execute(query))
 
@@ -215,8 +215,10 @@ class Store(Reader):
         return None if trial_id is None else self._trials(TrialTable.id == trial_id)[0]
 
     def lease_new(self, study: StudyRow, driver: int, proposal: Proposal, limit: int) -> Trial | None:
-        """A new RUNNING trial under the next free number, or None: the study has `limit` trials already, or one
-        with the same architecture, recipe and seed."""
+        """Makes the proposal a RUNNING trial under the next free number.
+
+        None when the study has `limit` trials already, or one with the same architecture, recipe and seed.
+        """
         now = utcnow()
         trial = {
             "study_id": study.id,
@@ -246,7 +248,7 @@ class Store(Reader):
             return row[0], row[1]
 
         try:
-            leased = self._write(work)
+            row = self._write(work)
         except IntegrityError:
             # Another driver got the same configuration first; or we did, and the connection was cut at that moment.
             query = select(TRIALS.c.number, TRIALS.c.seq).where(
@@ -255,16 +257,17 @@ class Store(Reader):
                 TRIALS.c.driver_id == driver,
                 TRIALS.c.created == now,
             )
-            leased = next((tuple(row) for row in self._all(query)), None)
-        if leased is None:
+            row = next((tuple(found) for found in self._all(query)), None)
+        if row is None:
             return None
-        self._advance_front_seq(study, leased[1])
-        return proposal.running(leased[0], leased[1], driver, now)
+        number, seq = row
+        self._advance_front_seq(study, seq)
+        return proposal.running(number, seq, driver, now)
 
     def report(self, study: StudyRow, report: Report, token: int) -> int | None:
-        """One point of the curve; the change's sequence, or None when the lease is no longer ours.
+        """Writes one point of the curve; returns the change's sequence, or None when the lease is no longer ours.
 
-        Repeated after a resume, it is kept once.
+        A point that is reported again after a resume replaces the first.
         """
 
         def work(connection: Connection) -> int | None:
@@ -283,7 +286,7 @@ class Store(Reader):
         return seq
 
     def stop(self, study: StudyRow, report: Report, token: int) -> int | None:
-        """Ends a trial at a rung, where `report` was its last; the change's sequence, or None when it is not ours."""
+        """Ends a trial early, after `report`; returns the change's sequence, or None when the lease was lost."""
         values = {"state": State.STOPPED, "finished": utcnow(), "train_seconds": report.seconds}
 
         def work(connection: Connection) -> int | None:
@@ -313,7 +316,8 @@ class Store(Reader):
     def finish(self, study: StudyRow, result: Result) -> int | None:
         """Ends a trial: its values, its place on the front and the hypervolume in one transaction.
 
-        The change's sequence; None when the lease is no longer ours (the trial was taken over): nothing is written.
+        Returns the change's sequence, or None when the lease is no longer ours (the trial was taken over) and nothing
+        was written.
         """
         failure = result.failure
         values = {
@@ -433,7 +437,7 @@ def _next_seq(connection: Connection, study: StudyRow) -> int:
 def _touch(
     connection: Connection, study: StudyRow, number: int, token: int, values: Mapping[str, Any]
 ) -> tuple[int | None, int]:
-    """Changes a RUNNING trial that we still hold under `token`; its row's id (or None) and the change's sequence."""
+    """Changes a RUNNING trial that we still hold under `token`; returns its row's id (or None) and the sequence."""
     seq = _next_seq(connection, study)
     at = {"at_study": study.id, "at_number": number, "at_token": token}
     return connection.execute(HELD, {**values, **at, "seq": seq}).scalar(), seq
