@@ -193,7 +193,7 @@ def _optuna_driver(url: str, name: str, seconds: float, number: int) -> list[flo
 
 _FRONT = """
 import sys
-from hypernas.cli import main
+from hypernas.cli.main import main
 main(sys.argv[1:])
 from hypernas.bench_store import peak_memory
 print(peak_memory(), file=sys.stderr)
