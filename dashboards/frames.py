@@ -234,7 +234,7 @@ def _over_time_and_compute(out: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFra
 
 
 def variant_frame(variants: Mapping[str, Sequence[Mapping[str, float]]]) -> pd.DataFrame:
-    """`StudyRow.variants`, a row each: trial, kept (the share of the confirmed edges), and a column for each value."""
+    """A study's `variants`, a row each: trial, kept (the share of the confirmed edges), and a column for each value."""
     rows = [{"trial": int(trial), **point} for trial, points in variants.items() for point in points]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(["trial", "kept", *(name for row in rows for name in row)])))
 

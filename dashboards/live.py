@@ -150,7 +150,7 @@ def scale_of(store: Reader, study: str) -> Mapping[str, Any] | None:
     """What `nas scale` found of a study (or of a ladder itself), None before it ran."""
     names = {entry["name"] for entry in store.studies()}
     ladders = (name for name in (f"{study}-scale", study) if name in names)
-    return next((found for name in ladders if (found := store.study(name).settings.get("scale"))), None)
+    return next((found for name in ladders if (found := store.study(name).settings.scale)), None)
 
 
 def _is_missing_file(url: str) -> bool:

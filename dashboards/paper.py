@@ -46,7 +46,7 @@ def study_figures(store: Reader, study: str) -> dict[str, tuple[pd.DataFrame, go
     front = trials.loc[trials["on_front"], "trial"].tolist()
     scale = scale_of(store, study)
     drawn = figures.pareto_figure(trials, x, y)
-    figures.add_variants(drawn, frames.variant_frame(row.variants), x, y)
+    figures.add_variants(drawn, frames.variant_frame(row.settings.variants), x, y)
     return {
         "front": (trials, drawn),
         "curves": (curves, figures.curve_figure(curves, front, frames.loss_name(row.objectives))),

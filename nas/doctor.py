@@ -218,7 +218,7 @@ def _study(store: str, name: str) -> str:
         raise UserError(
             f"its space is not here: {error} -> go on where {row.space.name} is, or bring it here"
         ) from error
-    data = TASKS[space.task].load(row.settings["data_path"])
+    data = TASKS[space.task].load(row.settings.data_path)
     if data.hash != row.data_hash:
         raise UserError(f"its data has another hash here -> resume it where {row.data_name} is the same")
     return f"space {row.space.name} loads, data {row.data_name} is the same"

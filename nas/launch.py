@@ -206,7 +206,7 @@ def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
         with Reader(config.store) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None
-            stored = store.study(config.study).settings
+            stored = store.study(config.study).settings.as_json()
             # Older rows name a space of one's own: code that a store names is not run.
             return {name: value for name, value in stored.items() if name != "space" or not own_code(value)}
     except StoreError as error:

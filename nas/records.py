@@ -4,7 +4,7 @@ A leaf module: it imports nothing of ours, so what runs remotely can use it with
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -210,6 +210,48 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class StudySettings:
+    """How a study searches and trains, as the store keeps it; a key that is missing there has its default here.
+
+    `stored` is the JSON that this was read from: `as_json` keeps its order and the keys that are unknown here.
+    """
+
+    trials: int = 0  # asked for
+    task: str = "text"
+    preset: str = "small"
+    settings: Mapping[str, str] = field(default_factory=dict)  # --set, as written
+    seed: int = 0
+    kernels: str = "auto"
+    compile: bool = False
+    repeats: int = 1  # seeds that each architecture is trained with
+    inherit: bool = False  # children of evolution start from their parents' weights
+    evaluate: str = "training"  # as in Job
+    data_path: str | None = None
+    scaling: Mapping[str, Sequence[float]] = field(default_factory=dict)  # how inputs are normalised
+    yardstick: Mapping[str, Any] | None = None  # Yardstick of the baseline, where `ceg` is an objective
+    engine: str | None = None  # what it ran on last, like the next two; None: not noted
+    workers: int | None = None
+    gpus_per_trial: float | None = None
+    enqueued: Sequence[Sequence[Mapping[str, Any]]] = ()  # architectures and recipes to train first
+    variants: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)  # by trial: see `nas decompose`
+    scale: Mapping[str, Any] | None = None  # what `nas scale` found
+    imported: bool = False  # from Optuna's database: its space is not known
+    stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "StudySettings":
+        known = {f.name for f in fields(cls)} - {"stored"}
+        return cls(**{name: value for name, value in stored.items() if name in known}, stored=stored)
+
+    def as_json(self) -> dict[str, Any]:
+        """The stored JSON with what was replaced since; a field that was not stored is there once it has a value."""
+        unset = StudySettings()
+        now = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "stored"}
+        changed = {name: value for name, value in now.items() if name in self.stored or value != getattr(unset, name)}
+        return {**self.stored, **changed}
+
+
+@dataclass(frozen=True, slots=True)
 class StudyRow:
     """A study as stored: its settings never change after creation, but for the trials asked for and later findings."""
 
@@ -218,17 +260,11 @@ class StudyRow:
     created: datetime
     space: SpaceSpec
     objectives: tuple[str, ...]
-    settings: Mapping[str, Any]  # StudyConfig as JSON
+    settings: StudySettings
     reference: Mapping[str, float]  # the hypervolume's reference point, by objective
     data_name: str
     data_hash: str
     artifacts: str
-
-    @property
-    def variants(self) -> Mapping[str, Sequence[Mapping[str, float]]]:
-        """Of trials that `nas decompose` took apart, by number: models that run as blocks, each with its objectives."""
-        found: Mapping[str, Sequence[Mapping[str, float]]] = self.settings.get("variants", {})
-        return found
 
 
 @dataclass(frozen=True, slots=True)

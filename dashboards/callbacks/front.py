@@ -73,7 +73,7 @@ def _wire_figure(app: Dash, watch: Watch) -> None:
             other = watch.study(name)
             if other is not None:
                 figures.add_front(figure, other.frame, x, y, name, index)
-        figures.add_variants(figure, frames.variant_frame(study.row.variants), x, y)
+        figures.add_variants(figure, frames.variant_frame(study.row.settings.variants), x, y)
         budget = budget_of(frame, x, y, share)
         if budget is not None:
             figures.add_budget(figure, budget)

@@ -28,7 +28,7 @@ def cluster_page(study: LiveStudy) -> list[Any]:
 
 
 def cluster_facts(study: LiveStudy, workers: int, utilisation: float | None) -> html.Dl:
-    asked = int(study.row.settings.get("trials", 0))
+    asked = study.row.settings.trials
     rate, left = frames.pace(study.frame, asked)
     ended = int(study.frame["finished"].notna().sum())
     return facts(

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,13 +193,13 @@ def command(store: str, out: Path, **flags: Any) -> None:
             climbed = climb(opened, executor, config, climbers, LADDER, lambda text: print(text, file=sys.stderr))
             data = analyse(climbed, climbers, seed=config.seed)
             row = opened.study(config.study)
-            opened.update_settings(row, {**row.settings, "scale": data})
+            opened.update_settings(row, replace(row.settings, scale=data))
             taken = components()
             single = StudyConfig(study="components", halving=False, **given)
             climbed = climb(opened, executor, single, taken, ABLATION, lambda text: print(text, file=sys.stderr))
             parts = analyse(climbed, taken, seed=single.seed)
             row = opened.study(single.study)
-            opened.update_settings(row, {**row.settings, "scale": parts})
+            opened.update_settings(row, replace(row.settings, scale=parts))
     write(data, parts, out)
     print(report(data, parts))
     print(f"written to {out} after {time.monotonic() - start:.0f} seconds", file=sys.stderr)

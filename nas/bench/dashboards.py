@@ -23,7 +23,7 @@ from hypernas.dashboards import pages
 from hypernas.dashboards.app import make_app_server
 from hypernas.dashboards.screenshots import launch_browser
 from hypernas.errors import UserError
-from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, StudyRow
+from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, StudyRow, StudySettings
 from hypernas.store import Store
 
 REPORTS = 10  # a trial
@@ -61,7 +61,7 @@ def make_study(path: Path, trials: int) -> tuple[Store, StudyRow, int, random.Ra
         "large",
         space=SpaceSpec("lm"),
         objectives=("bits_per_byte", "flops_per_token"),
-        settings={"trials": trials + TICKS, "seed": 0},
+        settings=StudySettings.of({"trials": trials + TICKS, "seed": 0}),
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="none",
         data_hash="0" * 64,

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import event
 
 from hypernas.bench.postgres import throw_away_postgres
-from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, State, Trial
+from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, State, StudySettings, Trial
 from hypernas.search_spaces.base import digest
 from hypernas.store import Store
 
@@ -70,7 +70,7 @@ def _study(store: Store, name: str) -> Any:
         name,
         space=SpaceSpec("lm"),
         objectives=OBJECTIVES,
-        settings={"trials": LIMIT, "task": "text"},
+        settings=StudySettings.of({"trials": LIMIT, "task": "text"}),
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="none",
         data_hash="",
@@ -193,7 +193,7 @@ def _optuna_driver(url: str, name: str, seconds: float, number: int) -> list[flo
 
 _FRONT = """
 import sys
-from hypernas.cli import main
+from hypernas.cli.main import main
 main(sys.argv[1:])
 from hypernas.bench_store import peak_memory
 print(peak_memory(), file=sys.stderr)

@@ -117,7 +117,7 @@ def _table(store: Reader, row: StudyRow) -> dict[str, Any]:
         "command": "nas bench search --record",
         "versions": f"python {found['python']}, torch {found['torch']}, hypernas {found['hypernas']}, {found['cpu']}",
         "data": f"{row.data_name} {row.data_hash}",
-        "settings": dict(row.settings["settings"]),
+        "settings": dict(row.settings.settings),
         "reference": [row.reference[name] for name in row.objectives],
         "parameters": parameters,
         "measured": measured,

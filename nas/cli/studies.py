@@ -83,11 +83,11 @@ def study_export(name: str, store: str, to: str) -> None:
 
     with Reader(store) as opened:
         row = opened.study(name)
-        if row.settings.get("imported"):
+        if row.settings.imported:
             raise UserError(f"study {name!r} came from Optuna: its space is not known here")
         from hypernas.integrations.optuna_db import export_study  # brings Optuna: once the study is found
 
-        plan = make_plan(resume_settings({**row.settings, "space": row.space.name}, {"study": name}))
+        plan = make_plan(resume_settings({**row.settings.as_json(), "space": row.space.name}, {"study": name}))
         count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
     click.echo(f"exported {count} trials of {name}")
 

@@ -1,6 +1,7 @@
 """The block variants of a model, as points of its study's front."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypernas.data.tasks import Task
@@ -42,5 +43,5 @@ def join_front(store: Store, config: Mapping[str, Any], points: Sequence[Mapping
         for point in points
         if point["method"] == "blocks"
     ]
-    joined = {**row.variants, str(config["trial"]): variants}
-    store.update_settings(row, {**row.settings, "variants": joined})
+    joined = {**row.settings.variants, str(config["trial"]): variants}
+    store.update_settings(row, replace(row.settings, variants=joined))

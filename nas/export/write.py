@@ -215,7 +215,7 @@ def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: b
         return kept
     console = Console(stderr=True, quiet=not progress)
     console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
-    with Lines(1, 0, TASKS[study.settings["task"]].unit, console) as view:
+    with Lines(1, 0, TASKS[study.settings.task].unit, console) as view:
         result = retrain(replace(make_job(store, study, trial), repeats=1), view)
     if result.failure:
         raise StudyError(f"trial {trial.number} cannot be trained again: {result.failure.message}")
@@ -265,9 +265,9 @@ def write_folder(
         "data": {
             "name": study.data_name,
             "hash": study.data_hash,
-            "path": study.settings["data_path"],
-            "seed": study.settings["seed"],
-            **study.settings["scaling"],
+            "path": study.settings.data_path,
+            "seed": study.settings.seed,
+            **study.settings.scaling,
         },
         "provenance": dict(trial.provenance),
         "sha256": {path.name: digest(path) for path in sorted(folder.iterdir())},

@@ -20,7 +20,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hypernas import pareto
 from hypernas.config.keys import LATENCY
 from hypernas.errors import StoreError, StudyError, shown
-from hypernas.records import FINISHED, Failure, FailureKind, Recipe, Report, SpaceSpec, State, StudyRow, Trial
+from hypernas.records import (
+    FINISHED,
+    Failure,
+    FailureKind,
+    Recipe,
+    Report,
+    SpaceSpec,
+    State,
+    StudyRow,
+    StudySettings,
+    Trial,
+)
 from hypernas.search_spaces.base import digest
 from hypernas.store import Reader, Store
 from hypernas.strategy.optuna_study import _Recorder
@@ -57,13 +68,13 @@ def export_study(store: Reader, study: StudyRow, url: str, suggest: Suggest, say
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         theirs.set_metric_names([name.removeprefix("-") for name in study.objectives])
-    row = asdict(study) | {"created": study.created.isoformat()}
+    row = asdict(study) | {"created": study.created.isoformat(), "settings": study.settings.as_json()}
     theirs.set_user_attr(OURS, row)
     curves: dict[int, list[Report]] = {}
     for report in store.reports(study):
         curves.setdefault(report.trial, []).append(report)
     trials = store.trials(study)
-    limit = study.settings.get("settings", {}).get(LATENCY)
+    limit = study.settings.settings.get(LATENCY)
     for count, trial in enumerate(trials, start=1):
         attrs = dict(trial.sampler_attrs)
         if limit is not None and trial.state in FINISHED:
@@ -154,7 +165,7 @@ def _study(url: str, name: str | None) -> optuna.Study:
 def _restored(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
     """A study that was ours before."""
     described = {name: value for name, value in theirs.user_attrs[OURS].items() if name not in ("id", "created")}
-    described |= {"space": SpaceSpec(**described["space"])}
+    described |= {"space": SpaceSpec(**described["space"]), "settings": StudySettings.of(described["settings"])}
     return described, [_restored_trial(frozen) for frozen in theirs.get_trials(deepcopy=False)]
 
 
@@ -185,7 +196,7 @@ def _foreign(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, st
         "name": theirs.study_name,
         "space": SpaceSpec("optuna"),
         "objectives": objectives,
-        "settings": {"trials": len(trials), "task": "text", "imported": True},
+        "settings": StudySettings.of({"trials": len(trials), "task": "text", "imported": True}),
         "reference": {n: max((p[i] for p in points), default=0.0) for i, n in enumerate(objectives)},
         "data_name": "unknown",
         "data_hash": "",

@@ -1,7 +1,7 @@
 """What the runs of a ladder say: laws, gains, interactions, in numbers and words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def _gains_json(fit: Fit, climber: Contender, baseline: str) -> dict[str, Any]:
 def keep(store: Store, searched: StudyRow, ladder_study: str, data: Mapping[str, Any]) -> None:
     """Puts the analysis into the ladder's study, and into each trial its gain at the largest compute measured."""
     row = store.study(ladder_study)
-    store.update_settings(row, {**row.settings, "scale": dict(data)})
+    store.update_settings(row, replace(row.settings, scale=dict(data)))
     for entry in data["gains"]:
         if entry["trial"] is not None and "points" in entry and entry["candidate"] != TOGETHER:
             top = [point for point in entry["points"] if point["measured"]][-1]

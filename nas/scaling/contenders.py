@@ -26,7 +26,7 @@ class Contender:
 
 def contenders(store: Reader, study: StudyRow, trials: str, baseline: str) -> list[Contender]:
     """The baseline, then the trials named (`front`, or numbers like 3,14). Raises UserError and SpaceError."""
-    task = study.settings["task"]
+    task = study.settings.task
     if task != "text":
         raise UserError(f"study {study.name!r} trains on {task}: nas scale compares language models, space lm")
     if trials == "front":

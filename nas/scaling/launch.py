@@ -31,15 +31,15 @@ def launch_scale(
             if len(climbers) != 2:
                 raise UserError(f"--ablate takes one trial apart, and there are {len(climbers) - 1}: give --trials N")
             climbers = ablation(load_space(searched.space.name), *climbers)
-        path = searched.settings["data_path"]
+        path = searched.settings.data_path
         ladder_study = f"{config.study}-scale"
         config = replace(
             StudyConfig(**ran_on(store, ladder_study) | dict(given)),
             study=ladder_study,
             space=searched.space.name,
             settings={"data.path": path} if path else {},
-            kernels=searched.settings["kernels"],
-            seed=searched.settings["seed"],
+            kernels=searched.settings.kernels,
+            seed=searched.settings.seed,
             halving=False,
         )
         with closing(executor_of(config)) as executor:

@@ -15,7 +15,7 @@ from hypernas.training.repeats import seeds, spread
 def training_json(study: StudyRow, trial: Trial) -> dict[str, Any]:
     """The trial's recipe under the names of `--set`."""
     recipe = trial.recipe
-    total, batch = COUNTED[study.settings["task"]]
+    total, batch = COUNTED[study.settings.task]
     return {**picked(recipe), total: recipe.tokens, batch: recipe.batch_tokens, "train.seed": recipe.seed}
 
 
@@ -68,7 +68,7 @@ def show_json(study: StudyRow, trial: Trial, reports: Sequence[Report]) -> dict[
         "training": training_json(study, trial),
         "values": dict(trial.values),
         "parameters": trial.parameters,
-        "unit": TASKS[study.settings["task"]].unit,
+        "unit": TASKS[study.settings.task].unit,
         "curve": [{name: value for name, value in asdict(report).items() if name != "trial"} for report in reports],
         "attempts": trial.attempts,
         "created": trial.created.isoformat(),

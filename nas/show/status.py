@@ -19,7 +19,7 @@ def status_of(store: Reader, study: StudyRow) -> dict[str, Any]:
     live = store.live_drivers(study)
     span = _span_seconds(trials)
     rate = 3600 * len(finished) / span if span and finished else None
-    left = int(study.settings["trials"]) - len(finished)
+    left = study.settings.trials - len(finished)
     history = store.hypervolumes(study)
     between_seeds = spread_of_front(study, store.front(study))
     return {
@@ -127,7 +127,7 @@ def variants_said(study: StudyRow, front: Sequence[Trial]) -> list[str]:
     """A line for each trial that was taken apart: how many of its variants the front does not dominate."""
     reached = [pareto.costs(study.objectives, trial.values) for trial in front]
     lines = []
-    for number, variants in study.variants.items():
+    for number, variants in study.settings.variants.items():
         points = [pareto.costs(study.objectives, v) for v in variants if all(name in v for name in study.objectives)]
         beyond = sum(not any(pareto.dominates(other, point) for other in reached) for point in points)
         lines.append(f"trial {number} in blocks: {beyond} of {len(points)} variants are beyond the front")

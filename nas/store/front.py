@@ -1,4 +1,4 @@
-"""The front and its hypervolume, kept as trials end."""
+"""The Pareto front and its hypervolume, updated as trials end."""
 
 from dataclasses import dataclass, replace
 
@@ -23,8 +23,8 @@ class Front:
     rows: list[tuple[int, int]]
     costs: np.ndarray  # (N, objectives)
 
-    def kept(self, keep: np.ndarray) -> "Front":
-        """Those that stay there; `keep` is of shape (N,)."""
+    def only(self, keep: np.ndarray) -> "Front":
+        """The points where `keep`, booleans of shape (N,), is true."""
         if keep.all():
             return self
         return Front(self.seq, [row for row, stays in zip(self.rows, keep, strict=True) if stays], self.costs[keep])
@@ -34,21 +34,21 @@ class Front:
 
 
 def front_before(connection: Connection, study: StudyRow, seq: int, known: Front | None) -> Front:
-    """The front just before change `seq`: what is known of it, and what others have put there since."""
+    """The front just before change `seq`: the cached one, if any, with what other drivers have added since."""
     if known is None:
         return front_points(connection, study, 0)
     if known.seq == seq - 1:
         return known
     new = front_points(connection, study, known.seq)
-    if not set(new.rows).isdisjoint(known.rows):  # the values of one were put right
+    if not set(new.rows).isdisjoint(known.rows):  # the values of one were corrected
         return front_points(connection, study, 0)
     for point in new.costs:
-        known = known.kept(~pareto.no_worse(point, known.costs))
+        known = known.only(~pareto.no_worse(point, known.costs))
     return known.joined(new) if new.rows else known
 
 
 def front_points(connection: Connection, study: StudyRow, after: int) -> Front:
-    """Those on the front that changed since sequence `after`."""
+    """The points of the front that changed since sequence `after`."""
     values: dict[tuple[int, int], dict[str, float]] = {}
     for trial_id, number, name, value in connection.execute(FRONT_POINTS, {"at_study": study.id, "at_seq": after}):
         values.setdefault((trial_id, number), {})[name] = value
@@ -71,7 +71,7 @@ def extend_front(
         after, dominated = replace(before, seq=seq), {trial_id: before.rows[behind[0]][1]}
     else:
         stays = ~pareto.no_worse(mine, before.costs)
-        after = before.kept(stays).joined(Front(seq, [(trial_id, result.trial)], mine[None]))
+        after = before.only(stays).joined(Front(seq, [(trial_id, result.trial)], mine[None]))
         pushed = (row for row, kept in zip(before.rows, stays, strict=True) if not kept)
         dominated = {trial_id: None} | {row_id: result.trial for row_id, _ in pushed}
     reference = tuple(study.reference[name] for name in study.objectives)  # stored as costs

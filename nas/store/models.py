@@ -1,4 +1,4 @@
-"""The store's tables (schema 0001). Only the driver writes; everybody may read, with SQL too.
+"""The store's tables. Only a driver's `Store` writes; everybody may read, with SQL too.
 
 `front_history` holds one row for each completed trial: the hypervolume after it, and which later (or earlier)
 trial dominates it. A trial stands on the front while `dominated_by` is null, so the front of any past moment is

@@ -11,7 +11,7 @@ from sqlalchemy.orm import aliased
 
 from hypernas import pareto
 from hypernas.errors import StudyError
-from hypernas.records import FINISHED, Report, SpaceSpec, State, StudyRow, Trial
+from hypernas.records import FINISHED, Report, SpaceSpec, State, StudyRow, StudySettings, Trial
 from hypernas.store.connection import Database
 from hypernas.store.models import (
     ArtifactTable,
@@ -39,7 +39,7 @@ class Reader(Database):
         super().__init__(url)
 
     def study(self, name: str) -> StudyRow:
-        """Raises StudyError naming the studies there are."""
+        """The study's row. Raises StudyError, naming the studies there are, when it is unknown."""
         query = select(STUDIES).where(STUDIES.c.name == name)
         row = self._read(lambda connection: connection.execute(query).mappings().first())
         if row is None:
@@ -52,7 +52,7 @@ class Reader(Database):
             created=row["created"],
             space=SpaceSpec(row["space"], row["space_settings"]),
             objectives=tuple(row["objectives"]),
-            settings=row["settings"],
+            settings=StudySettings.of(row["settings"]),
             reference=row["reference"],
             data_name=row["data_name"],
             data_hash=row["data_hash"],
@@ -101,7 +101,7 @@ class Reader(Database):
         return self._trials(*where)
 
     def trial(self, study: StudyRow, number: int) -> Trial:
-        """Raises StudyError when there is no such trial."""
+        """The trial of that number. Raises StudyError when there is none."""
         found = self.trials(study, number=number)
         if not found:
             ((count,),) = self._all(select(StudyTable.next_number).where(StudyTable.id == study.id))
@@ -136,12 +136,12 @@ class Reader(Database):
         return {str(state): counts.get(str(state), 0) for state in State}
 
     def finished(self, study: StudyRow) -> int:
-        """COMPLETE + STOPPED + FAILED."""
+        """The number of trials that are COMPLETE, STOPPED or FAILED."""
         counts = self.states(study)
         return sum(counts[str(state)] for state in FINISHED)
 
     def device_seconds(self, study: StudyRow) -> float:
-        """What training and evaluating the study's finished trials took on their workers."""
+        """Seconds that the workers spent training and evaluating the study's finished trials."""
         seconds = func.coalesce(TrialTable.train_seconds, 0.0) + func.coalesce(TrialTable.evaluate_seconds, 0.0)
         ((total,),) = self._all(select(func.coalesce(func.sum(seconds), 0.0)).where(TrialTable.study_id == study.id))
         return float(total)
@@ -208,7 +208,7 @@ class Reader(Database):
 
 
 def _is_alive(row: RowMapping) -> bool:
-    """A driver on this host lives while its process does; one elsewhere while its heart beats."""
+    """Whether the driver's process runs (on this host), or its last heartbeat is recent (elsewhere)."""
     if row["host"] != socket.gethostname():
         return bool(utcnow() - row["heartbeat"] < HEARTBEAT_LAPSE)
     try:

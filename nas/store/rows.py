@@ -1,4 +1,4 @@
-"""Records to rows and back."""
+"""Turns records into rows, and rows into records."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields

@@ -1,4 +1,4 @@
-"""The store's SQL, prepared once."""
+"""SQL statements that run for every trial, built once."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -73,7 +73,7 @@ def placing(dialect_insert: Any) -> Any:
     return placed.on_conflict_do_update(index_elements=["trial_id"], set_=pushed)
 
 
-# A trial's place on the front, and whom it pushes off it: these have rows, of which only `dominated_by` changes.
+# Inserts a trial's place on the front; of those it pushes off, which have rows, only `dominated_by` changes.
 PLACE = {"sqlite": placing(sqlite.insert), "postgresql": placing(postgresql.insert)}
 
 

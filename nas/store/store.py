@@ -16,7 +16,18 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hypernas.errors import StudyError
-from hypernas.records import FINISHED, FailureKind, Proposal, Report, Result, SpaceSpec, State, StudyRow, Trial
+from hypernas.records import (
+    FINISHED,
+    FailureKind,
+    Proposal,
+    Report,
+    Result,
+    SpaceSpec,
+    State,
+    StudyRow,
+    StudySettings,
+    Trial,
+)
 from hypernas.store.connection import Database, T
 from hypernas.store.front import Front, extend_front, front_before
 from hypernas.store.models import ArtifactTable, DriverTable, ReportTable, StudyTable, TrialTable, ValueTable
@@ -65,20 +76,20 @@ class Store(Reader):
         *,
         space: SpaceSpec,
         objectives: Sequence[str],
-        settings: Mapping[str, Any],
+        settings: StudySettings,
         reference: Mapping[str, float],
         data_name: str,
         data_hash: str,
         artifacts: str,
     ) -> StudyRow:
-        """A new, empty study. Raises StudyError when the name is taken."""
+        """Creates an empty study and returns its row. Raises StudyError when the name is taken."""
         row = {
             "name": name,
             "created": utcnow(),
             "space": space.name,
             "space_settings": dict(space.settings),
             "objectives": list(objectives),
-            "settings": dict(settings),
+            "settings": settings.as_json(),
             "reference": dict(reference),
             "data_name": data_name,
             "data_hash": data_hash,
@@ -93,7 +104,7 @@ class Store(Reader):
         return self.study(name)
 
     def fill(self, study: StudyRow, trials: Iterable[tuple[Trial, str, Sequence[Report]]]) -> None:
-        """Trials with their configuration hashes and curves, as they are, into a study that has none: all or nothing.
+        """Writes trials with their configuration hashes and curves into an empty study, in one transaction.
 
         The front and its history follow from the order in which they finished.
         """
@@ -127,9 +138,9 @@ class Store(Reader):
         self._write(lambda connection: connection.execute(delete(StudyTable).where(StudyTable.id == study.id)))
         self._fronts.pop(study.id, None)  # the next study may get its id
 
-    def update_settings(self, study: StudyRow, settings: Mapping[str, Any]) -> None:
-        """What may change after creation: how many trials are asked for, and what a ladder's laws came to."""
-        query = update(StudyTable).where(StudyTable.id == study.id).values(settings=dict(settings))
+    def update_settings(self, study: StudyRow, settings: StudySettings) -> None:
+        """Replaces the settings: the number of trials asked for may change, and findings are added (`nas scale`)."""
+        query = update(StudyTable).where(StudyTable.id == study.id).values(settings=settings.as_json())
         self._write(lambda connection: connection.execute(query))
 
     # ---- drivers ---------------------------------------------------------------------------------------------
@@ -204,8 +215,10 @@ class Store(Reader):
         return None if trial_id is None else self._trials(TrialTable.id == trial_id)[0]
 
     def lease_new(self, study: StudyRow, driver: int, proposal: Proposal, limit: int) -> Trial | None:
-        """A new RUNNING trial under the next free number, or None: the study has `limit` trials already, or one
-        with the same architecture, recipe and seed."""
+        """Makes the proposal a RUNNING trial under the next free number.
+
+        None when the study has `limit` trials already, or one with the same architecture, recipe and seed.
+        """
         now = utcnow()
         trial = {
             "study_id": study.id,
@@ -235,7 +248,7 @@ class Store(Reader):
             return row[0], row[1]
 
         try:
-            leased = self._write(work)
+            row = self._write(work)
         except IntegrityError:
             # Another driver got the same configuration first; or we did, and the connection was cut at that moment.
             query = select(TRIALS.c.number, TRIALS.c.seq).where(
@@ -244,16 +257,17 @@ class Store(Reader):
                 TRIALS.c.driver_id == driver,
                 TRIALS.c.created == now,
             )
-            leased = next((tuple(row) for row in self._all(query)), None)
-        if leased is None:
+            row = next((tuple(found) for found in self._all(query)), None)
+        if row is None:
             return None
-        self._advance_front_seq(study, leased[1])
-        return proposal.running(leased[0], leased[1], driver, now)
+        number, seq = row
+        self._advance_front_seq(study, seq)
+        return proposal.running(number, seq, driver, now)
 
     def report(self, study: StudyRow, report: Report, token: int) -> int | None:
-        """One point of the curve; the change's sequence, or None when the lease is no longer ours.
+        """Writes one point of the curve; returns the change's sequence, or None when the lease is no longer ours.
 
-        Repeated after a resume, it is kept once.
+        A point that is reported again after a resume replaces the first.
         """
 
         def work(connection: Connection) -> int | None:
@@ -272,7 +286,7 @@ class Store(Reader):
         return seq
 
     def stop(self, study: StudyRow, report: Report, token: int) -> int | None:
-        """Ends a trial at a rung, where `report` was its last; the change's sequence, or None when it is not ours."""
+        """Ends a trial early, after `report`; returns the change's sequence, or None when the lease was lost."""
         values = {"state": State.STOPPED, "finished": utcnow(), "train_seconds": report.seconds}
 
         def work(connection: Connection) -> int | None:
@@ -302,7 +316,8 @@ class Store(Reader):
     def finish(self, study: StudyRow, result: Result) -> int | None:
         """Ends a trial: its values, its place on the front and the hypervolume in one transaction.
 
-        The change's sequence; None when the lease is no longer ours (the trial was taken over): nothing is written.
+        Returns the change's sequence, or None when the lease is no longer ours (the trial was taken over) and nothing
+        was written.
         """
         failure = result.failure
         values = {
@@ -422,7 +437,7 @@ def _next_seq(connection: Connection, study: StudyRow) -> int:
 def _touch(
     connection: Connection, study: StudyRow, number: int, token: int, values: Mapping[str, Any]
 ) -> tuple[int | None, int]:
-    """Changes a RUNNING trial that we still hold under `token`; its row's id (or None) and the change's sequence."""
+    """Changes a RUNNING trial that we still hold under `token`; returns its row's id (or None) and the sequence."""
     seq = _next_seq(connection, study)
     at = {"at_study": study.id, "at_number": number, "at_token": token}
     return connection.execute(HELD, {**values, **at, "seq": seq}).scalar(), seq

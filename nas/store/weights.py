@@ -12,7 +12,7 @@ WEIGHTS = "weights"
 
 def inherits(study: StudyRow) -> bool:
     """Whether children of the study start from their parents' weights."""
-    return bool(study.settings.get("inherit", False))
+    return study.settings.inherit
 
 
 def should_keep_weights(store: Reader, study: StudyRow, number: int) -> bool:

@@ -33,10 +33,16 @@ def replayed(store: Reader, row: StudyRow) -> Iterator[Replayed]:
     other, which no trial notes.
     """
     settings = row.settings
-    known = {name: settings[name] for name in ("seed", "trials") if name in settings}
-    known |= {"objectives": row.objectives, "space": row.space.name}
-    plan = make_plan(StudyConfig(**known, preset=settings["preset"], settings=settings["settings"]))
-    plan = with_data(plan, TASKS[plan.space.task].settings(TASKS[plan.space.task].load(settings["data_path"])))
+    config = StudyConfig(
+        seed=settings.seed,
+        trials=settings.trials,
+        objectives=row.objectives,
+        space=row.space.name,
+        preset=settings.preset,
+        settings=settings.settings,
+    )
+    plan = make_plan(config)
+    plan = with_data(plan, TASKS[plan.space.task].settings(TASKS[plan.space.task].load(settings.data_path)))
     trials = {trial.number: trial for trial in store.trials(row)}
     curves = by_trial(store.reports(row))
     session, proposals = None, None

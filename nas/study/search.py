@@ -32,6 +32,7 @@ from hypernas.records import (
     SpaceSpec,
     State,
     StudyRow,
+    StudySettings,
     Trial,
 )
 from hypernas.search_spaces.base import Cost, arch_to_json, digest
@@ -152,17 +153,17 @@ class Search:
 def make_proposals(row: StudyRow, plan: Plan, sampler: str, session: str) -> Proposals:
     """The mind of a study that was told nothing yet, but for what is trained before its sampler is asked."""
     given = plan.first()
-    for arch, recipe in row.settings.get("enqueued", ()):
+    for arch, recipe in row.settings.enqueued:
         given.append((plan.space.from_json(arch), Recipe(**recipe), "enqueued"))
     return Proposals(
         plan,
         sampler,
-        row.settings["seed"],
+        row.settings.seed,
         reference=[row.reference[name] for name in row.objectives],
         given=given,
         session=session,
-        inherit=row.settings.get("inherit", False),
-        yardstick=Yardstick.of(row.settings["yardstick"]) if "yardstick" in row.settings else None,
+        inherit=row.settings.inherit,
+        yardstick=Yardstick.of(row.settings.yardstick) if row.settings.yardstick else None,
     )
 
 
@@ -183,18 +184,18 @@ def make_job(store: Reader, row: StudyRow, trial: Trial) -> Job:
         space=row.space,
         arch=trial.arch,
         recipe=trial.recipe,
-        data_path=row.settings["data_path"],
+        data_path=row.settings.data_path,
         data_hash=row.data_hash,
-        data_seed=row.settings["seed"],
-        kernels=row.settings["kernels"],
-        compile=row.settings["compile"],
+        data_seed=row.settings.seed,
+        kernels=row.settings.kernels,
+        compile=row.settings.compile,
         device="cpu" if trial.provenance.get("device") == "cpu" else "auto",  # a trained row, as it was trained
         measured=tuple(name for name in row.objectives if name in MEASURED),
-        repeats=row.settings.get("repeats", 1),
+        repeats=row.settings.repeats,
         micro_batches=trial.provenance.get("micro_batches", 1),
-        yardstick=row.settings.get("yardstick"),
+        yardstick=row.settings.yardstick,
         inherits=_inheritance(store, row, trial),
-        evaluate=row.settings["evaluate"],
+        evaluate=row.settings.evaluate,
     )
 
 
@@ -217,7 +218,7 @@ def ran_on(store: Reader, study: str) -> dict[str, Any]:
     if all(row["name"] != study for row in store.studies()):
         return {}
     row = store.study(study)
-    found = {name: row.settings[name] for name in RAN_ON if row.settings.get(name) is not None}
+    found = {name: value for name in RAN_ON if (value := getattr(row.settings, name)) is not None}
     if "gpus_per_trial" not in found and {device for device, _ in computed_in(store, row)} == {"cpu"}:
         found["gpus_per_trial"] = 0.0
     return found
@@ -326,7 +327,7 @@ def open_search(
     row = open_study(store, prepared, space.cost(space.largest()), evaluate, yardstick)
     if enqueued:
         waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
-        row = replace(row, settings={**row.settings, "enqueued": [*row.settings.get("enqueued", ()), *waiting]})
+        row = replace(row, settings=replace(row.settings, enqueued=[*row.settings.enqueued, *waiting]))
         store.update_settings(row, row.settings)
     return Search(store, row, prepared.config, prepared.plan)
 
@@ -344,8 +345,9 @@ def open_study(
         row = store.study(config.study)
         _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
         # The same data may lie elsewhere by now.
-        before = {name: value for name, value in row.settings.items() if name != "space" or not own_code(value)}
-        settings = before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path}
+        stored = row.settings.as_json()
+        before = {name: value for name, value in stored.items() if name != "space" or not own_code(value)}
+        settings = StudySettings.of(before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path})
         store.update_settings(row, settings)
         return replace(row, settings=settings)
     if "ceg" in plan.objectives and yardstick is None:
@@ -357,10 +359,12 @@ def open_study(
         config.study,
         space=plan.space_spec,
         objectives=plan.objectives,
-        settings=to_json(config)
-        | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
-        | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
-        | ({"yardstick": asdict(yardstick)} if yardstick else {}),
+        settings=StudySettings.of(
+            to_json(config)
+            | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
+            | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
+            | ({"yardstick": asdict(yardstick)} if yardstick else {})
+        ),
         reference=reference_point(prepared, largest),
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,

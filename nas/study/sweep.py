@@ -48,7 +48,7 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
     row = open_study(store, prepared, dearest)
     known = {config_hash(trial.arch_hash, trial.recipe) for trial in store.trials(row)}
     missing = {p.config_hash: p for p in proposals if p.config_hash not in known}
-    row = replace(row, settings={**row.settings, "trials": len(known) + len(missing)})
+    row = replace(row, settings=replace(row.settings, trials=len(known) + len(missing)))
     store.update_settings(row, row.settings)
     work, finished = FixedList(store, row, missing.values()), store.finished(row)
     with make_view(work.asked, finished, TASKS[space.task].unit, lambda: store.front(row)) as view:
@@ -75,7 +75,7 @@ class FixedList:
 
     @property
     def asked(self) -> int:
-        return int(self.row.settings["trials"])
+        return self.row.settings.trials
 
     def prefetch(self, count: int) -> None:
         """Nothing: the list is there already."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hypernas.dashboards.screenshots import BROWSERS, launch_browser
-from hypernas.records import Failure, FailureKind, Proposal, Recipe, Report, Result, SpaceSpec, StudyRow
+from hypernas.records import Failure, FailureKind, Proposal, Recipe, Report, Result, SpaceSpec, StudyRow, StudySettings
 from hypernas.store import Store
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
@@ -31,7 +31,7 @@ def make_study(store: Store, name: str = "first") -> StudyRow:
         name,
         space=SpaceSpec("lm"),
         objectives=OBJECTIVES,
-        settings={"trials": 10, "seed": 0},
+        settings=StudySettings(trials=10, seed=0),
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="docs",
         data_hash="0" * 64,

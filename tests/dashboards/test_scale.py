@@ -1,5 +1,7 @@
 """What `nas scale` found, as frames, figures, in the report and on its page."""
 
+from dataclasses import replace
+
 import pytest
 
 from hypernas.dashboards import figures, frames, pages
@@ -61,7 +63,7 @@ def test_the_ladders_findings_are_found_from_both_studies_and_join_the_report(wr
     assert scale_of(store, "first") is None
     assert "Compute-equivalent gain" not in render(store, study)
     ladder = write_in(store, "first-scale").study
-    store.update_settings(ladder, {**ladder.settings, "scale": found})
+    store.update_settings(ladder, replace(ladder.settings, scale=found))
     assert scale_of(store, "first") == scale_of(store, "first-scale") == found
     page = render(store, study)
     assert "Compute-equivalent gain" in page and "compute-equivalent gain of trial 0 &lt;b&gt; over baseline" in page

@@ -32,7 +32,7 @@ def resumed(flags: Flags, **more: Any) -> dict[str, Any]:
 
 def settings_of(store: str) -> dict[str, Any]:
     with Store(store) as opened:
-        return dict(opened.study("s").settings)
+        return opened.study("s").settings.as_json()
 
 
 def trained_on(store: str, device: str, precision: str) -> None:

@@ -142,7 +142,7 @@ def test_the_variants_join_the_front_of_the_models_study(
     report = json.loads((taken_apart / "decomposition.json").read_text())
     store = str(exported.parent / "nas.db")
     with Store(store) as opened:
-        variants = opened.study("s").variants["0"]
+        variants = opened.study("s").settings.variants["0"]
     blocks_of = [point for point in report["curve"] if point["method"] == "blocks"]
     assert [v["flops_per_token"] for v in variants] == [point["flops"] for point in blocks_of]
     assert [v["bits_per_byte"] for v in variants] == [point["bits_per_byte"] for point in blocks_of]

@@ -191,10 +191,10 @@ def declared(cluster: Any, tmp_path: Path, text: str) -> tuple[list[str], list[s
     return ["--store", str(tmp_path / "nas.db"), "--address", cluster.address], ["--halving", "off", *keys]
 
 
-def kept(store: str, study: str) -> tuple[float, str]:
+def kept(store: str, study: str) -> tuple[float | None, str | None]:
     with Store(store) as opened:
         settings = opened.study(study).settings
-    return settings["gpus_per_trial"], settings["engine"]
+    return settings.gpus_per_trial, settings.engine
 
 
 @pytest.mark.parametrize("engine", ["ray", "tune"])

@@ -11,7 +11,7 @@ import hypernas as nas
 from hypernas.errors import UserError
 from hypernas.export.read import listed, read_config
 from hypernas.export.write import write_checked
-from hypernas.records import Recipe, SpaceSpec, State, StudyRow, Trial
+from hypernas.records import Recipe, SpaceSpec, State, StudyRow, StudySettings, Trial
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 
@@ -39,7 +39,7 @@ def written(folder: Path, space_name: str, settings: dict, kinds: tuple[str, ...
     task = space.task
     study = StudyRow(
         id=1, name="s", created=moment, space=SpaceSpec(space_name), objectives=tuple(values), reference={},
-        settings={"task": task, "scaling": {}, "data_path": None, "seed": 0},
+        settings=StudySettings(task=task),
         data_name="d", data_hash="0" * 64, artifacts="",
     )  # fmt: skip
     write_checked(folder, study, trial, space, model.eval(), kinds)

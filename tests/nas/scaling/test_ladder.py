@@ -198,7 +198,7 @@ def test_a_ladder_is_trained_once_kept_and_joins_the_trials_values(searched, cap
     with Store(str(searched)) as store:
         row = store.study("s-scale")
         trials = store.trials(row)
-        assert row.settings["scale"] == json.loads(json.dumps(data))
+        assert row.settings.scale == json.loads(json.dumps(data))
         assert {(trial.origin, trial.state) for trial in trials} == {("sweep", State.COMPLETE)}
         assert len(trials) == 10  # with one rate, the two smallest sizes were the ladder's already
         for trial in trials:
@@ -254,7 +254,7 @@ def test_a_search_for_gain_measures_its_baseline_first_and_every_trial_against_i
         row, ladder = store.study("g"), store.trials(store.study("g-baseline"))
         trials = store.trials(row, states=(State.COMPLETE,))
     assert row.objectives == ("ceg", "flops_per_token")
-    yardstick = Yardstick.of(row.settings["yardstick"])
+    yardstick = Yardstick.of(row.settings.yardstick)
     assert len(ladder) == len(BASELINE_SIZES) and yardstick.reach > max(t.values["training_flops"] for t in ladder)
     for trial in trials:
         assert trial.values["ceg"] == yardstick.gain(trial.values["bits_per_byte"], trial.values["training_flops"])

@@ -69,7 +69,7 @@ def version_of(url: str) -> str:
 
 def test_a_reader_looks_at_an_older_store_and_leaves_it_as_it_is(old_store: str) -> None:
     with Reader(old_store) as reader:
-        assert reader.study("old").settings == STUDY["settings"]
+        assert reader.study("old").settings.as_json() == STUDY["settings"]
         assert [row["name"] for row in reader.studies()] == ["old"]
     assert version_of(old_store) == "0001"
 
@@ -77,11 +77,11 @@ def test_a_reader_looks_at_an_older_store_and_leaves_it_as_it_is(old_store: str)
 def test_a_store_brings_an_older_one_up_to_date_when_it_is_opened(old_store: str) -> None:
     renamed = {"trials": 3, "evaluate": "training", "of_another_time": [1, 2]}
     with Store(old_store) as store:
-        assert store.study("old").settings == renamed
+        assert store.study("old").settings.as_json() == renamed
         assert store.lease_waiting(store.study("old"), store.start_driver(store.study("old"), 1)) is None
     assert version_of(old_store) == SCHEMA
     with Reader(old_store) as reader:
-        assert reader.study("old").settings == renamed
+        assert reader.study("old").settings.as_json() == renamed
 
 
 def test_an_empty_database_is_an_error_for_whoever_does_not_create(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import DBAPIError
 
-from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, StudyRow
+from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, StudyRow, StudySettings
 from hypernas.store import Reader, Store
 from hypernas.store.models import DriverTable, StudyTable
 
@@ -17,7 +17,7 @@ def searched(store: Store) -> tuple[StudyRow, int]:
         "s",
         space=SpaceSpec("lm"),
         objectives=("bits_per_byte", "flops_per_token"),
-        settings={"trials": 1},
+        settings=StudySettings(trials=1),
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="words",
         data_hash="0" * 64,

@@ -15,7 +15,18 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from hypernas import pareto
 from hypernas.errors import StoreError, StudyError, UserError
 from hypernas.integrations.optuna_db import best_params, import_study
-from hypernas.records import Failure, FailureKind, Proposal, Recipe, Report, Result, SpaceSpec, State, StudyRow
+from hypernas.records import (
+    Failure,
+    FailureKind,
+    Proposal,
+    Recipe,
+    Report,
+    Result,
+    SpaceSpec,
+    State,
+    StudyRow,
+    StudySettings,
+)
 from hypernas.show.status import status_of
 from hypernas.store import Reader, Store
 from hypernas.store.models import SCHEMA
@@ -28,7 +39,7 @@ def new_study(store: Store, name: str = "s") -> StudyRow:
         name,
         space=SpaceSpec("lm", {"depth": "2"}),
         objectives=OBJECTIVES,
-        settings={"trials": 10},
+        settings=StudySettings(trials=10),
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="words",
         data_hash="0" * 64,
@@ -355,10 +366,10 @@ def test_a_user_who_may_only_read_can_look_at_everything(postgres: str) -> None:
         store.lease_new(study, driver, proposal(0), 10)
         store.finish(study, result(0))
         with store._engine.begin() as connection:
-            connection.execute(sql("CREATE ROLE reader LOGIN"))
-            connection.execute(sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"))
+            connection.execute(sql("CREATE ROLE looker LOGIN"))
+            connection.execute(sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO looker"))
         try:
-            url = postgres.replace("postgres@", "reader@", 1)
+            url = postgres.replace("postgres@", "looker@", 1)
             with Reader(url) as reader:
                 row = reader.study("look")
                 assert status_of(reader, row)["states"]["COMPLETE"] == 1
@@ -368,8 +379,8 @@ def test_a_user_who_may_only_read_can_look_at_everything(postgres: str) -> None:
                 other.heartbeat(driver)
         finally:
             with store._engine.begin() as connection:
-                connection.execute(sql("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM reader"))
-                connection.execute(sql("DROP ROLE reader"))
+                connection.execute(sql("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM looker"))
+                connection.execute(sql("DROP ROLE looker"))
             store.stop_driver(driver)
             store.delete_study("look")
 
@@ -383,5 +394,5 @@ def test_a_store_that_stays_away_is_one_message(tmp_path: Path, monkeypatch: pyt
             with store._engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA busy_timeout = 1")
             with pytest.raises(StoreError, match=r"not reachable .*--resume"):
-                store.update_settings(store.study("s"), {})
+                store.update_settings(store.study("s"), StudySettings())
             holder.execute("ROLLBACK")

@@ -12,8 +12,8 @@ from hypernas.engines.inline import Inline
 from hypernas.engines.protocol import Event, Lost
 from hypernas.records import Failure, FailureKind, Job, Report, Result, State
 from hypernas.show.views import Silent
-from hypernas.store import Store
-from hypernas.store import store as store_module
+from hypernas.store import Store, reader
+from hypernas.store.store import MAX_LOST
 from hypernas.strategy import optuna_study
 from hypernas.study import driver as loop
 from hypernas.study.driver import Outcome, run
@@ -67,7 +67,7 @@ def test_a_trial_that_kills_its_worker_is_set_aside_after_three_and_the_search_g
     assert run(search, engine, Silent()).finished == 6
     trial = store.trial(search.row, 1)
     assert trial.state == State.FAILED and trial.failure and trial.failure.kind == FailureKind.WORKER_LOST
-    assert sum(job.trial == 1 for job in engine.jobs) == store_module.MAX_LOST
+    assert sum(job.trial == 1 for job in engine.jobs) == MAX_LOST
 
 
 def test_running_out_of_memory_is_met_with_smaller_parts_of_the_batch(store: Store) -> None:
@@ -123,7 +123,7 @@ def test_a_driver_that_falls_silent_elsewhere_loses_its_trials_to_a_running_one(
     theirs = search.lease(other)
     assert theirs and socket.gethostname is here
     assert store.reclaim(search.row) == []  # its heart beat a moment ago
-    monkeypatch.setattr(store_module, "HEARTBEAT_LAPSE", timedelta(seconds=1))
+    monkeypatch.setattr(reader, "HEARTBEAT_LAPSE", timedelta(seconds=1))
     outcome = run(search, Inline(), Silent())  # takes the other four, then waits for the fifth
     assert outcome.finished == 5
     trial = store.trial(search.row, theirs.number)

@@ -56,10 +56,10 @@ def test_every_configuration_gets_its_trial_in_order_and_equal_ones_share_it(
 def test_a_list_run_again_trains_what_is_missing_and_nothing_twice(tmp_path: Path, text: str) -> None:
     with Store(str(tmp_path / "nas.db"), create=True) as store:
         first = sweep(store, Inline(), config(text), RATES[:2])
-        assert store.study("list").settings["trials"] == 2
+        assert store.study("list").settings.trials == 2
         second = sweep(store, Inline(), config(text), RATES)
         assert second[:2] == first
-        assert store.study("list").settings["trials"] == len(store.trials(store.study("list"))) == 4
+        assert store.study("list").settings.trials == len(store.trials(store.study("list"))) == 4
         assert sweep(store, Inline(), config(text), RATES[::-1]) == second[::-1]
 
 
