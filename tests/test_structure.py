@@ -24,7 +24,7 @@ FLOORS = (
     ("dashboards", "decompose"),
     ("launch", "doctor"),
     ("bench",),
-    ("cli",),
+    ("cli", "api"),
     ("__init__", "__main__"),
 )
 OWNERS = {
