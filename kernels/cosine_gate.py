@@ -54,7 +54,7 @@ def _forward(x: Tensor, branch: Tensor, gate: Tensor, backend: str) -> tuple[Ten
     if backend == "triton":
         tile = row_tile(C, x.dtype)
         grid = (blocks(tokens, tile["BT"]),)
-        _forward_kernel[grid](*inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
+        cosine_gate_forward_kernel[grid](*inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
     else:
         cpu_library.call("cosine_gate_forward", x.dtype, tokens, C, *inputs, *outputs)
     return outputs
@@ -79,7 +79,7 @@ def _backward(
     if backend == "triton":
         tile = row_tile(C, x.dtype)
         grid = (blocks(tokens, tile["BT"]),)
-        _backward_kernel[grid](*gradients, *inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
+        cosine_gate_backward_kernel[grid](*gradients, *inputs, *outputs, tokens, C=C, ACC=accumulator(x.dtype), **tile)
     else:
         cpu_library.call("cosine_gate_backward", x.dtype, tokens, C, *gradients, *inputs, *outputs)
     return outputs
@@ -103,7 +103,7 @@ def _cosine(p, q, s):
 
 
 @triton.jit
-def _forward_kernel(
+def cosine_gate_forward_kernel(
     X, F, GATE, OUT, CIR, DISTANCE, DOTS, T, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
@@ -125,7 +125,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def cosine_gate_backward_kernel(
     GOUT, GCIR, GDISTANCE, X, F, GATE, DOTS, DX, DF, DGATE, T,
     C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip

@@ -1,8 +1,8 @@
 """What the Triton kernels need of a GPU, read from code compiled for it without having one.
 
-`python -m kernels.resources` prints the table of docs/kernels.md: for each shipped kernel, dtype, shape and target the
-registers, spills and shared memory, and how many of its global loads are 128 bits wide. Launches are taken from the ops
-themselves, so what is compiled is what would run. Needs a process in which TRITON_INTERPRET is not set.
+`python -m hypernas.kernels.resources` prints the table of docs/kernels.md: for each shipped kernel, dtype, shape and
+target the registers, spills and shared memory, and how many of its global loads are 128 bits wide. Launches are taken
+from the ops themselves, so what is compiled is what would run. Needs a process in which TRITON_INTERPRET is not set.
 Training launches nothing that the table lacks: float32 streams, norms and gates, bfloat16 between matrix products
 (tests/kernels/test_resources.py records what it launches).
 """
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hypernas.kernels import (
+    OPS,
     cosine_gate,
     dispatch,
     rms_norm,
@@ -42,16 +44,7 @@ TARGETS = {
 }
 # Shared memory a block may use, in bytes: A100, H100, B200, MI300.
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
-MODULES = (
-    stream_boundary,
-    stream_chain,
-    stream_mix,
-    stream_read,
-    sinkhorn,
-    rms_norm,
-    swiglu,
-    cosine_gate,
-)
+MODULES = tuple(import_module(f"hypernas.kernels.{name}") for name in OPS)
 # ptxas gives up a register or two of its own accord where one more block fits on a multiprocessor then: so many
 # instructions, out of about a thousand.
 SPILLS_ALLOWED = 4
@@ -95,7 +88,7 @@ class Case:
 
 
 class _Recorder:
-    """Stands in for a kernel: notes what it would be launched with."""
+    """Stands in for a kernel: records what it would be launched with."""
 
     def __init__(self, function: Any, case: Case, launches: list[Launch]):
         self.function, self.case, self.launches = function, case, launches
@@ -110,8 +103,7 @@ class _Recorder:
         given = dict(zip(names, args, strict=False)) | constants
         signature = {name: _type_of(given[name], name in constants) for name in names}
         fixed = {name: given[name] for name in names if signature[name] == "constexpr"}
-        inner = self.function.fn
-        name = inner.__module__.removeprefix("hypernas.kernels.") + inner.__name__.removesuffix("_kernel")
+        name = self.function.fn.__name__.removesuffix("_kernel")
         case = self.case
         self.launches.append(Launch(name, case.dtype, case.shape, self.function, signature, fixed, options))
 
@@ -128,7 +120,7 @@ def _type_of(value: Any, constant: bool) -> Any:
 
 @contextmanager
 def _recording(case: Case, launches: list[Launch]) -> Iterator[None]:
-    """Kernels of every op note their launches in place of running: one op's backward may call another's."""
+    """Kernels of every op record their launches in place of running: one op's backward may call another's."""
     kernels = [
         (module, name, value) for module in MODULES for name, value in vars(module).items() if name.endswith("_kernel")
     ]

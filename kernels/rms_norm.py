@@ -41,7 +41,7 @@ def _forward(x: Tensor, weight: Tensor, eps: float, backend: str) -> Tensor:
     if backend == "triton":
         tile = row_tile(C, x.dtype)
         grid = (blocks(tokens, tile["BT"]),)
-        _forward_kernel[grid](
+        rms_norm_forward_kernel[grid](
             x.contiguous(), _exact(x, weight), out, tokens, eps, C=C, ACC=accumulator(x.dtype), **tile
         )
     else:
@@ -66,7 +66,7 @@ def _backward(g: Tensor, x: Tensor, weight: Tensor, eps: float, backend: str) ->
         steps = blocks(tokens, programs * tile["BT"])
         partial = dweight.new_empty((programs, C))
         acc = accumulator(x.dtype)
-        _backward_kernel[(programs,)](*arguments, dx, partial, tokens, steps, eps, C=C, ACC=acc, **tile)
+        rms_norm_backward_kernel[(programs,)](*arguments, dx, partial, tokens, steps, eps, C=C, ACC=acc, **tile)
         torch.sum(partial, 0, out=dweight)
     else:
         cpu_library.call("rms_norm_backward", x.dtype, tokens, C, *arguments, eps, dx, dweight)
@@ -84,7 +84,7 @@ def _exact(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @triton.jit
-def _forward_kernel(
+def rms_norm_forward_kernel(
     X, W, OUT, T, eps, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
@@ -97,7 +97,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def rms_norm_backward_kernel(
     G, X, W, DX, PARTIAL, T, STEPS, eps, C: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     """dx, and in row `program` of PARTIAL the weight's gradient over this program's tokens."""

@@ -48,7 +48,7 @@ def _forward(logits: Tensor, iterations: int, backend: str) -> Tensor:
     tokens = logits.numel() // (n * n)
     if backend == "triton":
         tiles = _tiles(logits)
-        _forward_kernel[(blocks(tokens, tiles["BT"]),)](logits.contiguous(), out, tokens, iterations, **tiles)
+        sinkhorn_forward_kernel[(blocks(tokens, tiles["BT"]),)](logits.contiguous(), out, tokens, iterations, **tiles)
     else:
         cpu_library.call("sinkhorn_forward", logits.dtype, tokens, n, iterations, logits.contiguous(), out)
     return out
@@ -66,7 +66,7 @@ def _backward(g: Tensor, logits: Tensor, iterations: int, backend: str) -> Tenso
     tokens, inputs = logits.numel() // (n * n), (g.contiguous(), logits.contiguous())
     if backend == "triton":
         tiles = _tiles(logits)
-        _backward_kernel[(blocks(tokens, tiles["BT"]),)](*inputs, dlogits, tokens, iterations, **tiles)
+        sinkhorn_backward_kernel[(blocks(tokens, tiles["BT"]),)](*inputs, dlogits, tokens, iterations, **tiles)
     else:
         cpu_library.call("sinkhorn_backward", logits.dtype, tokens, n, iterations, *inputs, dlogits)
     return dlogits
@@ -109,7 +109,7 @@ def _first_columns(LOGITS, T, n: tl.constexpr, N: tl.constexpr, BT: tl.constexpr
 
 
 @triton.jit
-def _forward_kernel(
+def sinkhorn_forward_kernel(
     LOGITS, OUT, T, ITERATIONS, n: tl.constexpr, N: tl.constexpr, BT: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     at, valid, softmax = _first_columns(LOGITS, T, n, N, BT, ACC)
@@ -121,7 +121,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def sinkhorn_backward_kernel(
     G, LOGITS, DLOGITS, T, ITERATIONS, n: tl.constexpr, N: tl.constexpr, BT: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     at, valid, softmax = _first_columns(LOGITS, T, n, N, BT, ACC)

@@ -207,7 +207,7 @@ def _gates(z, bias_ptr, columns, m: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def stream_boundary_forward_kernel(
     X, Y, COEFFICIENTS, PHI, BIAS, OUT, U, FOLLOWING, Z, R, T, eps,
     C: tl.constexpr, n: tl.constexpr, K: tl.constexpr, M: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     WRITE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -268,7 +268,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def stream_boundary_backward_kernel(
     GX, GU, GFOLLOWING, X, Y, COEFFICIENTS, PHI, BIAS, Z, R, DX, DY, DCOEFFICIENTS, WEIGHTS, T,
     C: tl.constexpr, n: tl.constexpr, K: tl.constexpr, M: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     WRITE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -348,7 +348,7 @@ def _backward_kernel(
 
 
 @triton.jit
-def _projection_kernel(
+def stream_boundary_projection_kernel(
     X, Y, COEFFICIENTS, WEIGHTS, PARTIAL, T, STEPS,
     C: tl.constexpr, n: tl.constexpr, m: tl.constexpr, M: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     WRITE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -402,7 +402,7 @@ def _launch_forward(X, y, coefficients, phi, bias, eps, *outputs):
     tokens, tiles = outputs[4].numel(), _tiles(X, y) | {"PRECISION": long_precision(X.dtype)}
     K = X.shape[-2].bit_length() - 1
     grid = (blocks(tokens, tiles["BT"]),)
-    _forward_kernel[grid](X, y, coefficients, phi.to(X.dtype), bias, *outputs, tokens, eps, K=K, **tiles)
+    stream_boundary_forward_kernel[grid](X, y, coefficients, phi.to(X.dtype), bias, *outputs, tokens, eps, K=K, **tiles)
 
 
 def _launch_backward(gX, gu, gfollowing, X, y, coefficients, phi, bias, z, r, dX, dy, dcoefficients, dphi, dbias):
@@ -411,7 +411,7 @@ def _launch_backward(gX, gu, gfollowing, X, y, coefficients, phi, bias, z, r, dX
     m = len(bias)
     weights = torch.empty_like(z)
     inputs = (gX, gu, gfollowing, X, y, coefficients, phi.to(X.dtype), bias, z, r)
-    _backward_kernel[(blocks(tokens, tiles["BT"]),)](
+    stream_boundary_backward_kernel[(blocks(tokens, tiles["BT"]),)](
         *inputs, dX, dy, dcoefficients, weights, tokens, K=n.bit_length() - 1, **tiles
     )
     torch.sum((weights / r).reshape(-1, m), 0, out=dbias)
@@ -420,7 +420,7 @@ def _launch_backward(gX, gu, gfollowing, X, y, coefficients, phi, bias, z, r, dX
     partial = z.new_empty((splits, m, n * C))
     steps = blocks(blocks(tokens, splits), tiles["BT"])
     grid = (n, blocks(C, tiles["BC"]), splits)
-    _projection_kernel[grid](X, y, coefficients, weights, partial, tokens, steps, m=m, **tiles)
+    stream_boundary_projection_kernel[grid](X, y, coefficients, weights, partial, tokens, steps, m=m, **tiles)
     torch.sum(partial, 0, out=dphi)
 
 

@@ -71,7 +71,7 @@ def _forward(X: Tensor, ys: Sequence[Tensor], coefficients: Sequence[Tensor], ba
     if backend == "triton":
         tiles = {"C": C, "n": n, "LAYERS": layers, "ACC": accumulator(X.dtype), **TILE}
         grid = (blocks(tokens, TILE["BT"]), blocks(C, TILE["BC"]))
-        _forward_kernel[grid](X, branches, numbers, tuple(out), tokens, **tiles)
+        stream_chain_forward_kernel[grid](X, branches, numbers, tuple(out), tokens, **tiles)
     else:
         cpu_library.call("stream_chain_forward", X.dtype, tokens, n, C, layers, X, branches, numbers, tuple(out))
     return out
@@ -95,7 +95,7 @@ def written(x, y, decay, post):
 
 
 @triton.jit
-def _forward_kernel(
+def stream_chain_forward_kernel(
     X, YS, COEFFICIENTS, OUTS, T,
     C: tl.constexpr, n: tl.constexpr, LAYERS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip

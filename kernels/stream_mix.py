@@ -43,7 +43,7 @@ def _forward(X: Tensor, y: Tensor, H: Tensor, post: Tensor, backend: str) -> Ten
     n, C = X.shape[-2:]
     tokens, inputs = post.numel() // n, _plain(X, y, H, post)
     if backend == "triton":
-        _forward_kernel[_grid(tokens, C)](*inputs, out, tokens, C=C, n=n, ACC=accumulator(X.dtype), **TILE)
+        stream_mix_forward_kernel[_grid(tokens, C)](*inputs, out, tokens, C=C, n=n, ACC=accumulator(X.dtype), **TILE)
     else:
         cpu_library.call("stream_mix_forward", X.dtype, tokens, n, C, *inputs, out)
     return out
@@ -63,7 +63,7 @@ def _backward(
     tokens, inputs = post.numel() // n, (g.contiguous(), *_plain(X, y, H, post))
     if backend == "triton":
         sums = {"ACC": accumulator(X.dtype), "NN": triton.next_power_of_2(n * n), "N": triton.next_power_of_2(n)}
-        _backward_kernel[_grid(tokens)](*inputs, *outputs, tokens, C=C, n=n, **sums, **TILE)
+        stream_mix_backward_kernel[_grid(tokens)](*inputs, *outputs, tokens, C=C, n=n, **sums, **TILE)
     else:
         cpu_library.call("stream_mix_backward", X.dtype, tokens, n, C, *inputs, *outputs)
     return outputs
@@ -94,7 +94,7 @@ def _grid(tokens: int, C: int | None = None) -> tuple[int, ...]:
 
 
 @triton.jit
-def _forward_kernel(
+def stream_mix_forward_kernel(
     X, Y, H, POST, OUT, T, C: tl.constexpr, n: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
@@ -112,7 +112,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def stream_mix_backward_kernel(
     G, X, Y, H, POST, DX, DY, DH, DPOST, T, C: tl.constexpr, n: tl.constexpr, NN: tl.constexpr, N: tl.constexpr,
     BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip

@@ -59,7 +59,7 @@ def _forward(X: Tensor, phi: Tensor, bias: Tensor, eps: float, backend: str) -> 
     if backend == "triton":
         tiles = _tiles(X, m) | {"PRECISION": long_precision(X.dtype)}
         grid = (blocks(tokens, tiles["BT"]), blocks(m, tiles["M"]))
-        _forward_kernel[grid](X, phi.to(X.dtype), bias, u, logits, z, r, tokens, m, eps, **tiles)
+        stream_read_forward_kernel[grid](X, phi.to(X.dtype), bias, u, logits, z, r, tokens, m, eps, **tiles)
     else:
         cpu_library.call("stream_read_forward", X.dtype, tokens, n, C, m, X, phi, bias, eps, *outputs)
     return outputs
@@ -129,7 +129,7 @@ def _column(tile, index, columns):
 
 
 @triton.jit
-def _forward_kernel(
+def stream_read_forward_kernel(
     X, PHI, BIAS, U, LOGITS, Z, R, T, m, eps,
     C: tl.constexpr, n: tl.constexpr, M: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -169,7 +169,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def stream_read_backward_kernel(
     GU, GLOGITS, X, PHI, LOGITS, Z, R, DX, WEIGHTS, T, m,
     C: tl.constexpr, n: tl.constexpr, M: tl.constexpr, CHUNKS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -222,7 +222,7 @@ def _backward_kernel(
 
 
 @triton.jit
-def _projection_kernel(
+def stream_read_projection_kernel(
     X, WEIGHTS, PARTIAL, T, m, STEPS,
     D: tl.constexpr, M: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -255,7 +255,7 @@ def _launch_backward(gu, glogits, X, phi, logits, z, r, dX, dphi, dbias):
     tokens, m = r.numel(), phi.shape[0]
     tiles = _tiles(X, m)
     chunks, weights = blocks(m, tiles["M"]), torch.empty_like(z)
-    _backward_kernel[(blocks(tokens, tiles["BT"]),)](
+    stream_read_backward_kernel[(blocks(tokens, tiles["BT"]),)](
         gu, glogits, X, phi.to(X.dtype), logits, z, r, dX, weights, tokens, m, CHUNKS=chunks, **tiles
     )
     torch.sum((weights / r).reshape(-1, m), 0, out=dbias)
@@ -265,7 +265,9 @@ def _launch_backward(gu, glogits, X, phi, logits, z, r, dX, dphi, dbias):
     tiles |= {"BC": 128 // X.element_size(), "num_warps": 4}
     partial = z.new_empty((splits, m, D))
     steps = blocks(blocks(tokens, splits), tiles["BT"])
-    _projection_kernel[(blocks(D, tiles["BC"]), chunks, splits)](X, weights, partial, tokens, m, steps, D=D, **tiles)
+    stream_read_projection_kernel[(blocks(D, tiles["BC"]), chunks, splits)](
+        X, weights, partial, tokens, m, steps, D=D, **tiles
+    )
     torch.sum(partial, 0, out=dphi)
 
 

@@ -40,7 +40,7 @@ def _forward(x: Tensor, backend: str) -> Tensor:
     tokens = x.numel() // (2 * H)
     if backend == "triton":
         grid, tile = _tiles(x, tokens, H)
-        _forward_kernel[grid](x.contiguous(), out, tokens, H=H, **tile)
+        swiglu_forward_kernel[grid](x.contiguous(), out, tokens, H=H, **tile)
     else:
         cpu_library.call("swiglu_forward", x.dtype, tokens, H, x.contiguous(), out)
     return out
@@ -58,7 +58,7 @@ def _backward(g: Tensor, x: Tensor, backend: str) -> Tensor:
     tokens = x.numel() // (2 * H)
     if backend == "triton":
         grid, tile = _tiles(x, tokens, H)
-        _backward_kernel[grid](g.contiguous(), x.contiguous(), dx, tokens, H=H, **tile)
+        swiglu_backward_kernel[grid](g.contiguous(), x.contiguous(), dx, tokens, H=H, **tile)
     else:
         cpu_library.call("swiglu_backward", x.dtype, tokens, H, g.contiguous(), x.contiguous(), dx)
     return dx
@@ -70,7 +70,7 @@ def _empty_gradient(g: Tensor, x: Tensor, backend: str) -> Tensor:
 
 
 @triton.jit
-def _forward_kernel(X, OUT, T, H: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, ACC: tl.constexpr):
+def swiglu_forward_kernel(X, OUT, T, H: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, ACC: tl.constexpr):
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     h = tl.program_id(1) * BH + tl.arange(0, BH)
     here = (t < T)[:, None] & (h < H)[None, :]
@@ -82,7 +82,7 @@ def _forward_kernel(X, OUT, T, H: tl.constexpr, BT: tl.constexpr, BH: tl.constex
 
 
 @triton.jit
-def _backward_kernel(G, X, DX, T, H: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, ACC: tl.constexpr):
+def swiglu_backward_kernel(G, X, DX, T, H: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, ACC: tl.constexpr):
     t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     h = tl.program_id(1) * BH + tl.arange(0, BH)
     here = (t < T)[:, None] & (h < H)[None, :]

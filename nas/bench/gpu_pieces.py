@@ -1,4 +1,4 @@
-"""The pieces of `make gpu-check` that measure, each one process: `python -m nas.gpu_pieces ceilings`.
+"""The pieces of `make gpu-check` that measure, each one process: `python -m hypernas.bench.gpu_pieces ceilings`.
 
 A figure is a line of JSON, `{"name", "value", "unit"}`, printed as soon as it is known: a piece that is ended at its
 limit has said what it found. Without a CUDA device everything runs at tiny sizes on the CPU.
@@ -49,7 +49,7 @@ def versions() -> None:
 
 def ceilings() -> None:
     """What the device does at best."""
-    from hypernas.bench.kernels import ceilings
+    from hypernas.bench.device import ceilings
 
     for row in ceilings(DEVICE):
         say_row(row)
@@ -57,19 +57,19 @@ def ceilings() -> None:
 
 def ops() -> None:
     """Each op in both precisions, what there are figures to compare with first."""
-    from hypernas.bench.kernels import OPS, run_all
+    from hypernas.bench.kernels import run_all
+    from hypernas.kernels import OPS
 
-    ours = OPS[: OPS.index("gather_scatter")]  # those after it are PyTorch's own operators
     fast, C = ("triton", 256) if GPU else ("naive", 16)
     first = [("stream_boundary", "65536"), ("stream_boundary", "4096,262144")] if GPU else []
-    for op, tokens in [*first, *((op, "65536" if GPU else "32") for op in ours[1:])]:
+    for op, tokens in [*first, *((op, "65536" if GPU else "32") for op in OPS[1:])]:
         for row in run_all(op, 4, C, tokens, "float32,bfloat16", fast, DEVICE.type)["rows"]:
             say_row(row)
 
 
 def steps() -> None:
     """Training steps: tokens a second, the share of the device's products, memory, and launches."""
-    from hypernas.bench.train import NETS, SIZES, TINY, against_plain, launches_on, steps_on
+    from hypernas.bench.device_steps import NETS, SIZES, TINY, against_plain, launches_on, steps_on
 
     measured = []
     sizes, nets, count = (SIZES, list(NETS), 20) if GPU else ((TINY,), ["plain", "kromhc n=4"], 2)
@@ -87,7 +87,7 @@ def steps() -> None:
 
 def profile() -> None:
     """What takes the time of a step."""
-    from hypernas.bench.train import SIZES, TINY, profile_of
+    from hypernas.bench.device_steps import SIZES, TINY, profile_of
 
     profiled = [(TINY, "plain")]
     if GPU:

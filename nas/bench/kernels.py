@@ -6,21 +6,16 @@ but little within a round.
 
 On a CPU everything runs in one thread and time is `thread_time`, so that another process on the core does not count.
 
-On a GPU many calls are one CUDA graph, whose replay CUDA events time: launching a kernel from Python takes longer than
-many a kernel runs. The calls take sets of arguments in turn, results apart too, together twice the size of the L2
-cache: with one set, a small op would be timed on data that the cache still holds. What a graph cannot hold is timed as
-a loop of single calls, and its row says so.
+On a GPU many calls are one CUDA graph, `hypernas.bench.timing`. What a graph cannot hold is timed as a loop of single
+calls, and its row says so.
 
-`python -m nas.bench_kernels` prints the table of docs/kernels.md.
+`python -m hypernas.bench.kernels` prints the table of docs/kernels.md.
 """
 
-import gc
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -28,8 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hypernas.kernels import block_diagonal_linear as block_diagonal
+from hypernas.bench.device import device_name, device_of, versions
+from hypernas.bench.timing import buffers, copying, median_ratio, prepare, rotated, timed
 from hypernas.kernels import (
+    OPS,
     cosine_gate,
     cpu_library,
     dispatch,
@@ -41,15 +38,13 @@ from hypernas.kernels import (
     stream_read,
     swiglu,
 )
+from hypernas.kernels import block_diagonal_linear as block_diagonal
 from hypernas.kernels import gather_scatter as gather
-from hypernas.training import cuda_graph
 
+TORCH_OPS = ("gather_scatter", "block_diagonal_linear")  # made of PyTorch's own operators
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ROUNDS = 15
 LAYERS = 4  # of stream_chain
 DRAWN = 4096  # tokens that are drawn for a GPU: drawing a quarter of a million on a CPU would take longer than timing
-CALLS = 32  # in one graph, unless that many move more than
-MOVED = 2 * 10**9  # bytes, which an H100 moves in under a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +62,6 @@ class Case:
     naive_arguments: tuple[Any, ...]
     forward_bytes: int
     backward_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What is timed at once: `calls` calls in turn over `sets` sets of arguments, in the way that `timed` names.
-
-    `reads` are closures with the arguments, which a graph reads but does not keep.
-    """
-
-    run: Callable[[], object]
-    calls: int
-    sets: int
-    timed: str
-    reads: Sequence[Callable[[], Any]] = ()
 
 
 def naive_kromhc(
@@ -208,21 +189,7 @@ def _torch_case(op: str, C: int, T: int, dtype: torch.dtype, device: torch.devic
             return block_diagonal.dense_linear(x, weights)
 
         return _case(None, blocks, (x, *weights), dense, (x, *weights), T * size, (2 * C, 4 * C))
-    raise ValueError(f"--op {op}: wanted one of {', '.join(OPS)}")
-
-
-OPS = (
-    "stream_boundary",
-    "stream_chain",
-    "stream_mix",
-    "stream_read",
-    "sinkhorn",
-    "cosine_gate",
-    "swiglu",
-    "rms_norm",
-    "gather_scatter",
-    "block_diagonal_linear",
-)
+    raise ValueError(f"--op {op}: wanted one of {', '.join((*OPS, *TORCH_OPS))}")
 
 
 def _case(
@@ -244,13 +211,6 @@ def _simple(
     """An op whose naive form takes the same arguments, all in the dtype of the first."""
     dtype = arguments[0].dtype
     return _case(op, op.function, arguments, naive, [a.to(dtype) for a in arguments], unit, elements)
-
-
-def device_of(name: str) -> torch.device:
-    """The device that `--device` names. Raises ValueError where there is none."""
-    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"--device {name}: wanted cpu, or cuda where a CUDA device is present")
-    return torch.device(name)
 
 
 def run_all(
@@ -378,228 +338,6 @@ def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: 
     ]
 
 
-def prepare(function: Callable[..., Any], arguments: tuple[Any, ...], phase: str) -> Callable[[], Any]:
-    """A closure that runs `function` once and returns its results: forward without autograd, or forward and backward
-    with the gradients after the outputs."""
-    if phase == "forward":
-
-        def forward() -> Any:
-            with torch.no_grad():
-                return function(*arguments)
-
-        return forward
-    leaves = [
-        a.detach().clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments
-    ]
-    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-    first = function(*leaves)
-    cotangents = [torch.randn_like(o) for o in (first if isinstance(first, tuple) else (first,))]
-
-    def both() -> Any:
-        out = function(*leaves)
-        return out, torch.autograd.grad(out, wanted, cotangents, allow_unused=True)
-
-    return both
-
-
-def buffers(total: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A source and a target of a copy that reads and writes `total` bytes together: the floor of every op that must
-    move them."""
-    source = torch.ones(max(1, total // 8), device=device)
-    return source, torch.zeros_like(source)
-
-
-def copying(arguments: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
-    """A closure that copies the first into the second."""
-    source, target = arguments
-    return lambda: target.copy_(source)
-
-
-# ---- many calls at once --------------------------------------------------------------------------------------------
-
-
-def rotated(
-    make: Callable[[Any], Callable[[], Any]], arguments: tuple[Any, ...], moved: int, device: torch.device
-) -> Candidate:
-    """What to time of the call that `make` makes of arguments and that moves so many bytes: the call alone on a CPU,
-    on a GPU as many as say something, over copies of the arguments, as one CUDA graph where that can be."""
-    first = make(arguments)
-    if device.type == "cpu":
-        return Candidate(first, 1, 1, "single calls")
-    touched = size_of((arguments, first()))
-    sets = sets_beyond(torch.cuda.get_device_properties(device).L2_cache_size, touched)
-    calls = [first, *(make(copied(arguments)) for _ in range(sets - 1))]
-    repeats = max(1, min(CALLS // sets, -(-MOVED // (sets * max(1, moved)))))
-    try:
-        graph, _ = captured(calls, repeats)
-    except RuntimeError as error:
-        few = calls[:CALLS]  # launched from Python, they take far longer than what they read
-        return Candidate(partial(in_turn, few, 1), len(few), len(few), f"single calls: {cuda_graph.cause(error)}")
-    return Candidate(graph.replay, sets * repeats, sets, "graph", calls)
-
-
-def in_turn(calls: Iterable[Callable[[], Any]], repeats: int) -> None:
-    """What a graph of the calls repeats, call by call."""
-    for _ in range(repeats):
-        for call in calls:
-            call()
-
-
-def captured(calls: Sequence[Callable[[], Any]], repeats: int = 1) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
-    """The calls in turn, so many times over, as one CUDA graph, and the results of each call that a replay fills.
-
-    What the calls read has to live as long as the graph. Results of different calls lie apart, so that they take turns
-    in the caches as arguments do. The calls are made before, for what compiles or tests itself at first. Raises
-    RuntimeError for what no graph can hold.
-    """
-    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(before)
-    graph, results = torch.cuda.CUDAGraph(), [None] * len(calls)
-    try:
-        # All on one stream, which autograd remembers with its nodes.
-        with torch.cuda.stream(stream):
-            in_turn(calls, 2)
-            with _waiting_forbidden():  # else it would fail within the capture, which leaves the allocator in disorder
-                calls[0]()
-        gc.collect()  # nothing of before may be freed during the capture
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(repeats):
-                for index, call in enumerate(calls):
-                    results[index] = None  # its memory is the next result's
-                    results[index] = call()
-    finally:
-        torch.cuda.set_stream(before)  # a capture that failed leaves its own behind
-    return graph, results
-
-
-@contextmanager
-def _waiting_forbidden() -> Iterator[None]:
-    """An operator that waits for the device raises RuntimeError inside the block."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-def sets_beyond(cache: int, touched: int) -> int:
-    """Sets of so many bytes each that are twice the size of a cache together: none is still in it at its next turn."""
-    return max(1, -(-2 * cache // max(1, touched)))
-
-
-def size_of(values: Any) -> int:
-    """Bytes of all tensors in nested tuples and lists, each memory counted once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(values)}
-    return sum(storages.values())
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-
-
-def copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
-
-
-# ---- time ----------------------------------------------------------------------------------------------------------
-
-
-def timed(candidates: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of each candidate in each round, the candidates in turn."""
-    clock = _cuda_milliseconds if device.type == "cuda" else _cpu_milliseconds
-    for candidate in candidates.values():
-        for _ in range(2):
-            candidate()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(ROUNDS):
-        for name, candidate in candidates.items():
-            times[name].append(clock(candidate))
-    return times
-
-
-def median_ratio(times: Sequence[float], other: Sequence[float]) -> float:
-    """The median over rounds of times / other, both from `timed`."""
-    return statistics.median(a / b for a, b in zip(times, other, strict=True))
-
-
-def _cpu_milliseconds(candidate: Callable[[], Any]) -> float:
-    start = time.thread_time()
-    candidate()
-    return (time.thread_time() - start) * 1e3
-
-
-def _cuda_milliseconds(candidate: Callable[[], Any]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    candidate()  # keeps the device busy while what is timed is launched
-    start.record()
-    candidate()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-# ---- ceilings ------------------------------------------------------------------------------------------------------
-
-
-def ceilings(device: torch.device) -> list[dict[str, Any]]:
-    """What the device does at best, which other numbers are shares of: a copy of 4 GB, a bfloat16 matrix product of
-    8,192 x 8,192 x 8,192, and the smallest kernel, one launch at a time and 1,000 as one graph. On a CPU the same,
-    small, and a loop in place of the graph."""
-    gpu = device.type == "cuda"
-    copied_bytes, launches = (4 * 10**9, 1000) if gpu else (4 * 10**6, 100)
-    source = torch.randn(copied_bytes // 4, device=device)
-    edge = _edge(device)
-    one = torch.ones((), device=device)
-    launched = partial(in_turn, [one.neg_], launches)
-    replayed = captured([one.neg_], launches)[0].replay if gpu else launched
-    taken = timed({"copy": copying((source, torch.zeros_like(source))), "single": launched, "graph": replayed}, device)
-    times = {name: max(statistics.median(each), 1e-6) for name, each in taken.items()}
-    rows = [
-        (f"copy of {copied_bytes / 1e9:g} GB", "read and written", 2 * copied_bytes / times["copy"] / 1e9, "TB/s"),
-        (f"product {edge} x {edge} x {edge}", "bfloat16", product_tflops(device), "TFLOP/s"),
-        ("smallest kernel", f"{launches} launches", 1e3 * times["single"] / launches, "us"),
-        ("smallest kernel", f"graph of {launches}", 1e3 * times["graph"] / launches, "us"),
-    ]
-    return [
-        {"name": name, "backend": how, "value": round(value, 3), "unit": unit, "baseline": None, "ratio": None}
-        for name, how, value, unit in rows
-    ]
-
-
-def _edge(device: torch.device) -> int:
-    return 8192 if device.type == "cuda" else 128
-
-
-@lru_cache
-def product_tflops(device: torch.device) -> float:
-    """TFLOP/s of a square bfloat16 matrix product of random numbers: zeros are multiplied faster."""
-    edge = _edge(device)
-    left, right = (torch.randn(edge, edge, device=device).bfloat16() for _ in range(2))
-    out = torch.empty_like(left)
-    times = timed({"product": lambda: torch.matmul(left, right, out=out)}, device)["product"]
-    return 2 * edge**3 / max(statistics.median(times), 1e-6) / 1e9
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return torch.backends.cpu.get_cpu_capability()
-
-
-def versions() -> dict[str, str]:
-    import triton
-
-    extensions = [
-        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in cpu_library.cpu_flags().split()
-    ]
-    return {"torch": torch.__version__, "triton": triton.__version__, "cpu": " ".join(extensions)}
-
-
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown, one op and phase a line: the bytes it must move; naive, compiled and fast in ms; the fast one beside
     each and the floor."""
@@ -644,7 +382,7 @@ DOCUMENTED = (
     ("stream_read", 4, 256, "float32"),
     ("stream_read", 4, 256, "bfloat16"),
     ("sinkhorn", 4, 256, "float32"),
-    *((op, 1, 256, dtype) for op in OPS[5:] for dtype in DTYPES),
+    *((op, 1, 256, dtype) for op in (*OPS[5:], *TORCH_OPS) for dtype in DTYPES),
 )
 
 

@@ -132,8 +132,9 @@ def bench_train(device: str, as_json: bool) -> None:
     There also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
     On a GPU: single launches, CUDA graphs and compiled parts, at two sizes, with the share of the device that is used.
     """
-    from hypernas.bench.kernels import device_of
-    from hypernas.bench.train import run, run_on
+    from hypernas.bench.device import device_of
+    from hypernas.bench.device_steps import run_on
+    from hypernas.bench.train import run
     from hypernas.show.tables import bench_table, print_table
 
     try:

@@ -93,7 +93,7 @@ def test_where_a_gpus_kernel_is_wrong_the_reference_runs_and_the_record_says_so(
     op = replace(swiglu.SWIGLU, name="as_on_a_gpu", example=lambda dtype, device: swiglu.SWIGLU.example(dtype, CPU))
     monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     assert dispatch.choose(op, "cuda", torch.float32) == "triton"
-    monkeypatch.setattr(swiglu, "_forward_kernel", OffByLittle(swiglu._forward_kernel))
+    monkeypatch.setattr(swiglu, "swiglu_forward_kernel", OffByLittle(swiglu.swiglu_forward_kernel))
     wrong = replace(op, name="wrong_on_a_gpu")
     with pytest.warns(UserWarning, match="wrong_on_a_gpu runs on the reference back end: triton differs"):
         assert dispatch.choose(wrong, "cuda", torch.float32) == "reference"

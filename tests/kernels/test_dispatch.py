@@ -1,10 +1,14 @@
+import subprocess
+import sys
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from hypernas.kernels import dispatch
+from hypernas.kernels import OPS, dispatch
 from hypernas.kernels.dispatch import BackendError, Choice, chosen, forget_chosen, set_backend, use_backend
 from hypernas.kernels.rms_norm import RMS_NORM, rms_norm, rms_norm_reference
 from hypernas.kernels.swiglu import swiglu
@@ -128,3 +132,15 @@ def test_export_keeps_the_op_and_runs_its_self_test_outside_the_trace(monkeypatc
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets == ["hypernas.swiglu.default"]
     torch.testing.assert_close(program.module()(x), swiglu(x))
+
+
+def test_the_list_of_ops_is_that_of_the_modules_that_define_one():
+    modules = {path.stem for path in Path(dispatch.__file__).parent.glob("*.py") if " = Op(" in path.read_text()}
+    assert set(OPS) == modules and len(OPS) == len(modules)
+    ops = [getattr(import_module(f"hypernas.kernels.{name}"), name.upper()) for name in OPS]
+    assert [op.name for op in ops] == list(OPS)
+
+
+def test_the_list_of_ops_is_had_without_torch():
+    program = "import sys; from hypernas.kernels import OPS; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hypernas.kernels import (
+    OPS,
     cosine_gate,
     dispatch,
     rms_norm,
@@ -141,6 +142,10 @@ ONE_OF_EACH = [
     (swiglu.SWIGLU, swiglu.example_arguments, (256,), F32),
     (swiglu.SWIGLU, swiglu.example_arguments, (256,), BF16),
 ]
+
+
+def test_every_op_is_among_what_a_gpu_is_tested_with():
+    assert {op.name for op, *_ in shapes()} == {op.name for op, *_ in ONE_OF_EACH} == set(OPS)
 
 
 # Enough tokens for several partial sums and for more programs than a GPU runs at once.

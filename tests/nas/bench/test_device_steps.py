@@ -1,4 +1,4 @@
-"""The benchmark of training steps: that every row can be had, tiny and on a CPU, and what rows are made of."""
+"""The benchmark of training steps on a device: every row can be had, tiny, on a CPU; and what rows are made of."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hypernas.bench.train import (
+from hypernas.bench.device_steps import (
     MODES,
     NETS,
     SIZES,
@@ -76,7 +76,7 @@ def test_time_in_which_two_kernels_run_counts_once():
     assert _covered([]) == 0
 
 
-@pytest.mark.parametrize("module", ["hypernas.bench.train", "hypernas.bench.kernels"])
+@pytest.mark.parametrize("module", ["hypernas.bench.device_steps", "hypernas.bench.kernels"])
 def test_a_machine_with_torch_alone_can_import_it(module):
     missing = ["sqlalchemy", "ray", "optuna", "click", "rich", "plotly", "dash", "moocore", "hyper_connections"]
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in missing)
