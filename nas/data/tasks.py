@@ -1,6 +1,6 @@
 """What training on text and training on images differ in: data, batches, and what the results are called.
 
-Everything else (the loop, the optimiser, the loss, which is cross-entropy) is the same, in `nas/training/evaluate.py`.
+Everything else (the run, the optimiser, the loss, which is cross-entropy) is the same, in `nas/training/run.py`.
 """
 
 import math

@@ -32,7 +32,7 @@ from hypernas.store import Store
 from hypernas.store.weights import keep_weights, should_keep_weights
 from hypernas.study.search import check_device, computed_in
 from hypernas.training import worker
-from hypernas.training.checkpoints import discard, kept, open_folder
+from hypernas.training.checkpoints import discard, list_checkpoints, open_folder
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5
@@ -144,7 +144,7 @@ def run(
     store, row = work.store, work.row
     before = set() if other_device else computed_in(store, row)
     open_folder(work.checkpoints)
-    found = kept(work.checkpoints)  # before the store is asked: another driver may be starting trials
+    found = list_checkpoints(work.checkpoints)  # before the store is asked: another driver may be starting trials
     unfinished = {trial.number for trial in store.trials(row, states=(State.WAITING, State.RUNNING))}
     for number in found - unfinished:
         discard(work.checkpoints, number)

@@ -65,7 +65,7 @@ def open_folder(folder: str) -> None:
         ) from error
 
 
-def kept(folder: str) -> set[int]:
+def list_checkpoints(folder: str) -> set[int]:
     """The trials that have a checkpoint in the folder."""
     found = (_NAME.fullmatch(path.name) for path in Path(folder).glob("trial-*"))
     return {int(name[1]) for name in found if name is not None}

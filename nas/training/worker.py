@@ -32,7 +32,7 @@ def run(job: Job) -> Generator[Event]:
     try:
         module, _, function = EVALUATIONS.get(job.evaluate, job.evaluate).partition(":")
         evaluate = getattr(importlib.import_module(module), function)
-        yield from _repeated(job, evaluate) if job.repeats > 1 else evaluate(job)
+        yield from _evaluate_seeds(job, evaluate) if job.repeats > 1 else evaluate(job)
     except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's failure, never the search's
         kind = failure_kind(error)
         message = f"{type(error).__name__}: {error}"
@@ -96,7 +96,7 @@ def failure_kind(error: BaseException) -> FailureKind:
 # ---- several seeds -------------------------------------------------------------------------------------------
 
 
-def _repeated(job: Job, evaluate: Callable[[Job], Iterable[Event]]) -> Generator[Event]:
+def _evaluate_seeds(job: Job, evaluate: Callable[[Job], Iterable[Event]]) -> Generator[Event]:
     """What `evaluate` yields for each of the job's seeds, told as one trial: one curve, one progress, one result.
 
     The first seed walks through the rungs, where halving may end the trial; the others are trained only when it reached
@@ -105,7 +105,7 @@ def _repeated(job: Job, evaluate: Callable[[Job], Iterable[Event]]) -> Generator
     """
     seeds = range(job.recipe.seed, job.recipe.seed + job.repeats)
     try:
-        ended = _ended(job)
+        ended = _read_ended(job)
     except (OSError, ValueError) as error:
         yield Notice(job.trial, f"trains all of its seeds again: {error}")
         ended = []
@@ -125,13 +125,13 @@ def _repeated(job: Job, evaluate: Callable[[Job], Iterable[Event]]) -> Generator
             yield ended[-1]
             return
         try:
-            _note(job, ended)
+            _write_ended(job, ended)
         except OSError as error:
             yield Notice(job.trial, f"has no note of its seed {seed}: {error}")
     yield average_results(ended, list(seeds))
 
 
-def _note(job: Job, ended: list[Result]) -> None:
+def _write_ended(job: Job, ended: list[Result]) -> None:
     """Keeps what the ended seeds gave, but for weights: a trial whose weights are lost re-trains to them."""
     if job.checkpoint is None or len(ended) == job.repeats:
         return
@@ -150,7 +150,7 @@ def _note(job: Job, ended: list[Result]) -> None:
     Path(job.checkpoint).unlink(missing_ok=True)  # of the seed that ended
 
 
-def _ended(job: Job) -> list[Result]:
+def _read_ended(job: Job) -> list[Result]:
     """What an earlier worker noted of the same training; nothing where there is no such note.
 
     Raises OSError and ValueError for a note that cannot be read.

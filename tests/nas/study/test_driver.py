@@ -18,7 +18,7 @@ from hypernas.strategy import optuna_study
 from hypernas.study import driver as loop
 from hypernas.study.driver import Outcome, run
 from hypernas.study.search import Search, open_search, prepare
-from hypernas.training.checkpoints import checkpoint_path, kept, open_folder
+from hypernas.training.checkpoints import checkpoint_path, list_checkpoints, open_folder
 
 TRIVIAL = "trivial"
 
@@ -189,10 +189,10 @@ def test_checkpoints_of_trials_that_are_over_or_unknown_are_cleared_and_those_th
     for number in (over.number, waits.number, 7):  # 7: of a study whose store was deleted
         Path(checkpoint_path(search.checkpoints, number)).touch()
     seen: list[set[int]] = []
-    engine = Disturbed(lambda job: seen.append(kept(search.checkpoints)))
+    engine = Disturbed(lambda job: seen.append(list_checkpoints(search.checkpoints)))
     assert run(search, engine, Silent()).finished == 3
     assert seen[0] == {waits.number}
-    assert kept(search.checkpoints) == set()
+    assert list_checkpoints(search.checkpoints) == set()
 
 
 class TwoAtOnce(Inline):

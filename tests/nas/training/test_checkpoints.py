@@ -11,7 +11,14 @@ from hypernas.errors import UserError
 from hypernas.records import Job, Notice, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.training import checkpoints
-from hypernas.training.checkpoints import CheckpointError, checkpoint_path, discard, kept, load_checkpoint, open_folder
+from hypernas.training.checkpoints import (
+    CheckpointError,
+    checkpoint_path,
+    discard,
+    list_checkpoints,
+    load_checkpoint,
+    open_folder,
+)
 from hypernas.training.model import seeded_build
 from hypernas.training.step import make_optimizers
 from hypernas.training.worker import run
@@ -107,7 +114,7 @@ def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_trial(
 def test_only_the_newest_rung_is_kept_and_nothing_once_it_is_discarded(text: str, tmp_path: Path) -> None:
     until_rung(job(text, tmp_path), 2)
     assert [path.name for path in tmp_path.iterdir()] == ["trial-7.checkpoint"]
-    assert kept(str(tmp_path)) == {7}
+    assert list_checkpoints(str(tmp_path)) == {7}
     (tmp_path / "trial-7.checkpoint.123.partial").write_bytes(b"half")
     discard(str(tmp_path), 7)
     assert list(tmp_path.iterdir()) == []

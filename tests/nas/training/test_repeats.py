@@ -10,7 +10,7 @@ from hypernas.cli.main import main
 from hypernas.records import FailureKind, Job, Notice, Progress, Recipe, Report, Result, SpaceSpec, State
 from hypernas.store import Store
 from hypernas.training import worker
-from hypernas.training.checkpoints import checkpoint_path, discard, kept, seeds_path
+from hypernas.training.checkpoints import checkpoint_path, discard, list_checkpoints, seeds_path
 from hypernas.training.repeats import of_first_seed, seeds, spread
 
 TINY = {"depth": "1..2", "d_model": "16", "head_dim": "8", "context": "16", "train.tokens": "1024"}
@@ -36,7 +36,7 @@ def test_a_lost_worker_costs_no_seed_that_was_done(tmp_path: Path) -> None:
         if started == 3:
             break
     lost.close()
-    assert kept(str(tmp_path)) == {5}
+    assert list_checkpoints(str(tmp_path)) == {5}
     events = list(worker.run(job(tmp_path)))
     assert [type(event) for event in events] == [Progress, Result]
     (whole,) = (event for event in worker.run(job(tmp_path / "elsewhere")) if isinstance(event, Result))
@@ -44,7 +44,7 @@ def test_a_lost_worker_costs_no_seed_that_was_done(tmp_path: Path) -> None:
     assert isinstance(result, Result)
     assert (result.values, result.diagnostics, result.train_seconds) == (whole.values, whole.diagnostics, 9.0)
     discard(str(tmp_path), 5)
-    assert kept(str(tmp_path)) == set()
+    assert list_checkpoints(str(tmp_path)) == set()
 
 
 @pytest.mark.parametrize("content", ["", json.dumps({"identity": "other", "ended": [{"values": {"x": 1.0}}]})])
