@@ -133,3 +133,17 @@ def test_the_import_packages_are_this_projects_own(name: str) -> None:
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.origin is not None
     assert Path(spec.origin).resolve().is_relative_to(ROOT)
+
+
+# ---- size ----------------------------------------------------------------------------------------------------------
+
+LONGEST_FUNCTION, LONGEST_FILE = 80, 500  # lines
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_and_functions_stay_short(file: str) -> None:
+    text = (ROOT / file).read_text()
+    assert text.count("\n") <= LONGEST_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and not node.name.endswith("_kernel") and "/migrations/" not in file:
+            assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, f"{file}: {node.name}"
