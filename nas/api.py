@@ -40,8 +40,8 @@ def search(
     `flags` are those of `nas search --help` with underscores: `preset="quick"`, `trials=20`, `workers=2`,
     `space="vision"`, `settings={"depth": "2..4"}`. Ctrl-C (a notebook's stop button) lets running trials finish, a
     second hands them back; `study.outcome` says how it ended, and the same call with `resume=True` goes on.
-    `evaluate` may be "module:function", which workers import: it takes a `hypernas.records.Job` and yields its
-    Progress, Report and, last, its Result.
+    `evaluate` may be "module:function", which workers import (a resumed search wants it again): it takes a
+    `hypernas.records.Job` and yields its Progress, Report and, last, its Result.
 
     Raises UserError and its kinds as `nas search` refuses, before anything is trained.
     """
@@ -248,6 +248,7 @@ class Study:
 
 
 def _open_asking(study: str, store: str, flags: Mapping[str, Any]) -> "Asking":
+    from hypernas.records import OWN
     from hypernas.store import Store
     from hypernas.study.asking import Asking
     from hypernas.study.search import open_search, prepare
@@ -257,7 +258,7 @@ def _open_asking(study: str, store: str, flags: Mapping[str, Any]) -> "Asking":
         raise StudyError(f"no study {study!r} in {store}: create_study makes one")
     prepared = prepare(config, plan)
     opened = Store(store)
-    return Asking(opened, open_search(opened, prepared))
+    return Asking(opened, open_search(opened, prepared, OWN))
 
 
 def _flags(study: str, store: str, flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,10 @@ from typing import Any
 
 RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the training at which a trial is evaluated
 
+# What an evaluation may be named instead of module:function. Studies keep these names, which outlive modules.
+EVALUATIONS = {"training": "hypernas.training.evaluate:evaluate", "trivial": "hypernas.bench.trivial:evaluate"}
+OWN = "own"  # what a study keeps of any other: it names no code for others to run
+
 
 class State(StrEnum):
     """A trial's life: WAITING -> RUNNING -> COMPLETE | STOPPED | FAILED."""
@@ -225,7 +229,7 @@ class StudySettings:
     compile: bool = False
     repeats: int = 1  # seeds that each architecture is trained with
     inherit: bool = False  # children of evolution start from their parents' weights
-    evaluate: str = "training"  # as in Job
+    evaluate: str = "training"  # of EVALUATIONS, or OWN
     data_path: str | None = None
     scaling: Mapping[str, Sequence[float]] = field(default_factory=dict)  # how inputs are normalised
     yardstick: Mapping[str, Any] | None = None  # Yardstick of the baseline, where `ceg` is an objective

@@ -191,7 +191,7 @@ def _run(step: Step, path: Path, left: float, *, dry: bool) -> Done:
         file.write(f"== {step.name}: {step.proves}\n".encode())
         file.flush()
         start = file.tell()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         # In a session of its own: what it started ends with it.
         process = subprocess.Popen(
             [program, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
@@ -205,12 +205,6 @@ def _run(step: Step, path: Path, left: float, *, dry: bool) -> Done:
             _end(process)
     text = path.read_bytes()[start:].decode(errors="replace")
     return Done(step, ended, time.monotonic() - clock, tuple(_rows(step, text)))
-
-
-def _paths() -> list[str]:
-    """Where a step finds this tree, and whatever this process was told of."""
-    given = os.environ.get("PYTHONPATH", "")
-    return [str(ROOT), *([given] if given else [])]
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

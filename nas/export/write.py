@@ -23,7 +23,7 @@ from hypernas.errors import StudyError, UserError
 from hypernas.export import formats
 from hypernas.export.read import CARD, CONFIG_VERSION, digest, listed
 from hypernas.export.source import write_source
-from hypernas.records import State, StudyRow, Trial
+from hypernas.records import OWN, State, StudyRow, Trial
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space
 from hypernas.show.json_shapes import cost_json, training_json
@@ -213,6 +213,11 @@ def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: b
     kept = find_weights(store, study, trial.number)
     if kept is not None:
         return kept
+    if study.settings.evaluate == OWN:
+        raise StudyError(
+            f"the weights of trial {trial.number} are not kept, and no study names the code of one's own that "
+            f"evaluates {study.name!r}: they cannot be made again here"
+        )
     console = Console(stderr=True, quiet=not progress)
     console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
     with Lines(1, 0, TASKS[study.settings.task].unit, console) as view:

@@ -21,6 +21,8 @@ from hypernas.engines.make import make_executor
 from hypernas.engines.protocol import Executor
 from hypernas.errors import StudyError
 from hypernas.records import (
+    EVALUATIONS,
+    OWN,
     RUNGS,
     Inheritance,
     Job,
@@ -51,7 +53,10 @@ from hypernas.yardstick import Yardstick
 class Search:
     """The study's mind and its memory: what to train next, and what came of it."""
 
-    def __init__(self, store: Store, row: StudyRow, config: StudyConfig, plan: Plan) -> None:
+    def __init__(
+        self, store: Store, row: StudyRow, config: StudyConfig, plan: Plan, evaluate: str | None = None
+    ) -> None:
+        self.evaluate = evaluate or row.settings.evaluate
         self.store, self.row, self.config, self.plan = store, row, config, plan
         self.checkpoints = checkpoints_folder(row, config.checkpoints)
         self.exhausted = False
@@ -147,7 +152,8 @@ class Search:
     def job(self, trial: Trial) -> Job:
         path = checkpoint_path(self.checkpoints, trial.number)
         # A limit is the search's own: whoever trains the row again wants its numbers, not to weigh them once more.
-        return replace(make_job(self.store, self.row, trial), checkpoint=path, max_latency_ms=self.plan.latency)
+        job = make_job(self.store, self.row, trial)
+        return replace(job, checkpoint=path, max_latency_ms=self.plan.latency, evaluate=self.evaluate)
 
 
 def make_proposals(row: StudyRow, plan: Plan, sampler: str, session: str) -> Proposals:
@@ -320,6 +326,7 @@ def open_search(
 ) -> Search:
     """Creates the study, or continues it when `config.resume`. Raises StudyError.
 
+    `evaluate` is one of EVALUATIONS or module:function; of the latter a study keeps no name, so it is given again.
     `enqueued`, architectures and how to train them, come before what the sampler draws from now on. `yardstick` is
     what a new study with the objective `ceg` measures its trials with.
     """
@@ -329,7 +336,14 @@ def open_search(
         waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
         row = replace(row, settings=replace(row.settings, enqueued=[*row.settings.enqueued, *waiting]))
         store.update_settings(row, row.settings)
-    return Search(store, row, prepared.config, prepared.plan)
+    if row.settings.evaluate != OWN:
+        return Search(store, row, prepared.config, prepared.plan)
+    if evaluate in EVALUATIONS:
+        raise StudyError(
+            f"study {row.name!r} is evaluated by code of its own: give evaluate='module:function' again, as no study "
+            "names code for others to run"
+        )
+    return Search(store, row, prepared.config, prepared.plan, evaluate)
 
 
 def open_study(
@@ -361,7 +375,11 @@ def open_study(
         objectives=plan.objectives,
         settings=StudySettings.of(
             to_json(config)
-            | {"trials": plan.trials, "data_path": plan.data_path, "evaluate": evaluate}
+            | {
+                "trials": plan.trials,
+                "data_path": plan.data_path,
+                "evaluate": evaluate if evaluate in EVALUATIONS else OWN,
+            }
             | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
             | ({"yardstick": asdict(yardstick)} if yardstick else {})
         ),

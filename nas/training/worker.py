@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 
-from hypernas.records import Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
+from hypernas.records import EVALUATIONS, Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
 from hypernas.search_spaces.base import SpaceError
 from hypernas.training.checkpoints import identity, seeds_path, write_whole
 from hypernas.training.repeats import average_results
 
 Event = Notice | Progress | Report | Result
-# What a job's `evaluate` may name instead of module:function. Rows of studies hold these names: they outlive modules.
-EVALUATIONS = {"training": "hypernas.training.evaluate:evaluate", "trivial": "hypernas.bench.trivial:evaluate"}
 
 
 def run(job: Job) -> Generator[Event]:

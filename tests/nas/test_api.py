@@ -137,6 +137,14 @@ def test_an_own_evaluation_is_named_for_workers_to_import(flags: dict[str, Any],
     study = nas.search("own", store=str(tmp_path / "nas.db"), evaluate="hypernas.bench.trivial:evaluate", **flags)
     assert study.outcome is not None and study.outcome.finished == 4
     assert all(study.trials()["bits_per_byte"] < 2)
+    with pytest.raises(nas.StudyError, match="give evaluate='module:function' again"):
+        nas.search("own", store=study.store, resume=True, trials=5)
+    with Reader(study.store) as reader:  # a store names no code for others to run
+        assert "hypernas.bench" not in str(reader.study("own").settings.as_json())
+    again = "hypernas.bench.trivial:evaluate"
+    assert nas.search("own", store=study.store, resume=True, trials=5, evaluate=again).outcome.finished == 5
+    with pytest.raises(nas.StudyError, match=r"weights of trial \d are not kept"):
+        study.best("best").load()
 
 
 # ---- ask and tell --------------------------------------------------------------------------------------------------

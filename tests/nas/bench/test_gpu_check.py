@@ -37,11 +37,14 @@ def test_every_step_runs_in_its_dry_form_and_without_database_or_cluster(tmp_pat
     blocker = tmp_path / "blocker"
     blocker.mkdir()
     (blocker / "sitecustomize.py").write_text(HIDES.replace("BLOCKED", repr(BLOCKED)))
+    links = tmp_path / "tree"  # as on a machine where nothing of ours is installed
+    subprocess.run(["make", "-s", "tree", f"TREE={links}"], cwd=gpu_check.ROOT, check=True)
     done = subprocess.run(
         [sys.executable, "-m", "hypernas.bench.gpu_check", str(tmp_path / "out")],
         cwd=gpu_check.ROOT,
         # pytest looks for its plugins by itself, and dash's needs plotly.
-        env=os.environ | {"PYTHONPATH": str(blocker), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-p no:dash"},
+        env=os.environ
+        | {"PYTHONPATH": f"{blocker}{os.pathsep}{links}", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "-p no:dash"},
         capture_output=True,
         text=True,
         check=False,
