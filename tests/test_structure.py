@@ -1,7 +1,9 @@
 """The floors of the house: a package imports lower floors alone, and each third-party library has its owners."""
 
 import ast
+import importlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -147,3 +149,36 @@ def test_files_and_functions_stay_short(file: str) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and not node.name.endswith("_kernel") and "/migrations/" not in file:
             assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, f"{file}: {node.name}"
+
+
+# ---- names in texts ------------------------------------------------------------------------------------------------
+
+
+def leads_somewhere(dotted: str) -> bool:
+    """Whether the longest part of a dotted name that is a module has the rest as attributes."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[count:]:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
+
+
+def test_dotted_names_of_ours_in_texts_and_in_code_that_is_text_are_there() -> None:
+    """No linter reads a program in a string, nor a document."""
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    named: dict[str, str] = {}
+    for path in [*documents, *(ROOT / file for file in [*FILES, *OTHERS])]:
+        text = path.read_text()
+        where = path.relative_to(ROOT).as_posix()
+        for match in re.finditer(r"^\s*from (hypernas[\w.]*) import (\w+(?:, \w+)*)", text, re.MULTILINE):
+            named |= {f"{match[1]}.{name}": where for name in match[2].split(", ")}
+        if path.suffix == ".md":
+            named |= {match[0]: where for match in re.finditer(r"(?<!ops\.)\bhypernas(?:\.\w+)+", text)}
+    assert {name: where for name, where in named.items() if not leads_somewhere(name)} == {}

@@ -195,7 +195,7 @@ _FRONT = """
 import sys
 from hypernas.cli.main import main
 main(sys.argv[1:])
-from hypernas.bench_store import peak_memory
+from hypernas.bench.store import peak_memory
 print(peak_memory(), file=sys.stderr)
 """
 

@@ -120,7 +120,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def test_a_process_that_keeps_freed_memory_gets_huge_pages_and_keeps_them():
     program = """
 import torch
-from hypernas.kernels._cpu import keep_freed_memory
+from hypernas.kernels.cpu_library import keep_freed_memory
 keep_freed_memory()
 def huge():
     return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHuge"))
@@ -138,10 +138,10 @@ print(first, huge())
 SANITIZED = """
 import ctypes, sys
 import torch
-from hypernas.kernels import _cpu
-_cpu.library = lambda: library
+from hypernas.kernels import cpu_library
+cpu_library.library = lambda: library
 library = ctypes.CDLL(sys.argv[1])
-from hypernas.kernels import _dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_chain, stream_mix
+from hypernas.kernels import dispatch, cosine_gate, rms_norm, sinkhorn, stream_boundary, stream_chain, stream_mix
 from hypernas.kernels import stream_read, swiglu
 cpu = torch.device("cpu")
 for dtype in (torch.float32, torch.bfloat16):
@@ -159,8 +159,8 @@ for dtype in (torch.float32, torch.bfloat16):
             (sinkhorn.SINKHORN, sinkhorn.example_arguments(tokens, n, dtype, cpu)),
         ]
         for op, arguments in cases:
-            with _dispatch.forcing("cpu"):
-                _dispatch.outputs_and_gradients(op.function, arguments)
+            with dispatch.forcing("cpu"):
+                dispatch.outputs_and_gradients(op.function, arguments)
 print("clean")
 """
 
