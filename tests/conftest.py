@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 # Nothing of the store at import: kernels are tested on GPU machines that have torch and no database.
 if TYPE_CHECKING:
     from hypernas.store import Store
+
+# An example takes as long as the machine makes it take: no test is about that.
+settings.register_profile("hypernas", deadline=None)
+settings.load_profile("hypernas")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -464,7 +464,6 @@ def test_names_for_one_function_share_a_class_and_a_canonical_form():
     assert type(make_connection(1, "none", None, 6, 0)) is PlainResidual
 
 
-@settings(deadline=None)
 @given(st.sampled_from(EVERY))
 def test_canonical_streams_are_legal_cost_the_same_and_are_their_own_canonical_form(streams):
     canonical = canonical_streams(*streams)

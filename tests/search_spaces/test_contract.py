@@ -57,8 +57,8 @@ GATED = {
 }
 
 every_space = pytest.mark.parametrize("case", CASES)
-drawn = settings(max_examples=10, deadline=None, derandomize=True)
-built = settings(max_examples=5, deadline=None, derandomize=True)
+drawn = settings(max_examples=10, derandomize=True)
+built = settings(max_examples=5, derandomize=True)
 
 
 class DrawnTrial:

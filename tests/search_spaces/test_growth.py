@@ -102,7 +102,7 @@ def test_a_new_layer_stands_between_old_ones_where_their_gates_ask_for_it(mixing
     assert difference(model, grown, TOKENS) < 1e-13
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_drawn_pairs_agree_in_float32(data: st.DataObject) -> None:
     draw = data.draw

@@ -111,7 +111,7 @@ def test_false_edges_are_as_rare_as_promised() -> None:
     assert wrong <= 0.10 * families  # 0.05, and twice that for the fitted tail
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.sampled_from([0.5, 1.0, 3.0]))
 def test_p_values_fall_as_the_statistic_grows_and_match_the_count(seed: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
@@ -124,7 +124,7 @@ def test_p_values_fall_as_the_statistic_grows_and_match_the_count(seed: int, spr
     assert p[: len(middle)] == pytest.approx([(null >= point).mean() for point in middle], abs=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60))
 def test_whoever_is_confirmed_family_wise_is_discovered_too(values: list[float]) -> None:
     p = np.array(values)
@@ -137,7 +137,7 @@ def test_weight_decay_is_no_evidence() -> None:
     assert np.abs(learned_change(0.3 * initial, initial, factor)).max() < 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 12), st.floats(0, 0.3))
 def test_every_node_is_in_one_block_or_apart_and_no_edge_leaves_a_block(
     seed: int, C: int, H: int, density: float

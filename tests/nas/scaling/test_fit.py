@@ -82,7 +82,7 @@ def test_below_what_is_irreducible_no_compute_is_enough():
     assert LAWS["base"].flops([1.0, 0.5]).tolist() == [np.inf, np.inf]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.floats(0.2, 1.5), st.floats(0.05, 0.3), st.floats(0.05, 0.3))
 def test_runs_without_noise_give_their_laws_back(E, first, second):
     true = {"a": Law(E, 2.0 * 1e11**first, first), "b": Law(E, 1.5 * 1e11**second, second)}
