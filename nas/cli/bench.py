@@ -20,8 +20,8 @@ def bench() -> None:
     "--part", type=click.Choice(["overhead", "growth", "quality", "inheritance"]), default="overhead", show_default=True
 )
 @click.option("--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth]")
-@click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Of --part quality.")
-@click.option("--figure", metavar="FILE", help="Of --part quality: hypervolume against compute, as HTML, PNG or SVG.")
+@click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Seeds of --part quality.")
+@click.option("--figure", metavar="FILE", help="Draw --part quality: hypervolume against compute, as HTML, PNG or SVG.")
 @click.option("--record", is_flag=True, help="Train the table that --part quality replays: short trainings, resumable.")
 @click.option("--store", default="table.db", show_default=True, metavar="URL", help="Where --record keeps its study.")
 @click.option("--out", default="lm.json", show_default=True, metavar="FILE", help="The table that --record writes.")
@@ -94,7 +94,11 @@ def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
 
 @bench.command(name="kernels")
 @click.option(
-    "--op", default="stream_boundary", show_default=True, metavar="NAME", help="Which op; see docs/kernels.md."
+    "--op",
+    default="stream_boundary",
+    show_default=True,
+    metavar="NAME",
+    help="The op to time; docs/kernels.md names them.",
 )
 @click.option("--n", type=click.IntRange(min=1), default=4, show_default=True, help="Residual streams.")
 @click.option("--C", "channels", type=click.IntRange(min=1), default=256, show_default=True, help="Channels a stream.")

@@ -10,7 +10,7 @@ from hypernas.cli.base import json_option, print_json, store_option
 @click.command()
 @store_option
 @click.option("--study", metavar="NAME", help="Also check this study's data and space.")
-@click.option("--space", default="lm", show_default=True, metavar="NAME", help="Whose architectures to try.")
+@click.option("--space", default="lm", show_default=True, metavar="NAME", help="Try architectures of this space.")
 @click.option("--address", metavar="HOST:PORT", help="The Ray cluster to try: auto or HOST:PORT.")
 @json_option
 def doctor(store: str, study: str | None, space: str, address: str | None, as_json: bool) -> None:

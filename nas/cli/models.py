@@ -78,12 +78,12 @@ def train(
 
 @click.command()
 @click.argument("folder", metavar="DIR")
-@click.option("--prompt", required=True, metavar="TEXT", help="What to continue.")
+@click.option("--prompt", required=True, metavar="TEXT", help="Text to continue.")
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, metavar="N", help="Bytes to add.")
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.8, show_default=True, metavar="X", help="0: the likeliest."
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the sampling.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the sampling.")
 @device_option
 def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
     """Continue a text with an exported language model."""
@@ -131,7 +131,7 @@ def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -
     default=1.0,
     show_default=True,
     metavar="SHARE",
-    help="Of the confirmed edges, the strongest, whose blocks the model runs.",
+    help="Keep this share of the confirmed edges, strongest first; the model runs their blocks.",
 )
 @click.option(
     "--steps",
@@ -147,9 +147,13 @@ def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -
     default=0,
     show_default=True,
     metavar="T",
-    help="Tokens or images, over all steps.",
+    help="Train on T tokens or images in all, spread over the steps.",
 )
-@click.option("--store", metavar="URL", help="Whose study's front the variants join.  [default: nas.db if it is there]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Store of the model's study: the variants are added to its front.  [default: nas.db if it is there]",
+)
 @click.option("--figure", metavar="FILE", help="The evidence, permuted into the blocks, as HTML, PNG or SVG.")
 @device_option
 @json_option

@@ -95,7 +95,13 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
 @click.command()
 @study_option()
 @store_option
-@click.option("--trials", default="front", show_default=True, metavar="N,M", help="Which; front: all of it.")
+@click.option(
+    "--trials",
+    default="front",
+    show_default=True,
+    metavar="N,M",
+    help='Trials to compare: numbers, or "front" for all on the front.',
+)
 @click.option(
     "--baseline", default="baseline", show_default=True, metavar="NAME", help="The study's own, or one of nas gallery."
 )
@@ -112,7 +118,13 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     show_default=True,
     help="Tokens in proportion to parameters, or as their power 0.37.",
 )
-@click.option("--seeds", type=int, default=3, show_default=True, help="Of the smaller half of the sizes.")
+@click.option(
+    "--seeds",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Seeds per size in the smaller half of the ladder (larger sizes: one).",
+)
 @click.option("--ablate", is_flag=True, help="One trial against the baseline, a component at a time.")
 @cluster_options
 @json_option
