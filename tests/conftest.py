@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,3 +83,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[Store]":
             for driver in opened.live_drivers(opened.study(study["name"])):
                 opened.stop_driver(driver)
             opened.delete_study(study["name"])
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """Where Chromium is; tests that need it are skipped, saying so, where there is none."""
+    from hypernas.dashboards.screenshots import BROWSERS
+
+    found = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium here: this test opens pages in a real browser (apt-get install chromium)")
+    return found

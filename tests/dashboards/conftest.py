@@ -1,14 +1,13 @@
 """Studies for the dashboards' tests, written through the store's own API."""
 
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hypernas.dashboards.screenshots import BROWSERS, launch_browser
+from hypernas.dashboards.screenshots import launch_browser
 from hypernas.records import Failure, FailureKind, Proposal, Recipe, Report, Result, SpaceSpec, StudyRow, StudySettings
 from hypernas.store import Store
 
@@ -136,15 +135,6 @@ def hostile() -> str:
 def write_in() -> Callable[[Store, str], Writer]:
     """Makes another study and its writer."""
     return lambda store, name: Writer(store, make_study(store, name))
-
-
-@pytest.fixture(scope="session")
-def browser_path() -> str:
-    """Where Chromium is; tests that need it are skipped, saying so, where there is none."""
-    found = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("no Chromium here: this test opens pages in a real browser (apt-get install chromium)")
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What every space promises, checked by one body of tests over all of them."""
 
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -59,6 +60,7 @@ GATED = {
 every_space = pytest.mark.parametrize("case", CASES)
 drawn = settings(max_examples=10, derandomize=True)
 built = settings(max_examples=5, derandomize=True)
+counted = settings(max_examples=3, derandomize=True)  # counting every product of a run takes long
 
 
 class DrawnTrial:
@@ -74,9 +76,13 @@ class DrawnTrial:
         return self.suggest_categorical(name, range(low, high + 1, step))
 
 
+@cache  # spaces are frozen, and every example asks for one
 def space_of(case: str, **more: str) -> Any:
     name, given_settings = CASES[case]
     return load_space(name, {**given_settings, **more})
+
+
+whole_space = cache(load_space)
 
 
 def inputs_of(space: Any, arch: Any) -> torch.Tensor:
@@ -109,7 +115,7 @@ def test_architectures_come_back_from_their_parameters_and_their_json(case, data
     assert space.suggest(FixedTrial(params)) == arch
     flat = arch_to_json(arch)
     assert space.from_json(flat) == arch
-    whole = load_space(CASES[case][0])
+    whole = whole_space(CASES[case][0])
     assert arch_to_json(whole.from_json({name: str(value) for name, value in flat.items()})) == flat
     assert set(flat) <= set(space.keys)
     assert hash(arch) == hash(space.from_json(flat))
@@ -149,7 +155,7 @@ def test_counts_of_parameters_equal_the_built_modules(case, data):
 
 @every_space
 @given(data=st.data())
-@drawn
+@built
 def test_matmul_flops_equal_the_counter_to_the_digit(case, data):
     # Which inputs a gate lets through depends on values, and meta tensors have none.
     space = space_of(case, **({} if case == "example" else {"gates.placement": "none"}))
@@ -188,7 +194,7 @@ def every_key(self, query, key, value, positions):
 
 @pytest.mark.parametrize("case", GATED)
 @given(data=st.data(), seed=st.integers(0, 2**20))
-@built
+@counted
 def test_gated_flops_equal_those_of_the_tokens_that_ran(case, data, seed):
     space = space_of(case, **GATED[case])
     arch = space.suggest(DrawnTrial(data))

@@ -162,7 +162,7 @@ def test_more_gpus_than_any_node_has_is_one_message(cluster: Any) -> None:
         pooled(cluster, 1, gpus=3)
 
 
-@pytest.mark.parametrize("engine", ["ray", "tune"])
+@pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("asked", "gpus", "workers", "visible"), [(None, 1, 2, {"0", "1"}), (0, 0, 3, {""})])
 def test_trials_take_the_gpus_of_a_cluster_unless_cpus_are_asked_for(
     engine: str, asked: float | None, gpus: float, workers: int, visible: set[str], cluster: Any
@@ -197,7 +197,7 @@ def kept(store: str, study: str) -> tuple[float | None, str | None]:
     return settings.gpus_per_trial, settings.engine
 
 
-@pytest.mark.parametrize("engine", ["ray", "tune"])
+@pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
 def test_a_search_on_declared_gpus_says_so_and_is_resumed_on_what_it_ran_on(
     engine: str, declared: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -175,6 +175,7 @@ def trips(bare_python: Path, tmp_path_factory: pytest.TempPathFactory) -> list[E
     return made_trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(SETTINGS)), ids=[str(settings) for settings in SETTINGS])
 def test_source_and_program_compute_the_same_in_a_bare_environment(trips: list[Exported], number: int):
     comes_back(trips[number])
@@ -183,6 +184,7 @@ def test_source_and_program_compute_the_same_in_a_bare_environment(trips: list[E
 SEEDS = [range(1000, 1002), *(pytest.param(range(n, n + GROUP), marks=pytest.mark.slow) for n in range(0, 30, GROUP))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space_name", ["lm", "vision"])
 @pytest.mark.parametrize("seeds", SEEDS, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_drawn_architectures_come_back_in_a_bare_environment(

@@ -18,6 +18,7 @@ from hypernas.study.driver import run
 from hypernas.study.search import open_search, prepare
 
 TRIVIAL = "trivial"
+EACH_SAMPLER = [pytest.param(name, marks=pytest.mark.slow) if name == "gp" else name for name in SAMPLERS]
 
 
 def searched(folder: Path, sampler: str, trials: int, **config: object) -> tuple[list, int]:
@@ -29,7 +30,7 @@ def searched(folder: Path, sampler: str, trials: int, **config: object) -> tuple
         return store.trials(search.row), search.proposals.cache_hits
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EACH_SAMPLER)
 def test_a_sampler_proposes_different_configurations_and_the_same_ones_for_the_same_seed(
     sampler: str, tmp_path: Path
 ) -> None:
@@ -44,7 +45,7 @@ def test_a_sampler_proposes_different_configurations_and_the_same_ones_for_the_s
     assert [(t.arch_hash, t.recipe) for t in first] == [(t.arch_hash, t.recipe) for t in second]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EACH_SAMPLER)
 def test_a_small_space_is_searched_to_its_last_point(sampler: str, tmp_path: Path) -> None:
     settings = {"depth": "2..3", "d_model": "32,64", "attention.ratio": "1", "ffn.shape": "conventional"}
     settings |= {"ffn.ratio": "2,4", "streams.n": "1", "gates.placement": "none", "optim.lr": "0.001,0.003,0.009"}
