@@ -64,7 +64,7 @@ def run_search(
     """
     config, plan, stored = check_search(given)
     if stored is not None:
-        config = _where_it_ran(config, stored, given)
+        config = _where_it_ran(config, stored, given, evaluate)
     return _run_search(config, plan, stored is None, evaluate, say, watch)
 
 
@@ -91,12 +91,15 @@ def check_search(given: Mapping[str, Any]) -> tuple[StudyConfig, Plan, Mapping[s
     return config, make_plan(config), stored
 
 
-def _where_it_ran(config: StudyConfig, stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
+def _where_it_ran(
+    config: StudyConfig, stored: Mapping[str, Any], given: Mapping[str, Any], evaluate: str
+) -> StudyConfig:
     """The configuration with the engine, GPUs and workers that the study ran on last, unless flags say otherwise."""
     from hypernas.store import Reader
-    from hypernas.study.search import ran_on
+    from hypernas.study.search import check_evaluation, ran_on
 
     with Reader(config.store) as store:
+        check_evaluation(config.study, store.study(config.study).settings.evaluate, evaluate)
         return resume_settings({**stored, **ran_on(store, config.study)}, given)
 
 

@@ -152,6 +152,7 @@ class Search:
     def job(self, trial: Trial) -> Job:
         path = checkpoint_path(self.checkpoints, trial.number)
         # A limit is the search's own: whoever trains the row again wants its numbers, not to weigh them once more.
+        check_evaluation(self.row.name, self.row.settings.evaluate, self.evaluate)
         job = make_job(self.store, self.row, trial)
         return replace(job, checkpoint=path, max_latency_ms=self.plan.latency, evaluate=self.evaluate)
 
@@ -336,14 +337,17 @@ def open_search(
         waiting = [[arch_to_json(arch), asdict(recipe)] for arch, recipe in enqueued]
         row = replace(row, settings=replace(row.settings, enqueued=[*row.settings.enqueued, *waiting]))
         store.update_settings(row, row.settings)
-    if row.settings.evaluate != OWN:
-        return Search(store, row, prepared.config, prepared.plan)
-    if evaluate in EVALUATIONS:
+    own = row.settings.evaluate == OWN and evaluate not in EVALUATIONS
+    return Search(store, row, prepared.config, prepared.plan, evaluate if own else None)
+
+
+def check_evaluation(study: str, kept: str, given: str) -> None:
+    """Raises StudyError where a study that is evaluated by code of one's own would go on without being told which."""
+    if kept == OWN and given in (*EVALUATIONS, OWN):
         raise StudyError(
-            f"study {row.name!r} is evaluated by code of its own: give evaluate='module:function' again, as no study "
+            f"study {study!r} is evaluated by code of its own: give evaluate='module:function' again, as no study "
             "names code for others to run"
         )
-    return Search(store, row, prepared.config, prepared.plan, evaluate)
 
 
 def open_study(
