@@ -125,7 +125,7 @@ def test_every_sampler_repeats_nothing_learns_of_every_end_and_can_be_replayed(
 def test_a_finished_search_replays_to_the_same_proposals(sampler: str, tmp_path: Path) -> None:
     store, _ = searched(tmp_path, sampler=sampler, halving=True, trials=16)
     resumed = StudyConfig(study="s", preset="quick", sampler=sampler, halving=True, trials=26, resume=True)
-    run(open_search(store, prepare(resumed)), Inline(), Silent())
+    run(open_search(store, prepare(resumed), evaluate=f"{HERE}:curved"), Inline(), Silent())
     entries = list(replayed(store, store.study("s")))
     assert len(entries) == 23  # three are the baselines
     assert [entry.drawn for entry in entries] == [entry.stored for entry in entries]
