@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from hypernas.study.asking import Asking
     from hypernas.study.driver import Outcome
 
-FIGURES = ("front", "curves", "hypervolume", "importance")
+# By kind, the function of hypernas.dashboards that draws it.
+FIGURES = {
+    "front": "pareto_figure",
+    "curves": "curve_figure",
+    "hypervolume": "hypervolume_figure",
+    "importance": "importance_figure",
+}
 
 
 def search(
@@ -46,13 +52,8 @@ def search(
     Raises UserError and its kinds as `nas search` refuses, before anything is trained.
     """
     given = _flags(study, store, flags) | {"resume": resume}
-    if progress:
-        from hypernas.show.views import make_view, say
-
-        ended, outcome = run_search(given, evaluate, say, make_view)
-    else:
-        ended, outcome = run_search(given, evaluate)
-    return Study(ended.row.name, store, outcome, **_own_space(given))
+    _, outcome = run_search(given, evaluate, progress=progress)
+    return Study(study, store, outcome, **_own_space(given))
 
 
 def create_study(study: str, *, store: str = "nas.db", **flags: Any) -> "Study":
@@ -167,14 +168,9 @@ class Study:
         from hypernas.dashboards import notebook
 
         if kind not in FIGURES:
-            raise UserError(f"figure {kind!r}; {nearest(kind, FIGURES)}")
-        drawn = {
-            "front": notebook.pareto_figure,
-            "curves": notebook.curve_figure,
-            "hypervolume": notebook.hypervolume_figure,
-            "importance": notebook.importance_figure,
-        }[kind]
-        return drawn(self.name, self.store, **options)
+            raise UserError(f"figure {kind!r}; {nearest(kind, tuple(FIGURES))}")
+        figure: go.Figure = getattr(notebook, FIGURES[kind])(self.name, self.store, **options)
+        return figure
 
     # ---- taking home -----------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ those libraries is imported inside the functions that run after them.
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,58 +14,37 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hypernas.config.plan import Plan, make_plan
-from hypernas.config.study_config import StudyConfig, own_code, resume_settings
+from hypernas.config.study_config import StudyConfig, check_evaluation, own_code, resume_settings, without_own_code
 from hypernas.errors import StoreError, StudyError
 
 if TYPE_CHECKING:
     from hypernas.engines.protocol import Executor
-    from hypernas.records import Trial
     from hypernas.store import Reader, Store
-    from hypernas.study.driver import Outcome, View
+    from hypernas.study.driver import Outcome
     from hypernas.study.search import Search
-
-Say = Callable[[str], None]
-# Trials asked for, finished ones, the unit trained on, and what gives the front: a context with who watches.
-Watch = Callable[[int, int, str, "Callable[[], Sequence[Trial]]"], "AbstractContextManager[View]"]
-
-
-def _say_nothing(line: str) -> None:
-    """Nobody listens."""
-
-
-def _watch_nothing(
-    asked: int, finished: int, unit: str, front: "Callable[[], Sequence[Trial]]"
-) -> "AbstractContextManager[View]":
-    from hypernas.show.views import Silent
-
-    return nullcontext(Silent())
-
-
-def _live_view(
-    asked: int, finished: int, unit: str, front: "Callable[[], Sequence[Trial]]"
-) -> "AbstractContextManager[View]":
-    from hypernas.show.views import make_view
-
-    return make_view(asked, finished, unit, front)
 
 
 def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
     """Runs a search to its end and says what came of it; the exit code. Raises as `run_search`."""
-    search, outcome = run_search(given, evaluate, partial(click.echo, err=True), _live_view)
-    return _conclude(search, outcome)
+    search, outcome = run_search(given, evaluate, progress=True)
+    from hypernas.store import Reader
+
+    with Reader(search.config.store) as store:
+        return _conclude(store, search, outcome)
 
 
 def run_search(
-    given: Mapping[str, Any], evaluate: str = "training", say: Say = _say_nothing, watch: Watch = _watch_nothing
+    given: Mapping[str, Any], evaluate: str = "training", *, progress: bool = False
 ) -> "tuple[Search, Outcome]":
-    """Runs a search to its end. `given` are flags by their names in StudyConfig; `say` gets a line now and then.
+    """Runs a search to its end. `given` are flags by their names in StudyConfig; `progress` is shown on stderr.
 
     Raises UserError and SpaceError for bad input, before Ray starts.
     """
     config, plan, stored = check_search(given)
     if stored is not None:
-        config = _where_it_ran(config, stored, given, evaluate)
-    return _run_search(config, plan, stored is None, evaluate, say, watch)
+        check_evaluation(config.study, stored.get("evaluate", "training"), evaluate)
+        config = _where_it_ran(config, stored, given)
+    return _run_search(config, plan, stored is None, evaluate, progress)
 
 
 def check_search(given: Mapping[str, Any]) -> tuple[StudyConfig, Plan, Mapping[str, Any] | None]:
@@ -91,21 +70,16 @@ def check_search(given: Mapping[str, Any]) -> tuple[StudyConfig, Plan, Mapping[s
     return config, make_plan(config), stored
 
 
-def _where_it_ran(
-    config: StudyConfig, stored: Mapping[str, Any], given: Mapping[str, Any], evaluate: str
-) -> StudyConfig:
+def _where_it_ran(config: StudyConfig, stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
     """The configuration with the engine, GPUs and workers that the study ran on last, unless flags say otherwise."""
     from hypernas.store import Reader
-    from hypernas.study.search import check_evaluation, ran_on
+    from hypernas.study.search import ran_on
 
     with Reader(config.store) as store:
-        check_evaluation(config.study, store.study(config.study).settings.evaluate, evaluate)
         return resume_settings({**stored, **ran_on(store, config.study)}, given)
 
 
-def _run_search(
-    config: StudyConfig, plan: Plan, new: bool, evaluate: str, say: Say, watch: Watch
-) -> "tuple[Search, Outcome]":
+def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progress: bool) -> "tuple[Search, Outcome]":
     """Checks data, workers and devices, then trains."""
     from hypernas.engines.devices import on_what
     from hypernas.integrations.warm_start import warm_start
@@ -114,6 +88,7 @@ def _run_search(
     from hypernas.study.search import check_resumed, executor_of, open_search, prepare
     from hypernas.training.checkpoints import open_folder
 
+    say: Callable[[str], None] = partial(click.echo, err=True) if progress else lambda line: None
     prepared = prepare(config, plan)  # whatever is wrong is found before anything is written
     first = warm_start(config.warm_start, config.store, prepared.plan) if config.warm_start else []
     if config.checkpoints is not None:
@@ -128,13 +103,16 @@ def _run_search(
         if new and "ceg" in prepared.plan.objectives:
             yardstick = measure_baseline(store, executor, config, prepared.plan, say)
         search = open_search(store, prepared, evaluate, first, yardstick)
-        return search, _drive(store, search, executor, say, watch)
+        return search, _drive(store, search, executor, say, progress)
 
 
-def _drive(store: "Store", search: "Search", executor: "Executor", say: Say, watch: Watch) -> "Outcome":
-    """Says what is searched, and trains while somebody watches."""
+def _drive(
+    store: "Store", search: "Search", executor: "Executor", say: Callable[[str], None], progress: bool
+) -> "Outcome":
+    """Says what is searched, and trains, under a live view where there is `progress` to be shown."""
     from hypernas.data.tasks import TASKS
-    from hypernas.study.driver import run
+    from hypernas.show.views import Silent, make_view
+    from hypernas.study.driver import View, run
 
     config, plan = search.config, search.plan
     finished = store.finished(search.row)
@@ -145,7 +123,10 @@ def _drive(store: "Store", search: "Search", executor: "Executor", say: Say, wat
         f"{'halving, ' if search.halving else ''}{'inheriting, ' if config.inherit else ''}"
         f"results in {store.shown}"
     )
-    with watch(plan.trials, finished, unit, lambda: store.front(search.row)) as view:
+    watching: AbstractContextManager[View] = nullcontext(Silent())
+    if progress:
+        watching = make_view(plan.trials, finished, unit, lambda: store.front(search.row))
+    with watching as view:
         return run(
             search,
             executor,
@@ -156,15 +137,8 @@ def _drive(store: "Store", search: "Search", executor: "Executor", say: Say, wat
         )
 
 
-def _conclude(search: "Search", outcome: "Outcome") -> int:
+def _conclude(store: "Reader", search: "Search", outcome: "Outcome") -> int:
     """Prints the front, what beats the baseline, and how to go on; the exit code."""
-    from hypernas.store import Reader
-
-    with Reader(search.config.store) as store:
-        return _say_what_came(store, search, outcome)
-
-
-def _say_what_came(store: "Reader", search: "Search", outcome: "Outcome") -> int:
     from hypernas.show.status import status_of, verdict
     from hypernas.show.tables import front_table, print_table
 
@@ -209,9 +183,7 @@ def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
         with Reader(config.store) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None
-            stored = store.study(config.study).settings.as_json()
-            # Older rows name a space of one's own: code that a store names is not run.
-            return {name: value for name, value in stored.items() if name != "space" or not own_code(value)}
+            return without_own_code(store.study(config.study).settings.as_json())
     except StoreError as error:
         if not error.missing:
             raise

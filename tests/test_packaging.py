@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,7 @@ def test_the_links_of_make_tree_are_the_package_without_an_installation(tmp_path
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The wheel and the source distribution, built from a copy without what earlier builds left."""
     made = tmp_path_factory.mktemp("built")
     source = made / "source"
@@ -76,7 +75,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path
     run(sys.executable, "-m", "pip", "install", "-q", "--target", str(tools), "setuptools>=77", cwd=made)
     code = "from setuptools.build_meta import build_sdist, build_wheel; build_sdist('..'); build_wheel('..')"
     run(sys.executable, "-c", code, cwd=source, PYTHONPATH=str(tools))
-    yield next(made.glob("*.whl")), next(made.glob("*.tar.gz"))
+    return next(made.glob("*.whl")), next(made.glob("*.tar.gz"))
 
 
 @pytest.mark.slow

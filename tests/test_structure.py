@@ -79,8 +79,9 @@ def package_of(module: str) -> str:
 
 
 def module_of(file: str) -> str:
+    """The name that a file is imported by."""
     top, _, rest = file.removesuffix(".py").partition("/")
-    return f"{FOLDERS[top]}.{rest.replace('/', '.')}".removesuffix(".__init__") if rest != "__init__" else FOLDERS[top]
+    return f"{FOLDERS[top]}.{rest.replace('/', '.')}".removesuffix(".__init__")
 
 
 def inside(module: str, package: str) -> bool:

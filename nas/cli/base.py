@@ -95,11 +95,19 @@ def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
+def require_gpus(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    from hypernas.config.study_config import check_gpus
+
+    check_gpus(value)  # here, before a command imports torch
+    return value
+
+
 device_option = click.option(
     "--gpus-per-trial",
     "gpus",
     type=float,
     metavar="F",
+    callback=require_gpus,
     help="1: the GPU; 0: the CPU.  [default: 1, or 0 where there is none]",
 )
 

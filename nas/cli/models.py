@@ -57,10 +57,8 @@ def train(
     \b
     nas train --study first --trial 7 --tokens 100000000 --out seven-long
     """
-    from hypernas.config.study_config import check_gpus
     from hypernas.store import Store
 
-    check_gpus(gpus)
     with Store(store) as opened:
         row = opened.study(study)
         from hypernas.export.retrain import train as run_training  # brings torch: once the study is found
@@ -87,9 +85,6 @@ def train(
 @device_option
 def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
     """Continue a text with an exported language model."""
-    from hypernas.config.study_config import check_gpus
-
-    check_gpus(gpus)  # before torch is imported
     from hypernas.engines.devices import asked_device
     from hypernas.export.read import generate as continued
 
@@ -104,9 +99,6 @@ def generate(folder: str, prompt: str, count: int, temperature: float, seed: int
 @json_option
 def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
     """Loss and accuracy of an exported model on the validation part of some data."""
-    from hypernas.config.study_config import check_gpus
-
-    check_gpus(gpus)  # before torch is imported
     from hypernas.engines.devices import asked_device
     from hypernas.export.read import evaluate as scored
 
@@ -180,9 +172,6 @@ def decompose(
     nas decompose winner --out winner-blocks
     nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
     """
-    from hypernas.config.study_config import check_gpus
-
-    check_gpus(gpus)  # before torch is imported
     if figure is not None:
         from hypernas.dashboards.paper import check_file
 

@@ -143,14 +143,14 @@ def scale(
 ) -> None:
     """Does the gain survive scale? Trains a ladder of sizes and fits scaling laws: compute-equivalent gain by compute.
 
-    The ladder is a study of its own, NAME-scale; Run the same command again to continue after Ctrl-C.
+    The ladder is a study of its own, NAME-scale. Run the same command again to continue after Ctrl-C.
 
     \b
     nas scale --study first --trials 14
     nas scale --study first --trials 14 --ablate --ladder 20k..320k
     """
     from hypernas.config.study_config import StudyConfig
-    from hypernas.store import Store
+    from hypernas.store import Reader
 
     try:
         ratios = tuple(float(part) for part in tokens_per_parameter.split(","))
@@ -158,7 +158,7 @@ def scale(
         raise UserError(f"--tokens-per-parameter {tokens_per_parameter}: wanted numbers, like 10,20,40") from error
     given = {"study": study, "store": store, **given_flags(flags)}
     StudyConfig(**given)
-    with Store(store) as opened:  # whether it has the study, before torch is imported
+    with Reader(store) as opened:  # whether it has the study, before torch is imported
         opened.study(study)
     from hypernas.scaling.analysis import describe
     from hypernas.scaling.ladder import Ladder, parse_sizes

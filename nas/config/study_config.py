@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hypernas.config.keys import ENGINES, HUB, KERNELS, PRESETS, SAMPLERS
-from hypernas.errors import UserError
+from hypernas.errors import StudyError, UserError
+from hypernas.records import EVALUATIONS, OWN
 from hypernas.search_spaces.base import (
     nearest,
 )
@@ -101,6 +102,20 @@ def check_gpus(gpus: float | None) -> None:
 def own_code(space: str) -> bool:
     """Whether a space's name is a file of the user's: FILE.py:Class."""
     return space.rpartition(":")[0].endswith(".py")
+
+
+def without_own_code(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings without a space of the user's own, which older rows name: code that a store names is not run."""
+    return {name: value for name, value in stored.items() if name != "space" or not own_code(value)}
+
+
+def check_evaluation(study: str, kept: str, given: str) -> None:
+    """Raises StudyError where a study that is evaluated by code of one's own would go on without being told which."""
+    if kept == OWN and given in (*EVALUATIONS, OWN):
+        raise StudyError(
+            f"study {study!r} is evaluated by code of its own: give evaluate='module:function' again, as no study "
+            "names code for others to run"
+        )
 
 
 # ---- reading a configuration file ----------------------------------------------------------------------------

@@ -168,11 +168,6 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def say(line: str) -> None:
-    """A line of a search, where its view is."""
-    Console(stderr=True).print(Text(line), soft_wrap=True)
-
-
 def make_view(asked: int, finished: int, unit: str, front: Callable[[], Sequence[Trial]]) -> Lines | Screen:
     """A live view where stderr is a terminal, lines otherwise. `unit` is what trials train on: token or image."""
     console = Console(stderr=True)

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 
 from hypernas.data.tasks import TASKS, steps_of
 from hypernas.errors import StudyError, UserError
-from hypernas.records import RUNGS, Failure, FailureKind, Report, Result, StudyRow, Trial
+from hypernas.records import RUNGS, Failure, FailureKind, Result, StudyRow, Trial
 from hypernas.store import Store
 from hypernas.study.driver import HEARTBEAT_SECONDS, checked
 from hypernas.study.search import Search
+from hypernas.training.model import name_prices
+from hypernas.training.run import report_at, rung_step
 from hypernas.training.step import training_flops
 
 
@@ -50,18 +52,10 @@ class Asking:
             raise UserError(f"rung {rung}: wanted 0 to {len(RUNGS) - 1}, after shares {shares} of the training")
         space = self._search.plan.space
         arch = space.from_json(trial.arch)
-        spent = steps_of(TASKS[space.task], arch, trial.recipe)
-        step = max(1, round(RUNGS[rung] * spent.count))
-        seen = step * spent.units
-        report = Report(
-            trial=number,
-            rung=rung,
-            step=step,
-            tokens=seen,
-            training_flops=training_flops(space.cost(arch).flops_total, seen),
-            loss=as_number(loss, "loss"),
-            seconds=time.monotonic() - since if seconds is None else seconds,
-        )
+        steps = steps_of(TASKS[space.task], arch, trial.recipe)
+        spent = time.monotonic() - since if seconds is None else seconds
+        step, value = rung_step(rung, steps.count), as_number(loss, "loss")
+        report = report_at(step, steps, space.cost(arch), number, rung, value, spent)
         seq = self._store.report(self._row, report, trial.token)
         if seq is None:
             raise self._taken_over(number)
@@ -108,11 +102,8 @@ class Asking:
         arch = space.from_json(trial.arch)
         cost, task = space.cost(arch), TASKS[space.task]
         spent = steps_of(task, arch, trial.recipe)
-        return {
-            f"flops_per_{task.unit}": float(cost.flops_total),
-            "parameters": float(cost.parameters_total),
-            "training_flops": training_flops(float(cost.flops_total), spent.count * spent.units),
-        }
+        prices = name_prices(task, float(cost.flops_total), float(cost.parameters_total))
+        return prices | {"training_flops": training_flops(float(cost.flops_total), spent.count * spent.units)}
 
     def _mine(self, number: int) -> tuple[Trial, float]:
         if number not in self._asked:

@@ -15,7 +15,7 @@ from uuid import uuid4
 from hypernas import pareto
 from hypernas.config.keys import MEASURED
 from hypernas.config.plan import Plan, make_plan, with_data
-from hypernas.config.study_config import RAN_ON, StudyConfig, own_code, to_json
+from hypernas.config.study_config import RAN_ON, StudyConfig, check_evaluation, to_json, without_own_code
 from hypernas.data.tasks import TASKS
 from hypernas.engines.make import make_executor
 from hypernas.engines.protocol import Executor
@@ -341,15 +341,6 @@ def open_search(
     return Search(store, row, prepared.config, prepared.plan, evaluate if own else None)
 
 
-def check_evaluation(study: str, kept: str, given: str) -> None:
-    """Raises StudyError where a study that is evaluated by code of one's own would go on without being told which."""
-    if kept == OWN and given in (*EVALUATIONS, OWN):
-        raise StudyError(
-            f"study {study!r} is evaluated by code of its own: give evaluate='module:function' again, as no study "
-            "names code for others to run"
-        )
-
-
 def open_study(
     store: Store,
     prepared: Prepared,
@@ -363,8 +354,7 @@ def open_study(
         row = store.study(config.study)
         _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
         # The same data may lie elsewhere by now.
-        stored = row.settings.as_json()
-        before = {name: value for name, value in stored.items() if name != "space" or not own_code(value)}
+        before = without_own_code(row.settings.as_json())
         settings = StudySettings.of(before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path})
         store.update_settings(row, settings)
         return replace(row, settings=settings)

@@ -21,8 +21,9 @@ from hypernas.training.device import deterministic, provenance, worker_device
 from hypernas.training.inherit import describe_change, inherit
 from hypernas.training.measure import Measured, latency_ms, measure, stream_diagnostics
 from hypernas.training.model import Score, cached_space
-from hypernas.training.run import Run, Setting, job_setting, prepare
+from hypernas.training.run import Run, Setting, job_setting, prepare, rung_step
 from hypernas.training.step import DivergedError
+from hypernas.yardstick import Yardstick
 
 PROGRESS_SECONDS = 0.5
 
@@ -81,7 +82,7 @@ def start(run: Run, job: Job) -> Iterator[Progress | Notice | Report]:
 
 def run_rungs(run: Run, job: Job) -> Generator[Progress | Notice | Report, None, Score]:
     """Trains to the end, with a report at each rung; returns the score at the last."""
-    rungs = {max(1, round(share * run.steps)): rung for rung, share in enumerate(RUNGS)}
+    rungs = {rung_step(rung, run.steps): rung for rung in range(len(RUNGS))}
     scored = Score(math.nan, math.nan)
     shown = clock = time.perf_counter()
     run.model.train()
@@ -192,6 +193,4 @@ def gain_over_baseline(job: Job, loss: float, flops: float) -> dict[str, float]:
     """`ceg` of a training that ended at `loss` after `flops`, where the study asks for it."""
     if job.yardstick is None:
         return {}
-    from hypernas.yardstick import Yardstick  # brings scipy
-
     return {"ceg": Yardstick.of(job.yardstick).gain(loss, flops)}

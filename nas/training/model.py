@@ -52,12 +52,12 @@ def score(model: nn.Module, batches: Iterable[Batch], nats: float, original: nn.
 
 def name_values(task: Task, scored: Score, flops: float, parameters: float) -> dict[str, float]:
     """A model's score and size by the names of their objectives; `flops` of a forward pass, a token (or an image)."""
-    return {
-        task.loss: scored.loss,
-        "accuracy": scored.accuracy,
-        f"flops_per_{task.unit}": flops,
-        "parameters": parameters,
-    }
+    return {task.loss: scored.loss, "accuracy": scored.accuracy, **name_prices(task, flops, parameters)}
+
+
+def name_prices(task: Task, flops: float, parameters: float) -> dict[str, float]:
+    """What a model costs, by the names of its objectives; `flops` as in `name_values`."""
+    return {f"flops_per_{task.unit}": flops, "parameters": parameters}
 
 
 def scoring_samples(spent: Steps, cost: Any, micro_batches: int, device: torch.device) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hypernas.data.tasks import TASKS, Batch, Steps, Task, steps_of, to_device
-from hypernas.records import Job, Recipe, Report
+from hypernas.records import RUNGS, Job, Recipe, Report
 from hypernas.search_spaces.base import Cost, Space
 from hypernas.search_spaces.gates import execution_rates, reset_rates
 from hypernas.training import cuda_graph
@@ -120,9 +120,8 @@ class Run:
 
     def report(self, trial: int, rung: int, loss: float) -> Report:
         """How far the training of a trial is."""
-        units = self.done * self.setting.steps.units
-        flops = training_flops(self.setting.cost.flops_total, units)
-        return Report(trial, rung, self.done, units, flops, loss, self.train_seconds + self.evaluate_seconds)
+        seconds = self.train_seconds + self.evaluate_seconds
+        return report_at(self.done, self.setting.steps, self.setting.cost, trial, rung, loss, seconds)
 
     def values(self, scored: Score) -> dict[str, float]:
         """The values of a trial that ended so. Nothing may have run the model since it was scored."""
@@ -131,6 +130,17 @@ class Run:
         whole = training_flops(cost.flops_total, self.steps * self.setting.steps.units)
         named = name_values(self.setting.task, scored, executed, float(cost.parameters_total))
         return {**named, "training_flops": float(whole)}
+
+
+def report_at(step: int, steps: Steps, cost: Cost, trial: int, rung: int, loss: float, seconds: float) -> Report:
+    """The point of a trial's learning curve after a step."""
+    units = step * steps.units
+    return Report(trial, rung, step, units, training_flops(cost.flops_total, units), loss, seconds)
+
+
+def rung_step(rung: int, steps: int) -> int:
+    """The step, of `steps`, after which a trial is scored for a rung."""
+    return max(1, round(RUNGS[rung] * steps))
 
 
 def prepare(

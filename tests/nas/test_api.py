@@ -49,6 +49,7 @@ def test_every_export_is_there_and_documented_after_every_module_was_imported() 
         assert found.__doc__ and not found.__doc__.startswith(f"{name}("), f"{name} says nothing of itself"
     assert nas.__version__[0].isdigit()
     assert set(nas.__all__) <= set(dir(nas))
+    assert set(nas.__all__) == {"__version__", *nas._HOME_OF}
 
 
 def test_what_is_not_exported_is_an_attribute_error() -> None:
