@@ -89,8 +89,16 @@ def heard(search: Search) -> dict[str, tuple]:
     return {repr(t.params): (t.values, t.constraints) for t in told if t.state == TrialState.COMPLETE}
 
 
-@pytest.mark.parametrize("halving", [True, False])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+# The two whose proposals take longest, a second with the Gaussian process, run once in `make test`.
+SLOW = {("gp", False), ("tpe", False)}
+CASES = [
+    pytest.param(sampler, halving, marks=[pytest.mark.slow] if (sampler, halving) in SLOW else [])
+    for sampler in SAMPLERS
+    for halving in (True, False)
+]
+
+
+@pytest.mark.parametrize(("sampler", "halving"), CASES)
 def test_every_sampler_repeats_nothing_learns_of_every_end_and_can_be_replayed(
     sampler: str, halving: bool, tmp_path: Path
 ) -> None:
@@ -195,7 +203,7 @@ def timed(job: Job) -> Iterator[Report | Result]:
     yield replace(result, values={**result.values, "latency_ms": taken})
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [pytest.param("gp", marks=pytest.mark.slow), *(s for s in SAMPLERS if s != "gp")])
 def test_the_sampler_hears_how_far_over_its_limit_a_latency_is_also_after_a_refill(
     sampler: str, tmp_path: Path
 ) -> None:
