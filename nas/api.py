@@ -5,10 +5,10 @@ that the command `nas` would print.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hypernas.config.study_config import StudyConfig
+from hypernas.config.study_config import FLAGS, check_least, split_names, wrong_type
 from hypernas.errors import StudyError, UserError
 from hypernas.launch import check_search, run_search
 from hypernas.search_spaces import load_space
@@ -51,7 +51,7 @@ def search(
 
     Raises UserError and its kinds as `nas search` refuses, before anything is trained.
     """
-    given = _flags(study, store, flags) | {"resume": resume}
+    given = _flags(study, store, {"resume": resume, **flags})
     _, outcome = run_search(given, evaluate, progress=progress)
     return Study(study, store, outcome, **_own_space(given))
 
@@ -258,17 +258,19 @@ def _open_asking(study: str, store: str, flags: Mapping[str, Any]) -> "Asking":
 
 
 def _flags(study: str, store: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What StudyConfig takes. Raises UserError for a flag that there is not."""
-    known = tuple(field.name for field in fields(StudyConfig))
-    for name in flags:
-        if name not in known:
-            raise UserError(f"unknown flag {name!r}; {nearest(name, known)}")
-    given = {name: value for name, value in flags.items() if value is not None}
+    """The arguments of StudyConfig. Raises UserError for a flag that there is not and a value of another type."""
+    given = {"study": study, "store": store, **{name: value for name, value in flags.items() if value is not None}}
+    for name, value in given.items():
+        if name not in FLAGS:
+            raise UserError(f"unknown flag {name!r}; {nearest(name, tuple(FLAGS))}")
+        if wrong := wrong_type(name, value):
+            raise UserError(f"{name}={value!r} {wrong}")
+        check_least(name, value)
     if "settings" in given:
         given["settings"] = {key: str(value) for key, value in given["settings"].items()}
-    if isinstance(given.get("objectives"), str):
-        given["objectives"] = tuple(part.strip() for part in given["objectives"].split(","))
-    return {"study": study, "store": store, **given}
+    if "objectives" in given:
+        given["objectives"] = split_names(given["objectives"])
+    return given
 
 
 def _own_space(given: Mapping[str, Any]) -> dict[str, Any]:

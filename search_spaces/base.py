@@ -16,11 +16,10 @@ from math import exp
 from math import log as log_of
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
-from numpy.random import Generator
-
 from hypernas.errors import SpaceError
 
-if TYPE_CHECKING:  # torch takes a second and a half to import; whoever builds a network has it
+if TYPE_CHECKING:  # torch and NumPy take long to import; whoever builds a network or draws at random has them
+    from numpy.random import Generator
     from torch import nn
 
 Scalar = str | int | float | bool
@@ -64,7 +63,7 @@ class FixedTrial:
 class Uniform:
     """Answers each question evenly and independently, and keeps its answers."""
 
-    def __init__(self, rng: Generator) -> None:
+    def __init__(self, rng: "Generator") -> None:
         self._rng = rng
         self.answers: dict[str, Any] = {}
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+from hypernas.config.study_config import DEFAULTS, FLAGS, KINDS, check_least, option_of, split_names
+
 MAX_COUNT = 2**31 - 1  # what every database holds in an integer
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-STORE_HELP = "Where studies are kept: a SQLite file, sqlite:///FILE or postgresql://USER@HOST/NAME."
+STORE_HELP = FLAGS["store"].help
 
 
 class Commands(click.Group):
@@ -28,12 +30,8 @@ def parse_settings(ctx: click.Context, param: click.Parameter, values: tuple[str
     return out
 
 
-def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(part.strip() for part in value.split(","))
-
-
 def study_option(required: bool = True) -> Callable:
-    return click.option("--study", required=required, metavar="NAME", help="Name of the study.")
+    return click.option("--study", required=required, metavar="NAME", help=FLAGS["study"].help)
 
 
 store_option = click.option("--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP)
@@ -42,52 +40,55 @@ set_option = click.option(
     "--set",
     "settings",
     multiple=True,
-    metavar="KEY=VALUE",
+    metavar=FLAGS["settings"].metavar,
     callback=parse_settings,
-    help="Fix a key (depth=4) or restrict it (depth=2..8, ffn.shape=hourglass,conventional). Repeat for more.",
+    help=FLAGS["settings"].help,
 )
 
 
-def require_positive(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
-    if value is not None and value < 1:
-        raise click.BadParameter(f"{value}: wanted at least 1")
-    return value
+def parse_flag(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """A flag's value as StudyConfig has it; None for one that was not given."""
+    name = str(param.name)
+    if value is None:
+        return None
+    if name == "objectives":
+        return split_names(value)
+    check_least(name, value)
+    return value == "on" if isinstance(param.type, click.Choice) else value
 
 
-CLUSTER_OPTIONS = (
-    click.option(
-        "--engine",
-        metavar="NAME",
-        help="ray (warm worker processes), tune (Ray Tune) or inline (this process).  [default: ray]",
-    ),
-    click.option("--address", metavar="HOST:PORT", help="Join this Ray cluster: auto or HOST:PORT."),
-    click.option(
-        "--workers",
-        type=int,
-        metavar="N",
-        callback=require_positive,
-        help="Trainings at once.  [default: as many as there are GPUs or cores for]",
-    ),
-    click.option(
-        "--gpus-per-trial",
-        type=float,
-        metavar="F",
-        help="GPUs a training takes; a fraction shares one, 0 is CPUs.  [default: 1, or 0 where there is none]",
-    ),
-    click.option(
-        "--other-device",
-        is_flag=True,
-        default=None,
-        help="Go on with a study in another precision, or on the other of GPUs and CPUs (name it: --gpus-per-trial).",
-    ),
-)
+def flag_option(name: str) -> Callable:
+    """The option of a field of StudyConfig, by its type, its default and its words; not given, it is None."""
+    if name == "settings":
+        return set_option
+    flag, default = FLAGS[name], DEFAULTS[name]
+    shown = flag.shown or ("" if default is None or isinstance(default, bool) else str(default))
+    given: dict[str, Any] = {"metavar": flag.metavar, "type": KINDS[name][-1]}
+    if KINDS[name] == (bool,):  # where None is a third value, on and off are said
+        given = {"is_flag": True, "default": None} if default is not None else {"type": click.Choice(["on", "off"])}
+    return click.option(
+        option_of(name),
+        *flag.aliases,
+        name,
+        callback=parse_flag,
+        help=flag.help + (f"  [default: {shown}]" if shown else ""),
+        **given,
+    )
 
 
-def cluster_options(command: Callable) -> Callable:
-    """What trainings run on: the flags, by their names in StudyConfig, of all commands that start some."""
-    for option in reversed(CLUSTER_OPTIONS):
-        command = option(command)
-    return command
+def flag_options(*names: str) -> Callable:
+    """The options of these fields of StudyConfig, in this order."""
+
+    def add(command: Callable) -> Callable:
+        for name in reversed(names):
+            command = flag_option(name)(command)
+        return command
+
+    return add
+
+
+# What trainings run on: for all commands that start some.
+cluster_options = flag_options("engine", "address", "workers", "gpus_per_trial", "other_device")
 
 
 def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,63 +7,21 @@ from typing import Any
 import click
 
 from hypernas.cli.base import (
-    STORE_HELP,
     cluster_options,
+    flag_options,
     given_flags,
     json_option,
-    parse_names,
     print_json,
-    set_option,
     store_option,
     study_option,
 )
+from hypernas.config.study_config import FLAGS, StudyConfig, read_toml
 from hypernas.errors import UserError
 
 
 @click.command()
-@click.option("--study", metavar="NAME", help="Name of the study.  [default: default]")
-@click.option("--store", metavar="URL", help=STORE_HELP + "  [default: nas.db]")
-@click.option("--space", metavar="NAME", help="lm, vision, pkg.module:Space or FILE.py:Space.  [default: lm]")
 @click.option("--config", metavar="FILE.toml", help="[search] holds these flags with underscores, [set] the keys.")
-@set_option
-@click.option("--preset", metavar="NAME", help="quick, small or full: trials and tokens.  [default: small]")
-@click.option(
-    "--objectives",
-    "--objective",
-    metavar="A,B[,C]",
-    callback=parse_names,
-    help="What to trade off; a quality alone against flops.  [default: loss and flops]",
-)
-@click.option("--trials", type=int, metavar="N", help="Trials in the study when it is done.  [default: the preset's]")
-@click.option("--time", type=float, metavar="SECONDS", help="Start no trial after so long.")
-@click.option("--device-hours", type=float, metavar="H", help="Start no trial once all have used so much of a device.")
-@cluster_options
-@click.option(
-    "--sampler",
-    metavar="NAME",
-    help="evolution, tpe, nsgaii, nsgaiii, gp, random, qmc or hub:NAME.  [default: evolution with halving, else tpe]",
-)
-@click.option(
-    "--halving",
-    type=click.Choice(["on", "off"]),
-    help="Stop trials early that promise no place on the front.  [default: on from 64 trials on]",
-)
-@click.option(
-    "--repeats", type=int, metavar="N", help="Seeds each trial is trained with; values are means.  [default: 1]"
-)
-@click.option(
-    "--inherit",
-    is_flag=True,
-    default=None,
-    help="Children of evolution start from their parents' weights; measured in docs/search.md.  [default: off]",
-)
-@click.option("--warm-start", metavar="SOURCE", help="Train these first: FILE.json, [STORE#]STUDY or optuna:URL#STUDY.")
-@click.option("--trial-timeout", type=float, metavar="S", help="Kill a trial that runs longer.")
-@click.option("--checkpoints", metavar="DIR", help="Where half-trained trials are kept.  [default: beside the store]")
-@click.option("--kernels", metavar="NAME", help="auto, reference, triton or cpu.  [default: auto]")
-@click.option("--compile", is_flag=True, default=None, help="torch.compile each net: only long trials win it back.")
-@click.option("--seed", type=int, metavar="N", help="Seed of the study: data order and proposals.  [default: 0]")
-@click.option("--resume", is_flag=True, default=None, help="Continue the study up to --trials; create it if unknown.")
+@flag_options(*FLAGS)
 def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     """Train candidate architectures and keep the front of loss against FLOPs.
 
@@ -75,18 +33,11 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     nas search --study mine --set data.path=book.txt --set depth=4..8 --trials 100
     nas search --study first --resume --trials 200
     """
-    from hypernas.config.study_config import read_toml
-
     given = read_toml(config) if config else {}
     given |= given_flags(flags)
     merged = {**given.get("settings", {}), **settings}
     if merged:
         given["settings"] = merged
-    if "halving" in flags and flags["halving"] is not None:
-        given["halving"] = flags["halving"] == "on"
-    for flag in ("trials", "workers"):
-        if given.get(flag) is not None and given[flag] < 1:
-            raise UserError(f"--{flag} {given[flag]}: wanted at least 1")
     from hypernas.launch import launch
 
     sys.exit(launch(given))
@@ -149,7 +100,6 @@ def scale(
     nas scale --study first --trials 14
     nas scale --study first --trials 14 --ablate --ladder 20k..320k
     """
-    from hypernas.config.study_config import StudyConfig
     from hypernas.store import Reader
 
     try:

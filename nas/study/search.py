@@ -15,7 +15,7 @@ from uuid import uuid4
 from hypernas import pareto
 from hypernas.config.keys import MEASURED
 from hypernas.config.plan import Plan, make_plan, with_data
-from hypernas.config.study_config import RAN_ON, StudyConfig, check_evaluation, to_json, without_own_code
+from hypernas.config.study_config import Scope, StudyConfig, check_evaluation, names_of, to_json, without_own_code
 from hypernas.data.tasks import TASKS
 from hypernas.engines.make import make_executor
 from hypernas.engines.protocol import Executor
@@ -225,7 +225,7 @@ def ran_on(store: Reader, study: str) -> dict[str, Any]:
     if all(row["name"] != study for row in store.studies()):
         return {}
     row = store.study(study)
-    found = {name: value for name in RAN_ON if (value := getattr(row.settings, name)) is not None}
+    found = {name: value for name in names_of(Scope.MACHINE) if (value := getattr(row.settings, name)) is not None}
     if "gpus_per_trial" not in found and {device for device, _ in computed_in(store, row)} == {"cpu"}:
         found["gpus_per_trial"] = 0.0
     return found

@@ -122,6 +122,14 @@ def test_bad_input_is_raised_in_the_sentences_of_the_command(study: nas.Study, t
         nas.search("other", store=store, preset="quik")
     with pytest.raises(nas.UserError, match=r"unknown flag 'trails'.*trials"):
         nas.search("other", store=store, trails=3)
+    with pytest.raises(nas.UserError, match="trials='x' is str; wanted int"):
+        nas.search("other", store=store, trials="x")
+    with pytest.raises(nas.UserError, match="resume='no' is str; wanted bool"):
+        nas.search("other", store=store, resume="no")
+    with pytest.raises(nas.UserError, match="settings='depth=2' is str; wanted dict"):
+        nas.create_study("other", store=store, settings="depth=2")
+    with pytest.raises(nas.UserError, match="--workers 0: wanted at least 1"):
+        nas.search("other", store=store, workers=0)
     with pytest.raises(nas.SpaceError, match="depth"):
         nas.search("other", store=store, settings={"depth": "x"})
     with pytest.raises(nas.StudyError, match="no study 'secnod'"):
