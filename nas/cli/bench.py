@@ -1,6 +1,7 @@
 """`nas bench`."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from hypernas.errors import UserError
 @click.group(cls=Commands)
 def bench() -> None:
     """Measure hypernas itself, side by side with its peers."""
+
+
+def _print_rows(data: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(data)
+        return
+    from hypernas.show.tables import bench_table, print_table
+
+    print_table(bench_table(data))
 
 
 @bench.command(name="search")
@@ -44,8 +54,6 @@ def bench_search(
     and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock. inheritance: what
     children gain that start from their parents' weights, in ten minutes.
     """
-    from hypernas.show.tables import bench_table, print_table
-
     if record:
         from hypernas.bench.table import record as record_table
 
@@ -70,10 +78,7 @@ def bench_search(
         from hypernas.bench.search import growth, overhead
 
         data = growth(trials or 10_000) if part == "growth" else overhead(trials or 200)
-    if as_json:
-        print_json(data)
-    else:
-        print_table(bench_table(data))
+    _print_rows(data, as_json)
 
 
 @bench.command(name="store")
@@ -83,13 +88,9 @@ def bench_search(
 def bench_store(store: str | None, seconds: float, as_json: bool) -> None:
     """Statements a trial takes, four drivers on one PostgreSQL beside Optuna's storage, and opening a large study."""
     from hypernas.bench.store import measure
-    from hypernas.show.tables import bench_table, print_table
 
     data = measure(store, seconds)
-    if as_json:
-        print_json(data)
-    else:
-        print_table(bench_table(data))
+    _print_rows(data, as_json)
 
 
 @bench.command(name="kernels")
@@ -115,16 +116,12 @@ def bench_kernels(
     On a GPU by replaying CUDA graphs over data that does not fit its cache.
     """
     from hypernas.bench.kernels import run_all
-    from hypernas.show.tables import bench_table, print_table
 
     try:
         data = run_all(op, n, channels, tokens, dtype, backend, device)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if as_json:
-        print_json(data)
-    else:
-        print_table(bench_table(data))
+    _print_rows(data, as_json)
 
 
 @bench.command(name="train")
@@ -139,14 +136,10 @@ def bench_train(device: str, as_json: bool) -> None:
     from hypernas.bench.device import device_of
     from hypernas.bench.device_steps import run_on
     from hypernas.bench.train import run
-    from hypernas.show.tables import bench_table, print_table
 
     try:
         where = device_of(device)
     except ValueError as error:
         raise UserError(str(error)) from error
     data = run() if where.type == "cpu" else run_on(where)
-    if as_json:
-        print_json(data)
-    else:
-        print_table(bench_table(data))
+    _print_rows(data, as_json)

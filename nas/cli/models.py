@@ -1,5 +1,8 @@
 """Commands about trained models: export, train, generate, evaluate, decompose."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from hypernas.cli.base import MAX_COUNT, device_option, json_option, print_json, store_option, study_option
@@ -199,7 +202,12 @@ def decompose(
         write_figure(drawn(report["nets"], read_evidence(out)), figure)
     if as_json:
         print_json(report)
-        return
+    else:
+        _print_verdict(report, out)
+
+
+def _print_verdict(report: Mapping[str, Any], out: str) -> None:
+    """Prints what was found, and what the model in blocks lost by it."""
     for line in report["verdict"]:
         click.echo(line)
     loss, result = report["loss"], report["result"]

@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,55 +123,88 @@ def climb(
     scaled = {(climber.name, size): _scaled(space, climber, size) for climber in climbers for size in ladder.sizes}
     loss = TASKS[space.task].loss
 
-    def settings(climber: Contender, size: int, ratio: float, rate: float, seed: int) -> dict[str, Any]:
-        own = {"optim.lr": rate, "train.seed": seed, "train.tokens": ladder.tokens(size, ratio)}
-        return {**climber.training, **scaled[climber.name, size], **own}
+    def train(trainings: Sequence[_Training]) -> list[tuple[_Training, Trial]]:
+        settings = [t.settings(ladder, scaled[t.contender.name, t.size]) for t in trainings]
+        return list(zip(trainings, sweep(store, executor, config, settings), strict=True))
 
-    tried = [(c, size, rate) for c in climbers for size in ladder.sizes[:2] for rate in ladder.rates]
-    first = ladder.tokens_per_parameter[0]
-    tuning = [settings(c, size, first, rate, 0) for c, size, rate in tried]
-    steps = [
-        (c, size, ratio, seed)
-        for c in climbers
-        for size in ladder.sizes
-        for ratio in ladder.tokens_per_parameter
-        for seed in ladder.seeds_of(size)
-    ]
-    # Rates are not known yet, and cost nothing.
-    trainings = tuning + [settings(c, s, r, 1e-3, seed) for c, s, r, seed in steps]
-    seconds = expected_seconds(space, config, trainings, worker_device("auto" if executor.gpus else "cpu"))
+    tuning, steps = _trainings(climbers, ladder)
+    everything = [t.settings(ladder, scaled[t.contender.name, t.size]) for t in (*tuning, *steps)]
+    seconds = expected_seconds(space, config, everything, worker_device("auto" if executor.gpus else "cpu"))
     say(
         f"{len(tuning)} trainings to find learning rates, then {len(steps)}; all of them take about "
         f"{_lasting(seconds / executor.workers)} with {executor.workers} workers, by the time of a step of each"
     )
-    tuned: dict[str, dict[int, dict[float, float]]] = {
-        c.name: {size: {} for size in ladder.sizes[:2]} for c in climbers
-    }
-    for (climber, size, rate), trial in zip(tried, sweep(store, executor, config, tuning), strict=True):
-        tuned[climber.name][size][rate] = trial.values[loss] if trial.state == State.COMPLETE else math.inf
+    rates, notes = _find_rates(train(tuning), loss, ladder, config.study)
+    say("learning rates: " + "; ".join(f"{name} {_ends(own)}" for name, own in rates.items()))
+    runs, failed = [], []
+    for training, trial in train([replace(t, rate=rates[t.contender.name][t.size]) for t in steps]):
+        name = training.contender.name
+        if trial.state == State.COMPLETE:
+            runs.append(run_of(name, trial, loss))
+        else:
+            why = trial.failure.kind if trial.failure else trial.state
+            failed.append(f"trial {trial.number}, {name} with about {training.size:,} parameters: {why}")
+    return Climbed(tuple(runs), rates, tuple(failed), tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """A contender at a size, in parameters, and how it is trained; `ratio` in tokens a parameter."""
+
+    contender: Contender
+    size: int
+    ratio: float
+    seed: int
+    rate: float
+
+    def settings(self, ladder: Ladder, arch: Mapping[str, Any]) -> dict[str, Any]:
+        tokens = ladder.tokens(self.size, self.ratio)
+        own = {"optim.lr": self.rate, "train.seed": self.seed, "train.tokens": tokens}
+        return {**self.contender.training, **arch, **own}
+
+
+def _trainings(climbers: Sequence[Contender], ladder: Ladder) -> tuple[list[_Training], list[_Training]]:
+    """Those that find the learning rates, and those of the ladder; of the latter no rate is known yet."""
+    first = ladder.tokens_per_parameter[0]
+    tuning = [
+        _Training(climber, size, first, 0, rate)
+        for climber in climbers
+        for size in ladder.sizes[:2]
+        for rate in ladder.rates
+    ]
+    steps = [
+        _Training(climber, size, ratio, seed, 1e-3)
+        for climber in climbers
+        for size in ladder.sizes
+        for ratio in ladder.tokens_per_parameter
+        for seed in ladder.seeds_of(size)
+    ]
+    return tuning, steps
+
+
+def _find_rates(
+    tuned: Sequence[tuple[_Training, Trial]], loss: str, ladder: Ladder, study: str
+) -> tuple[dict[str, dict[int, float]], list[str]]:
+    """By contender the learning rate at each size, and notes where the best one is an end of the grid.
+
+    Raises UserError for a contender of which no training ended.
+    """
+    losses: dict[str, dict[int, dict[float, float]]] = {}
+    for training, trial in tuned:
+        of_size = losses.setdefault(training.contender.name, {}).setdefault(training.size, {})
+        of_size[training.rate] = trial.values[loss] if trial.state == State.COMPLETE else math.inf
     rates, notes = {}, []
-    for name, losses in tuned.items():
-        best = {size: best_rate(some) for size, some in losses.items()}
+    for name, of_sizes in losses.items():
+        best = {size: best_rate(some) for size, some in of_sizes.items()}
         if None in best.values():
-            raise UserError(
-                f"{name}: at its smallest sizes no training ended; nas status --study {config.study} says why"
-            )
+            raise UserError(f"{name}: at its smallest sizes no training ended; nas status --study {study} says why")
         notes += [
             f"{name}: at {size:,} parameters the best learning rate, {rate:g}, is an end of the grid"
             for size, rate in best.items()
             if len(ladder.rates) > 1 and rate in (min(ladder.rates), max(ladder.rates))
         ]
         rates[name] = {size: extrapolated_rate(best, size) for size in ladder.sizes}
-    say("learning rates: " + "; ".join(f"{name} {_ends(own)}" for name, own in rates.items()))
-    ladder_runs = [settings(c, size, ratio, rates[c.name][size], seed) for c, size, ratio, seed in steps]
-    runs, failed = [], []
-    for (climber, size, _, _), trial in zip(steps, sweep(store, executor, config, ladder_runs), strict=True):
-        if trial.state == State.COMPLETE:
-            runs.append(run_of(climber.name, trial, loss))
-        else:
-            why = trial.failure.kind if trial.failure else trial.state
-            failed.append(f"trial {trial.number}, {climber.name} with about {size:,} parameters: {why}")
-    return Climbed(tuple(runs), rates, tuple(failed), tuple(notes))
+    return rates, notes
 
 
 def _scaled(space: GridSpace, climber: Contender, size: int) -> Mapping[str, Any]:

@@ -6,12 +6,12 @@ Whatever kills it, the store is consistent: every event is one transaction, and 
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from math import isfinite
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from hypernas.engines.protocol import Event, Executor, Lost
 from hypernas.records import (
@@ -126,6 +126,17 @@ class Interrupt:
 MAX_MICRO_BATCHES = 8
 
 
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A driver at work: what it trains, on what, who watches, and the trials it has leased, by number."""
+
+    work: Work
+    executor: Executor
+    view: View
+    driver: int
+    leased: dict[int, Trial] = field(default_factory=dict)
+
+
 def run(
     work: Work,
     executor: Executor,
@@ -143,58 +154,22 @@ def run(
     """
     store, row = work.store, work.row
     before = set() if other_device else computed_in(store, row)
-    open_folder(work.checkpoints)
-    found = list_checkpoints(work.checkpoints)  # before the store is asked: another driver may be starting trials
-    unfinished = {trial.number for trial in store.trials(row, states=(State.WAITING, State.RUNNING))}
-    for number in found - unfinished:
-        discard(work.checkpoints, number)
-    driver = store.start_driver(row, executor.workers)
+    _discard_old_checkpoints(work)
+    session = _Session(work, executor, view, store.start_driver(row, executor.workers))
     _take_over(work, view)
     interrupt = Interrupt()
-    leased: dict[int, Trial] = {}
-    deadline = None if seconds is None else time.monotonic() + seconds
-    beat = time.monotonic()
-    told = 0
-    waits = False
+    deadline = inf if seconds is None else time.monotonic() + seconds
+
+    def is_spent() -> bool:
+        if time.monotonic() > deadline:
+            return True
+        return device_hours is not None and store.device_seconds(row) >= 3600 * device_hours
+
     with interrupt.caught():
         try:
-            while True:
-                spent = (deadline is not None and time.monotonic() > deadline) or (
-                    device_hours is not None and store.device_seconds(row) >= 3600 * device_hours
-                )
-                stopping = interrupt.count > 0 or spent
-                if interrupt.count > told:
-                    told = interrupt.count
-                    if leased and told == 1:
-                        view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
-                check_device(row, before, executor.seen)  # workers may have come since
-                if not stopping:
-                    _fill(work, executor, driver, leased, view)
-                if not leased and (stopping or (executor.free and _settled(work))):
-                    break
-                if interrupt.count > 1:
-                    break
-                if leased or not executor.free:
-                    work.prefetch(0 if stopping else executor.workers)
-                    for event in executor.wait(TICK_SECONDS):
-                        if event.trial not in leased:  # an earlier event of the same call ended it for us
-                            continue
-                        _handle(work, executor, event, leased, view)
-                else:  # others have the last trials, and may die over them
-                    if not waits:
-                        view.message("nothing is left to start: waiting for the trials of other drivers")
-                    waits = True
-                    time.sleep(TICK_SECONDS)
-                if time.monotonic() - beat > HEARTBEAT_SECONDS:
-                    beat = time.monotonic()
-                    store.heartbeat(driver)
-                    _take_over(work, view)
-                view.tick()
+            spent = _train(session, before, interrupt, is_spent)
         finally:
-            executor.abandon()
-            for trial in leased.values():
-                store.release(row, trial.number, trial.token, fault=False)
-            store.stop_driver(driver)
+            _hand_back(session)
     return Outcome(
         finished=store.finished(row),
         asked=work.asked,
@@ -202,6 +177,61 @@ def run(
         exhausted=work.exhausted,
         over_budget=spent,
     )
+
+
+def _train(
+    session: _Session, before: Collection[tuple[str, str]], interrupt: Interrupt, is_spent: Callable[[], bool]
+) -> bool:
+    """The loop itself; whether a budget was used up at its end. `before`: how the study's trials were trained."""
+    work, executor, view, leased = session.work, session.executor, session.view, session.leased
+    beat = time.monotonic()
+    told, waits = 0, False
+    while True:
+        spent = is_spent()
+        stopping = interrupt.count > 0 or spent
+        if interrupt.count > told:
+            told = interrupt.count
+            if leased and told == 1:
+                view.message(f"finishing {len(leased)} running trials; once more hands them back unfinished")
+        check_device(work.row, before, executor.seen)  # workers may have come since
+        if not stopping:
+            _fill(session)
+        done = not leased and (stopping or (executor.free and _settled(work)))
+        if done or interrupt.count > 1:
+            return spent
+        if leased or not executor.free:
+            work.prefetch(0 if stopping else executor.workers)
+            for event in executor.wait(TICK_SECONDS):
+                if event.trial in leased:  # otherwise an earlier event of the same call ended it for us
+                    _handle(session, event)
+        else:  # others have the last trials, and may die over them
+            if not waits:
+                view.message("nothing is left to start: waiting for the trials of other drivers")
+            waits = True
+            time.sleep(TICK_SECONDS)
+        if time.monotonic() - beat > HEARTBEAT_SECONDS:
+            beat = time.monotonic()
+            work.store.heartbeat(session.driver)
+            _take_over(work, view)
+        view.tick()
+
+
+def _discard_old_checkpoints(work: Work) -> None:
+    """Opens the folder of half-trained trials and empties it of those that have ended since."""
+    open_folder(work.checkpoints)
+    found = list_checkpoints(work.checkpoints)  # before the store is asked: another driver may be starting trials
+    unfinished = {trial.number for trial in work.store.trials(work.row, states=(State.WAITING, State.RUNNING))}
+    for number in found - unfinished:
+        discard(work.checkpoints, number)
+
+
+def _hand_back(session: _Session) -> None:
+    """Leaves the study: what is still leased waits for another worker."""
+    store, row = session.work.store, session.work.row
+    session.executor.abandon()
+    for trial in session.leased.values():
+        store.release(row, trial.number, trial.token, fault=False)
+    store.stop_driver(session.driver)
 
 
 def _take_over(work: Work, view: View) -> None:
@@ -220,68 +250,93 @@ def _settled(work: Work) -> bool:
     return not counts[State.RUNNING] and not counts[State.WAITING]
 
 
-def _fill(work: Work, executor: Executor, driver: int, leased: dict[int, Trial], view: View) -> None:
+def _fill(session: _Session) -> None:
     """Gives every free worker a trial, as long as there are any."""
+    work, executor = session.work, session.executor
     while executor.free:
-        trial = work.lease(driver)
+        trial = work.lease(session.driver)
         if trial is None:
             return
-        leased[trial.number] = trial
-        view.started(trial)
+        session.leased[trial.number] = trial
+        session.view.started(trial)
         executor.submit(work.job(trial))
 
 
-def _handle(work: Work, executor: Executor, event: Event, leased: dict[int, Trial], view: View) -> None:
-    store, row = work.store, work.row
+# ---- what workers say ------------------------------------------------------------------------------------------
+
+
+def _handle(session: _Session, event: Event) -> None:
+    """Stores an event of a leased trial, and tells whoever watches."""
     if isinstance(event, Progress):
-        view.progress(event)
+        session.view.progress(event)
     elif isinstance(event, Notice):
-        view.message(f"trial {event.trial} {event.message}")
+        session.view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
-        trial = leased[event.trial]
-        seq = store.report(row, event, trial.token)
-        if seq is None:  # we were silent for so long that another driver took it over
-            del leased[event.trial]
-            executor.stop(event.trial)
-            view.message(f"trial {event.trial} was taken over by another driver")
-            view.ended(event.trial, None)
-            return
-        view.reported(event)
-        if not work.reported(trial, event, seq):
-            del leased[event.trial]
-            executor.stop(event.trial)
-            work.stopped(trial, event, store.stop(row, event, trial.token))
-            discard(work.checkpoints, event.trial)
-            view.stopped(event)
+        _store_report(session, event)
     elif isinstance(event, Lost):
-        del leased[event.trial]
-        store.release(row, event.trial, event.token, fault=not event.preempted)
-        view.message(f"trial {event.trial} lost its worker: {event.reason}")
-        view.ended(event.trial, None)
-        work.refresh()
-    elif (parts := _parts_to_try(leased[event.trial], event)) is not None:
-        del leased[event.trial]
-        discard(work.checkpoints, event.trial)
-        store.release(row, event.trial, event.token, fault=False, provenance={"micro_batches": parts})
-        view.message(f"trial {event.trial} ran out of memory: once more, with its batches in {parts} parts")
-        view.ended(event.trial, None)
-        work.refresh()
+        reason = f"lost its worker: {event.reason}"
+        _release(session, event.trial, event.token, reason, fault=not event.preempted)
+    elif (parts := _parts_to_try(session.leased[event.trial], event)) is not None:
+        discard(session.work.checkpoints, event.trial)
+        reason = f"ran out of memory: once more, with its batches in {parts} parts"
+        _release(session, event.trial, event.token, reason, fault=False, provenance={"micro_batches": parts})
     else:
-        trial = leased.pop(event.trial)
-        event = checked(event, row.objectives)
-        seq = store.finish(row, event)
-        work.ended(trial, event, seq)
-        if seq is None:
-            view.message(f"trial {event.trial} was taken over by another driver")
-            view.ended(event.trial, None)
-            return
-        discard(work.checkpoints, event.trial)
-        if event.weights and should_keep_weights(store, row, event.trial):
-            try:
-                keep_weights(store, row, event.trial, event.weights)
-            except OSError as error:  # the trial's numbers are safe, and it re-trains to the same weights
-                view.message(f"trial {event.trial}: its weights could not be kept: {error}")
-        view.ended(event.trial, event)
+        _store_result(session, event)
+
+
+def _store_report(session: _Session, report: Report) -> None:
+    """Stores a report, and stops its trial where the work says so or another driver has taken it over."""
+    work, executor, view = session.work, session.executor, session.view
+    trial = session.leased[report.trial]
+    seq = work.store.report(work.row, report, trial.token)
+    if seq is None:  # we were silent for so long that another driver took it over
+        executor.stop(report.trial)
+        _lose(session, report.trial)
+        return
+    view.reported(report)
+    if not work.reported(trial, report, seq):
+        del session.leased[report.trial]
+        executor.stop(report.trial)
+        work.stopped(trial, report, work.store.stop(work.row, report, trial.token))
+        discard(work.checkpoints, report.trial)
+        view.stopped(report)
+
+
+def _store_result(session: _Session, result: Result) -> None:
+    """Stores a trial's end, and its weights where the front keeps them."""
+    work, view = session.work, session.view
+    store, row = work.store, work.row
+    trial = session.leased.pop(result.trial)
+    result = checked(result, row.objectives)
+    seq = store.finish(row, result)
+    work.ended(trial, result, seq)
+    if seq is None:
+        _lose(session, result.trial)
+        return
+    discard(work.checkpoints, result.trial)
+    if result.weights and should_keep_weights(store, row, result.trial):
+        try:
+            keep_weights(store, row, result.trial, result.weights)
+        except OSError as error:  # the trial's numbers are safe, and it re-trains to the same weights
+            view.message(f"trial {result.trial}: its weights could not be kept: {error}")
+    view.ended(result.trial, result)
+
+
+def _lose(session: _Session, number: int) -> None:
+    """Lets go of a trial that is another driver's now."""
+    session.leased.pop(number, None)
+    session.view.message(f"trial {number} was taken over by another driver")
+    session.view.ended(number, None)
+
+
+def _release(session: _Session, number: int, token: int, reason: str, **how: Any) -> None:
+    """Has a trial wait for a worker again."""
+    work, view = session.work, session.view
+    del session.leased[number]
+    work.store.release(work.row, number, token, **how)
+    view.message(f"trial {number} {reason}")
+    view.ended(number, None)
+    work.refresh()
 
 
 def _parts_to_try(trial: Trial, result: Result) -> int | None:
