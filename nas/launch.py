@@ -16,6 +16,7 @@ import click
 from hypernas.config.plan import Plan, make_plan
 from hypernas.config.study_config import StudyConfig, check_evaluation, own_code, resume_settings, without_own_code
 from hypernas.errors import StoreError, StudyError
+from hypernas.store.files import check_store
 
 if TYPE_CHECKING:
     from hypernas.engines.protocol import Executor
@@ -177,9 +178,10 @@ def _again(store: "Reader", search: "Search") -> str:
 
 def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
     """The settings of the study if the store is there and holds it; creates nothing."""
-    from hypernas.store import Reader
-
     try:
+        check_store(config.store)
+        from hypernas.store import Reader  # brings SQLAlchemy: once the file is found
+
         with Reader(config.store) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None

@@ -30,7 +30,8 @@ from hypernas.launch import launch
 from hypernas.records import State
 from hypernas.scaling.analysis import analyse, describe
 from hypernas.scaling.contenders import TOGETHER, Contender
-from hypernas.scaling.ladder import Ladder, climb
+from hypernas.scaling.ladder import climb
+from hypernas.scaling.shape import Ladder
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.store import Store

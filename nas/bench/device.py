@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
+from hypernas.bench.request import check_device
 from hypernas.bench.timing import captured, copying, in_turn, timed
 from hypernas.kernels import cpu_library
 
 
 def device_of(name: str) -> torch.device:
     """The device that `--device` names. Raises ValueError where there is none."""
-    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"--device {name}: wanted cpu, or cuda where a CUDA device is present")
+    check_device(name, cuda=name == "cuda" and torch.cuda.is_available())
     return torch.device(name)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hypernas.bench.device import device_name, device_of, versions
+from hypernas.bench.request import DTYPE_NAMES, TORCH_OPS, check_dtype, check_op, token_counts
 from hypernas.bench.timing import buffers, copying, median_ratio, prepare, rotated, timed
 from hypernas.kernels import (
     OPS,
@@ -41,8 +42,7 @@ from hypernas.kernels import (
 from hypernas.kernels import block_diagonal_linear as block_diagonal
 from hypernas.kernels import gather_scatter as gather
 
-TORCH_OPS = ("gather_scatter", "block_diagonal_linear")  # made of PyTorch's own operators
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 LAYERS = 4  # of stream_chain
 DRAWN = 4096  # tokens that are drawn for a GPU: drawing a quarter of a million on a CPU would take longer than timing
 
@@ -131,6 +131,7 @@ def naive_sinkhorn(logits: Tensor) -> Tensor:
 
 def case_of(op: str, n: int, C: int, tokens: int, dtype: torch.dtype, device: torch.device) -> Case:
     """The op's arguments and its yardsticks. Raises ValueError for an unknown op."""
+    check_op(op)
     size, T = dtype.itemsize, tokens
     arguments: tuple[Any, ...]
     if op == "stream_boundary":
@@ -189,7 +190,7 @@ def _torch_case(op: str, C: int, T: int, dtype: torch.dtype, device: torch.devic
             return block_diagonal.dense_linear(x, weights)
 
         return _case(None, blocks, (x, *weights), dense, (x, *weights), T * size, (2 * C, 4 * C))
-    raise ValueError(f"--op {op}: wanted one of {', '.join((*OPS, *TORCH_OPS))}")
+    raise AssertionError(f"no case of {op}")
 
 
 def _case(
@@ -229,21 +230,12 @@ def run_all(
     return result | {"rows": rows}
 
 
-def token_counts(text: str) -> list[int]:
-    """The numbers in a list like 4096,65536. Raises ValueError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--tokens {text}: wanted whole numbers from 1 on with commas between them, like 4096,65536")
-    return [int(part) for part in parts]
-
-
 def run(
     op: str, n: int, C: int, tokens: int, dtype: str, backend: str | None = None, device: str = "cpu"
 ) -> dict[str, Any]:
     """Times of one op. `backend` keeps only that row beside naive and floor: compile, cpu, triton, or torch (ops that
     PyTorch's own operators compute). Raises ValueError for what it does not know, BackendError for a wrong result."""
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype}: wanted one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     where = device_of(device)
     if where.type == "cpu":
         cpu_library.keep_freed_memory()

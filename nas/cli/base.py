@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hypernas.config.study_config import DEFAULTS, FLAGS, KINDS, check_least, option_of, split_names
+from hypernas.store.files import check_store
 
 MAX_COUNT = 2**31 - 1  # what every database holds in an integer
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -34,7 +35,16 @@ def study_option(required: bool = True) -> Callable:
     return click.option("--study", required=required, metavar="NAME", help=FLAGS["study"].help)
 
 
-store_option = click.option("--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP)
+def require_store(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Refuses a file that is not there before whatever would read it is imported. Raises StoreError."""
+    check_store(value)
+    return value
+
+
+new_store_option = click.option("--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP)
+store_option = click.option(
+    "--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP, callback=require_store
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 set_option = click.option(
     "--set",

@@ -115,9 +115,12 @@ def bench_kernels(
 
     On a GPU by replaying CUDA graphs over data that does not fit its cache.
     """
-    from hypernas.bench.kernels import run_all
+    from hypernas.bench.request import check_kernels
 
     try:
+        check_kernels(op, tokens, dtype, device)
+        from hypernas.bench.kernels import run_all  # brings torch
+
         data = run_all(op, n, channels, tokens, dtype, backend, device)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -133,13 +136,17 @@ def bench_train(device: str, as_json: bool) -> None:
     There also what skipping saves in time, and what the first step of a new architecture costs. About three minutes.
     On a GPU: single launches, CUDA graphs and compiled parts, at two sizes, with the share of the device that is used.
     """
-    from hypernas.bench.device import device_of
-    from hypernas.bench.device_steps import run_on
-    from hypernas.bench.train import run
+    from hypernas.bench.request import check_device
 
     try:
+        check_device(device)
+        from hypernas.bench.device import device_of  # brings torch
+
         where = device_of(device)
     except ValueError as error:
         raise UserError(str(error)) from error
+    from hypernas.bench.device_steps import run_on
+    from hypernas.bench.train import run
+
     data = run() if where.type == "cpu" else run_on(where)
     _print_rows(data, as_json)

@@ -4,11 +4,11 @@ import sys
 
 import click
 
-from hypernas.cli.base import json_option, print_json, store_option
+from hypernas.cli.base import json_option, new_store_option, print_json
 
 
 @click.command()
-@store_option
+@new_store_option
 @click.option("--study", metavar="NAME", help="Also check this study's data and space.")
 @click.option("--space", default="lm", show_default=True, metavar="NAME", help="Try architectures of this space.")
 @click.option("--address", metavar="HOST:PORT", help="The Ray cluster to try: auto or HOST:PORT.")

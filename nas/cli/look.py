@@ -4,14 +4,15 @@ import click
 
 from hypernas.cli.base import (
     MAX_COUNT,
-    STORE_HELP,
     format_value,
     json_option,
+    new_store_option,
     print_json,
     set_option,
     store_option,
     study_option,
 )
+from hypernas.store.files import check_store
 
 
 @click.command()
@@ -176,10 +177,12 @@ def gallery(as_json: bool) -> None:
 @click.option("--figures", metavar="DIR", help="Also write every figure here: PNG, SVG, and its numbers as CSV.")
 def report(study: str, store: str, out: str, figures: str | None) -> None:
     """One HTML file with front, trials, curves and hypervolume; it opens without a network."""
-    from hypernas.dashboards.report import write_report
     from hypernas.store import Reader
 
     with Reader(store) as opened:
+        opened.study(study)
+        from hypernas.dashboards.report import write_report  # brings pandas and Plotly: once the study is found
+
         path = write_report(opened, study, out)
         click.echo(f"report written to {path}")
         if figures is not None:
@@ -190,11 +193,12 @@ def report(study: str, store: str, out: str, figures: str | None) -> None:
 
 
 @click.command()
-@click.option("--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP)
+@new_store_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8050, show_default=True, help="0 takes a free one.")
 def dashboard(store: str, host: str, port: int) -> None:
     """Serve the studies of a store as a web app, live while searches run. It writes nothing to the store."""
+    check_store(store, create=True)  # a file that is not there yet is waited for
     from hypernas.dashboards.app import serve
 
     serve(store, host, port)

@@ -6,6 +6,8 @@ from typing import Any
 import click
 
 from hypernas.cli.base import MAX_COUNT, device_option, json_option, print_json, store_option, study_option
+from hypernas.decompose.request import check_request
+from hypernas.export.card import read_card
 
 
 @click.command()
@@ -88,7 +90,8 @@ def train(
 @device_option
 def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
     """Continue a text with an exported language model."""
-    from hypernas.engines.devices import asked_device
+    read_card(folder)
+    from hypernas.engines.devices import asked_device  # brings torch: once the folder is found
     from hypernas.export.read import generate as continued
 
     device = asked_device(gpus)
@@ -102,7 +105,8 @@ def generate(folder: str, prompt: str, count: int, temperature: float, seed: int
 @json_option
 def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
     """Loss and accuracy of an exported model on the validation part of some data."""
-    from hypernas.engines.devices import asked_device
+    read_card(folder)
+    from hypernas.engines.devices import asked_device  # brings torch: once the folder is found
     from hypernas.export.read import evaluate as scored
 
     found = scored(folder, data, asked_device(gpus))
@@ -175,6 +179,7 @@ def decompose(
     nas decompose winner --out winner-blocks
     nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
     """
+    check_request(folder, out, controls)
     if figure is not None:
         from hypernas.dashboards.paper import check_file
 

@@ -100,7 +100,7 @@ def scale(
     nas scale --study first --trials 14
     nas scale --study first --trials 14 --ablate --ladder 20k..320k
     """
-    from hypernas.store import Reader
+    from hypernas.scaling.shape import Ladder, parse_sizes
 
     try:
         ratios = tuple(float(part) for part in tokens_per_parameter.split(","))
@@ -108,15 +108,16 @@ def scale(
         raise UserError(f"--tokens-per-parameter {tokens_per_parameter}: wanted numbers, like 10,20,40") from error
     given = {"study": study, "store": store, **given_flags(flags)}
     StudyConfig(**given)
-    with Reader(store) as opened:  # whether it has the study, before torch is imported
-        opened.study(study)
-    from hypernas.scaling.analysis import describe
-    from hypernas.scaling.ladder import Ladder, parse_sizes
-    from hypernas.scaling.launch import launch_scale
-
     shape = Ladder(tokens_per_parameter=ratios, budget=budget, seeds=seeds)
     if ladder is not None:
         shape = replace(shape, sizes=parse_sizes(ladder))
+    from hypernas.store import Reader
+
+    with Reader(store) as opened:
+        opened.study(study)
+    from hypernas.scaling.analysis import describe  # brings torch: once the study is found
+    from hypernas.scaling.launch import launch_scale
+
     data = launch_scale(given, trials, baseline, shape, ablate)
     if as_json:
         print_json(data)

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from hypernas.cli.base import Commands, json_option, print_json, store_option
+from hypernas.cli.base import Commands, json_option, new_store_option, print_json, store_option
 from hypernas.errors import UserError
 
 
@@ -94,7 +94,7 @@ def study_export(name: str, store: str, to: str) -> None:
 
 @study_group.command(name="import")
 @click.argument("name", required=False)
-@store_option
+@new_store_option
 @click.option("--from", "source", required=True, metavar="URL", help="Optuna's database: a SQLite file or a URL.")
 def study_import(name: str | None, store: str, source: str) -> None:
     """Read a study from Optuna's database: one that was exported goes on, one of Optuna's own can be looked at."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hypernas.decompose.controls import LEAST_CONTROLS, activities, controls_folder, load_or_train
+from hypernas.decompose.controls import activities, controls_folder, load_or_train
 from hypernas.decompose.curve import anneal, compare, curve, train_in_blocks
 from hypernas.decompose.evidence import (
     DISCOVERY_LEVEL,
@@ -33,10 +33,12 @@ from hypernas.decompose.evidence import (
 )
 from hypernas.decompose.nets import Edges, Masks, edges_of, flops, in_blocks, masks_at, nets_of, strongest
 from hypernas.decompose.report import describe_activity, describe_line, describe_net, write_result
+from hypernas.decompose.request import check_controls, check_target
 from hypernas.decompose.setting import read_setting
 from hypernas.decompose.store import DEFAULT_STORE, join_front, joins_front
 from hypernas.errors import UserError
-from hypernas.export.read import load, read_config
+from hypernas.export.card import read_config
+from hypernas.export.read import load
 from hypernas.store import Store
 from hypernas.training.device import deterministic
 from hypernas.training.inherit import INHERITED
@@ -132,10 +134,7 @@ def decompose(
 
 def read_whole_model(folder: str, controls: int) -> dict[str, Any]:
     """The configuration of an export that can be taken apart beside so many controls. Raises UserError."""
-    if controls < LEAST_CONTROLS:
-        raise UserError(
-            f"--controls {controls}: wanted at least {LEAST_CONTROLS}, since each is tested against two others"
-        )
+    check_controls(controls)
     config = read_config(folder)
     if "blocks" in config:
         raise UserError(f"{folder} is taken apart already: give the export that it was made of")
@@ -145,16 +144,6 @@ def read_whole_model(folder: str, controls: int) -> dict[str, Any]:
             "changed is told from drawn ones: wanted a model of a search without --inherit"
         )
     return config
-
-
-def check_target(out: str) -> Path:
-    """The folder to write. Raises UserError where it exists, or the folder that it would lie in does not."""
-    target = Path(out).resolve()
-    if target.exists():
-        raise UserError(f"--out {out}: exists; name another folder")
-    if not target.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {target.parent} does not exist")
-    return target
 
 
 def warn_of_another_torch(config: Mapping[str, Any], say: Callable[[str], None]) -> None:

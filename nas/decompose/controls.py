@@ -13,7 +13,6 @@ from hypernas.decompose.nets import nets_of
 from hypernas.errors import UserError
 from hypernas.training.run import Setting, prepare
 
-LEAST_CONTROLS = 3  # each is tested against two others, as the model is against all
 CO_ACTIVE_TOKENS = 4096  # of validation, for the graph of co-activation
 
 

@@ -23,7 +23,7 @@ from hypernas.decompose.evidence import (
 )
 from hypernas.decompose.nets import Edges, edges_of, strongest
 from hypernas.export import formats
-from hypernas.export.read import CARD, digest, listed
+from hypernas.export.card import CARD, digest, listed
 from hypernas.export.source import write_source
 from hypernas.export.write import FOOTER
 from hypernas.training.model import name_values, score

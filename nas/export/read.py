@@ -4,11 +4,8 @@ The weights are a safetensors file, which holds tensors and no code; the network
 the architecture in config.json.
 """
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from torch import nn
 
 from hypernas.data.tasks import TASKS
 from hypernas.errors import UserError
+from hypernas.export.card import read_config
 from hypernas.records import Recipe
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space, SpaceError
@@ -25,58 +23,7 @@ from hypernas.search_spaces.blocks import cut
 from hypernas.training.device import deterministic, worker_device
 from hypernas.training.model import score
 
-CONFIG_VERSION = 1
-CARD = "README.md"
 SCORED_AT_ONCE = 8192  # tokens, or images
-_LISTED = re.compile(r"^- `([^`/]+)` sha256 `([0-9a-f]{64})`$", re.M)
-
-
-def listed(folder: Path) -> str:
-    """The card's lines for every other file of the folder, with their sha256."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
-    return "\n".join(f"- `{path.name}` sha256 `{digest(path)}`" for path in paths)
-
-
-def digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of an export whose files are all there and unchanged.
-
-    Raises UserError for a folder that is no export, a newer version's, or one with a file that is missing or differs
-    from what its card says.
-    """
-    root = Path(folder)
-    try:
-        card = (root / CARD).read_text(encoding="utf-8")
-        found: Any = json.loads((root / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder} is not an exported model: {error.strerror}: {error.filename}") from error
-    except ValueError as error:
-        raise UserError(f"{folder} is damaged: its config.json or {CARD} is not text as written") from error
-    version = found.get("version") if isinstance(found, dict) else None
-    if not isinstance(version, int):
-        raise UserError(f"{folder} is not an exported model: its config.json has no version")
-    if version > CONFIG_VERSION:
-        raise UserError(
-            f"{folder} has version {version}, newer than this hypernas knows ({CONFIG_VERSION}): upgrade, or use its "
-            "model.py, which stands alone"
-        )
-    hashes = dict(_LISTED.findall(card))
-    missing = {"config.json", "model.py", "model.safetensors"} - hashes.keys()
-    if missing:
-        raise UserError(f"{folder} is damaged: its {CARD} says nothing of {', '.join(sorted(missing))}")
-    for name, wanted in hashes.items():
-        path = root / name
-        if not path.is_file():
-            raise UserError(f"{folder} is incomplete: {name} is missing; copy it again or export anew")
-        if digest(path) != wanted:
-            raise UserError(
-                f"{folder} is damaged: {name} has sha256 {digest(path)[:12]}..., its {CARD} says {wanted[:12]}...; "
-                "copy it again or export anew"
-            )
-    return found
 
 
 def load(folder: str | Path) -> nn.Module:

@@ -21,7 +21,7 @@ from hypernas.config.keys import MEASURED
 from hypernas.data.tasks import TASKS
 from hypernas.errors import StudyError, UserError
 from hypernas.export import formats
-from hypernas.export.read import CARD, CONFIG_VERSION, digest, listed
+from hypernas.export.card import CARD, CONFIG_VERSION, digest, listed
 from hypernas.export.source import write_source
 from hypernas.records import OWN, State, StudyRow, Trial
 from hypernas.search_spaces import load_space

@@ -10,7 +10,6 @@ C^0.73, tokens as C^0.27), 2511.21622 (gains, ablations).
 """
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hypernas.config.keys import RATE_GRID
 from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import EVALUATION_SHARE, TASKS
 from hypernas.engines.protocol import Executor
@@ -27,6 +25,7 @@ from hypernas.errors import UserError
 from hypernas.records import RUNGS, Recipe, State, Trial
 from hypernas.scaling.contenders import Contender
 from hypernas.scaling.fit import Run
+from hypernas.scaling.shape import Ladder
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space, SpaceError, arch_to_json
 from hypernas.search_spaces.grid import GridSpace
@@ -36,62 +35,7 @@ from hypernas.training.device import deterministic, worker_device
 from hypernas.training.run import Setting, prepare
 from hypernas.training.step import training_flops
 
-KAPLAN = 0.27 / 0.73  # tokens grow as parameters to this power
 STEEPEST = -0.5  # the learning rate's power of size; two noisy optima could ask for any
-
-
-@dataclass(frozen=True, slots=True)
-class Ladder:
-    """`sizes` in parameters, rising; tokens a parameter, one run for each; `seeds` for the smaller half of the sizes,
-    one above. With the budget `kaplan` a smallest size trains as with `chinchilla`, and tokens grow more slowly."""
-
-    sizes: tuple[int, ...] = (20_000, 35_000, 60_000, 105_000, 180_000)
-    tokens_per_parameter: tuple[float, ...] = (20.0,)
-    budget: str = "chinchilla"
-    seeds: int = 3
-    rates: tuple[float, ...] = RATE_GRID
-
-    def __post_init__(self) -> None:
-        if list(self.sizes) != sorted(set(self.sizes)) or len(self.sizes) < 2 or self.sizes[0] < 1:
-            raise UserError(f"--ladder {','.join(map(str, self.sizes))}: wanted two rising sizes or more")
-        if not self.tokens_per_parameter or not all(0 < ratio < math.inf for ratio in self.tokens_per_parameter):
-            raise UserError(f"--tokens-per-parameter {self.tokens_per_parameter}: wanted numbers above 0")
-        if self.budget not in BUDGETS:
-            raise UserError(f"--budget {self.budget!r} is unknown; wanted one of {', '.join(BUDGETS)}")
-        if self.seeds < 1:
-            raise UserError(f"--seeds {self.seeds}: wanted 1 or more")
-
-    def tokens(self, size: int, ratio: float) -> int:
-        """The same for every family at a size, so that all are scored on the same windows of text."""
-        return round(ratio * BUDGETS[self.budget](size, self.sizes[0]))
-
-    def seeds_of(self, size: int) -> range:
-        small = self.sizes.index(size) < (len(self.sizes) + 1) // 2
-        return range(self.seeds if small else 1)
-
-
-BUDGETS: Mapping[str, Callable[[int, int], float]] = {
-    "chinchilla": lambda size, smallest: float(size),
-    "kaplan": lambda size, smallest: smallest * (size / smallest) ** KAPLAN,
-}
-
-
-def parse_sizes(text: str) -> tuple[int, ...]:
-    """`20k,50k,100k`, or `20k..160k` for a doubling each. Raises UserError."""
-    if ".." in text:
-        low, high = (_size(end) for end in text.split("..", 1))
-        return tuple(low << k for k in range(max(0, int(math.log2(high / low) + 1e-9)) + 1))
-    return tuple(_size(part) for part in text.split(","))
-
-
-def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kM]?)", text.strip())
-    if found is None or float(found[1]) <= 0:
-        raise UserError(f"--ladder {text.strip()!r}: wanted parameters, like 20k,50k,100k or 20k..160k")
-    return round(float(found[1]) * {"": 1, "k": 1e3, "M": 1e6}[found[2]])
-
-
-# ---- climbing ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from hypernas.engines.devices import on_what
 from hypernas.errors import UserError
 from hypernas.scaling.analysis import analyse, keep
 from hypernas.scaling.contenders import ablation, contenders
-from hypernas.scaling.ladder import Ladder, climb
+from hypernas.scaling.ladder import climb
+from hypernas.scaling.shape import Ladder
 from hypernas.search_spaces import load_space
 from hypernas.store import Store
 from hypernas.study.search import check_resumed, executor_of, ran_on

@@ -1,6 +1,24 @@
-"""The study store: the truth about studies, in SQLite (one file, WAL mode) or PostgreSQL."""
+"""The study store: the truth about studies, in SQLite (one file, WAL mode) or PostgreSQL.
 
-from hypernas.store.reader import Reader
-from hypernas.store.store import Store
+Both names bring SQLAlchemy, so they are loaded when they are first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hypernas.store.reader import Reader
+    from hypernas.store.store import Store
 
 __all__ = ["Reader", "Store"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Reader":
+        from hypernas.store.reader import Reader
+
+        return Reader
+    if name == "Store":
+        from hypernas.store.store import Store
+
+        return Store
+    raise AttributeError(f"module 'hypernas.store' has no attribute {name!r}")

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.pool import NullPool
 
 from hypernas.errors import StoreError
+from hypernas.store.files import check_file
 from hypernas.store.models import READABLE, SCHEMA
 
 T = TypeVar("T")
@@ -36,12 +37,7 @@ class Database:
         self.to_type = bare.set(password=None).render_as_string()
         path = self.url.database if self.url.get_backend_name() == "sqlite" else None
         if path and path != ":memory:":
-            folder = Path(path).resolve().parent
-            if not folder.is_dir():
-                raise StoreError(f"--store {self.shown}: the folder {folder} does not exist")
-            if not create and not Path(path).exists():
-                message = f"--store {self.shown}: there is no such file; a search creates it (nas search --help)"
-                raise StoreError(message, missing=True)
+            check_file(path, self.shown, create=create)
         self._engine = make_engine(self.url, writes=writes)
         self._writing = self._engine.execution_options(writes=True)
         # A statement of PostgreSQL's sees what was committed before it, in a transaction or not: a store reads without

@@ -3,14 +3,13 @@ import torch
 
 from hypernas.bench import kernels, timing
 from hypernas.bench.kernels import (
-    TORCH_OPS,
     case_of,
     grown_case,
     run,
     run_all,
     table,
-    token_counts,
 )
+from hypernas.bench.request import TORCH_OPS, token_counts
 from hypernas.kernels import OPS, dispatch
 
 CPU = torch.device("cpu")

@@ -63,25 +63,41 @@ REFUSED = (
     "report --study s --store no.db",
     "scale --study s --store no.db",
     "scale --study s --store no.db --engine nope",
+    "scale --study s --store empty.db --ladder x",
+    "scale --study s --store empty.db --ladder 9,8",
+    "scale --study s --store empty.db --budget x",
+    "scale --study s --store empty.db --seeds 0",
+    "dashboard --store no/such/folder/x.db",
     "export --study s --trial 1 --out o --store no.db",
     "train --study s --trial 1 --out o --store no.db",
     "train --study s --trial 1 --out o --gpus-per-trial -1",
     "generate folder --prompt x --gpus-per-trial -1",
     "evaluate folder --gpus-per-trial -1",
+    "generate folder --prompt x",
+    "evaluate folder",
+    "decompose folder --out o",
+    "decompose folder --out o --controls 2",
     "decompose folder --out o --gpus-per-trial -1",
     "decompose folder --out o --figure x.foo",
     "study list --store no.db",
+    "study delete s --store no.db",
     "study replay s --store no.db",
     "study export s --to x.db --store no.db",
     "bench search --workers 2",
+    "bench kernels --op x",
+    "bench kernels --tokens x",
+    "bench kernels --dtype x",
+    "bench kernels --device x",
+    "bench train --device x",
 )
 
 
 def test_bad_flags_are_refused_before_a_heavy_library_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from hypernas.cli.main import main; code = main(sys.argv[1:]); "
-        "print(code, *{'torch', 'optuna', 'ray'} & set(sys.modules))"
+        "print(code, *{'torch', 'optuna', 'ray', 'sqlalchemy', 'pandas', 'plotly', 'dash'} & set(sys.modules))"
     )
+    (tmp_path / "empty.db").touch()
     for command in REFUSED:
         call = [sys.executable, "-c", code, *command.split()]
         done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)

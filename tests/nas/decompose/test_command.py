@@ -19,7 +19,8 @@ from hypernas.decompose.controls import load_or_train, train
 from hypernas.decompose.curve import anneal, compare
 from hypernas.decompose.nets import edges_of, equally_many, flops, in_blocks, mask_of, nets_of, strongest
 from hypernas.decompose.report import read_evidence
-from hypernas.export.read import CARD, digest, listed, load
+from hypernas.export.card import CARD, digest, listed
+from hypernas.export.read import load
 from hypernas.records import Recipe
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.store import Store

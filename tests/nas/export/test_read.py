@@ -9,7 +9,7 @@ import torch
 
 import hypernas as nas
 from hypernas.errors import UserError
-from hypernas.export.read import listed, read_config
+from hypernas.export.card import listed, read_config
 from hypernas.export.write import write_checked
 from hypernas.records import Recipe, SpaceSpec, State, StudyRow, StudySettings, Trial
 from hypernas.search_spaces import load_space

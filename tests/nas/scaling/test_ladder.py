@@ -15,8 +15,9 @@ from hypernas.scaling.analysis import analyse, describe
 from hypernas.scaling.baseline import BASELINE_SIZES
 from hypernas.scaling.contenders import TOGETHER, Contender, ablation, contenders
 from hypernas.scaling.fit import Run
-from hypernas.scaling.ladder import Climbed, Ladder, best_rate, extrapolated_rate, parse_sizes
+from hypernas.scaling.ladder import Climbed, best_rate, extrapolated_rate
 from hypernas.scaling.launch import launch_scale
+from hypernas.scaling.shape import Ladder, parse_sizes
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import SpaceError, arch_to_json
 from hypernas.store import Store
