@@ -113,14 +113,14 @@ class Ours:
 
     def ask(self, number: int) -> Recorded | None:
         while len(self._ready) <= WORKERS:
-            proposal = self._proposals.given() or self._proposals.drawn(number + len(self._ready))
+            proposal = self._proposals.take_given() or self._proposals.draw(number + len(self._ready))
             if proposal is None:
                 break
             self._ready.append(proposal)
         if not self._ready:
             return None
         proposal = self._ready.popleft()
-        self._proposals.leased(number, proposal)
+        self._proposals.assign(number, proposal)
         self._trials[number] = proposal.running(number, seq=number, driver=None, at=datetime.now(UTC))
         self._curves[number] = []
         self._entries[number] = entry = self._table.recorded[proposal.config_hash]
@@ -130,17 +130,17 @@ class Ours:
         trial, flops = self._trials[number], self._entries[number].training_flops
         tokens = round(RUNGS[rung] * trial.recipe.tokens)
         self._curves[number].append(Report(number, rung, rung, tokens, RUNGS[rung] * flops, loss, 0.0))
-        self._proposals.told(trial, self._curves[number])
-        if not self._halving or self._proposals.goes_on(number, rung):
+        self._proposals.observe(trial, self._curves[number])
+        if not self._halving or self._proposals.should_continue(number, rung):
             return True
-        self._proposals.told(replace(trial, state=State.STOPPED), self._curves[number])
+        self._proposals.observe(replace(trial, state=State.STOPPED), self._curves[number])
         return False
 
     def ended(self, number: int) -> None:
         values = self._entries[number].values
         failure = None if values else Failure(FailureKind.DIVERGED, "diverged when it was recorded")
         state = State.COMPLETE if values else State.FAILED
-        self._proposals.told(replace(self._trials[number], state=state, values=values, failure=failure), ())
+        self._proposals.observe(replace(self._trials[number], state=state, values=values, failure=failure), ())
 
 
 # ---- the peers -----------------------------------------------------------------------------------------------

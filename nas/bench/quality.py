@@ -21,7 +21,7 @@ from rich.progress import Progress
 from hypernas.bench import nasbench
 from hypernas.bench.methods import WORKERS, Curve, Method, Ours, RayAsha, Stock, SyneTuneMoasha, replay
 from hypernas.bench.table import Table, load_table
-from hypernas.strategy.samplers import chosen
+from hypernas.strategy.samplers import choose_sampler
 
 Make = Callable[[int], Method]  # a method's searches, by seed
 Tick = Callable[[], None]  # called after each search
@@ -65,7 +65,7 @@ def _installed(package: str) -> bool:
 
 def methods(table: Table) -> dict[str, Make]:
     """By name, how each method is made from a seed. Says which peer is not installed."""
-    default = chosen(None, halving=True)
+    default = choose_sampler(None, halving=True)
     found: dict[str, Make] = {
         DEFAULT: partial(Ours, table, default, True),
         BARE: partial(Ours, table, default, True, baselines=False),
@@ -88,7 +88,7 @@ def methods(table: Table) -> dict[str, Make]:
 
 def samplers(table: Table) -> dict[str, Make]:
     """By name, how each sampler without halving or baselines is made from a seed: ours, and Optuna's own studies."""
-    default = chosen(None, halving=False)
+    default = choose_sampler(None, halving=False)
     others = [name for name in ("evolution", "tpe", "nsgaii", "random") if name != default]
     ours = {f"{name}, as --sampler": partial(Ours, table, name, False, baselines=False) for name in others}
     stock = {f"optuna {name}": partial(Stock, table, name) for name in ("nsgaii", "tpe")}
@@ -153,7 +153,9 @@ def budget_rows(
 def halving_rows(table: Table, seeds: int, tick: Tick) -> list[dict[str, Any]]:
     """What halving costs and saves a search of so many trials: hypervolume as a share of the whole table's, training
     compute in full trainings of the mean configuration, and how many trials are trained to their end."""
-    halved, full = (f"{chosen(None, halving)}, halving {'on' if halving else 'off'}" for halving in (True, False))
+    halved, full = (
+        f"{choose_sampler(None, halving)}, halving {'on' if halving else 'off'}" for halving in (True, False)
+    )
     found: list[dict[str, Any]] = []
     for trials in ASKED:
         asked = replace(table, plan=replace(table.plan, trials=trials))
@@ -162,7 +164,7 @@ def halving_rows(table: Table, seeds: int, tick: Tick) -> list[dict[str, Any]]:
         ended: dict[str, list[float]] = {}
         for name, halving in ((full, False), (halved, True)):
             for seed in range(seeds):
-                curve = replay(asked, Ours(asked, chosen(None, halving), halving, seed), trials=trials)
+                curve = replay(asked, Ours(asked, choose_sampler(None, halving), halving, seed), trials=trials)
                 volumes.setdefault(name, []).append(curve.volume[-1] / table.best)
                 spent.setdefault(name, []).append(curve.spent[-1] / table.mean_flops)
                 ended.setdefault(name, []).append(len(curve.ended))

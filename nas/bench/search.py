@@ -149,7 +149,7 @@ class _Clock(Silent):
     def __init__(self) -> None:
         self.ends = [time.perf_counter()]
 
-    def ended(self, trial: int, result: Result | None) -> None:
+    def on_end(self, trial: int, result: Result | None) -> None:
         self.ends.append(time.perf_counter())
 
 

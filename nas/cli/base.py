@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hypernas.config.study_config import DEFAULTS, FLAGS, KINDS, check_least, option_of, split_names
+from hypernas.config.study_config import DEFAULTS, FLAGS, KINDS, check_gpus, check_least, option_of, split_names
 from hypernas.store.files import check_store
 
 MAX_COUNT = 2**31 - 1  # what every database holds in an integer
@@ -107,8 +107,6 @@ def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_gpus(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    from hypernas.config.study_config import check_gpus
-
     check_gpus(value)  # here, before a command imports torch
     return value
 

@@ -56,9 +56,9 @@ def study_replay(name: str, store: str) -> None:
 
     with Reader(store) as opened:
         row = opened.study(name)
-        from hypernas.study.replay import replayed  # brings torch: once the study is found
+        from hypernas.study.replay import replay  # brings torch: once the study is found
 
-        found = list(replayed(opened, row))
+        found = list(replay(opened, row))
     other = [entry for entry in found if entry.stored != entry.drawn]
     for entry in other:
         click.echo(f"trial {entry.trial} was {entry.stored}, and is drawn as {entry.drawn}")

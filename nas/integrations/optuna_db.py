@@ -35,7 +35,7 @@ from hypernas.records import (
 from hypernas.search_spaces.base import digest
 from hypernas.store import Reader, Store
 from hypernas.strategy.optuna_study import _Recorder
-from hypernas.strategy.proposals import slow
+from hypernas.strategy.proposals import latency_excess
 
 OURS = "hypernas"  # the user attribute that holds what Optuna has no place for
 CONSTRAINTS = "constraints"
@@ -78,7 +78,7 @@ def export_study(store: Reader, study: StudyRow, url: str, suggest: Suggest, say
     for count, trial in enumerate(trials, start=1):
         attrs = dict(trial.sampler_attrs)
         if limit is not None and trial.state in FINISHED:
-            attrs[f"{CONSTRAINTS}:latency_ms"] = slow(trial, float(limit))
+            attrs[f"{CONSTRAINTS}:latency_ms"] = latency_excess(trial, float(limit))
         theirs.add_trial(_frozen(study, trial, curves.get(trial.number, []), suggest, attrs))
         if count % PROGRESS_EVERY == 0:
             say(f"{count} of {len(trials)} trials")

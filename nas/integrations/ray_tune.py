@@ -40,8 +40,8 @@ from hypernas.search_spaces.base import Space, arch_to_json
 from hypernas.store import Store
 from hypernas.strategy import halving
 from hypernas.strategy.proposals import Proposals, config_hash
-from hypernas.strategy.samplers import chosen
-from hypernas.study.driver import checked
+from hypernas.strategy.samplers import choose_sampler
+from hypernas.study.driver import validate_result
 from hypernas.study.search import open_study, prepare, reference_point
 from hypernas.training.step import training_flops
 
@@ -76,7 +76,7 @@ class ArchSearch(Searcher):
             raise UserError(f"{LATENCY} is measured by the engine: here the trainable is yours; wanted no such limit")
         self._proposals = Proposals(
             plan,
-            chosen(config.sampler, halving.stops_early(config.halving, plan.trials)),
+            choose_sampler(config.sampler, halving.stops_early(config.halving, plan.trials)),
             config.seed,
             reference=[reference[name] for name in plan.objectives],
             given=plan.first(),
@@ -86,14 +86,14 @@ class ArchSearch(Searcher):
         self._next = 0
 
     def suggest(self, trial_id: str) -> Any:
-        proposal = self._proposals.given() or self._proposals.drawn(self._next)
+        proposal = self._proposals.take_given() or self._proposals.draw(self._next)
         if proposal is None:
             return Searcher.FINISHED  # every architecture was proposed
         number = self._numbers[trial_id] = self._next
         self._next += 1
         self._running[number] = proposal
-        self._proposals.leased(number, proposal)
-        self._proposals.told(_trial(number, State.RUNNING, proposal), ())
+        self._proposals.assign(number, proposal)
+        self._proposals.observe(_trial(number, State.RUNNING, proposal), ())
         return {
             "space": self._plan.space.name,
             "arch": dict(proposal.arch),
@@ -109,14 +109,14 @@ class ArchSearch(Searcher):
         if error or result is None:
             # Without a last word it was interrupted: its architecture is not to blame.
             kind = FailureKind.ERROR if error else FailureKind.PREEMPTED
-            self._proposals.told(_trial(number, State.FAILED, proposal, failure=Failure(kind, "")), ())
+            self._proposals.observe(_trial(number, State.FAILED, proposal, failure=Failure(kind, "")), ())
             return
         if _is_complete(result, proposal.recipe):
             values = _values(result, self._plan.objectives)
-            self._proposals.told(_trial(number, State.COMPLETE, proposal, values), ())
+            self._proposals.observe(_trial(number, State.COMPLETE, proposal, values), ())
         else:
             report = _report(number, 0, result, self._plan.space, proposal.arch)
-            self._proposals.told(_trial(number, State.STOPPED, proposal), [report])
+            self._proposals.observe(_trial(number, State.STOPPED, proposal), [report])
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(cloudpickle.dumps(vars(self)))
@@ -168,7 +168,8 @@ class ParetoHalving(FIFOScheduler):
         mine = tuple(self._cost(name, _value(result, name)) for name in self._metrics)
         peers = self._points[reached - 1]
         # Whoever goes on whatever its rungs say is compared with all the same.
-        on = halving.exempt(self._numbers[trial.trial_id]) or halving.goes_on(mine, peers, self._axis, self._keep)
+        exempt = halving.is_exempt(self._numbers[trial.trial_id])
+        on = exempt or halving.should_continue(mine, peers, self._axis, self._keep)
         peers.append(mine)
         return str(TrialScheduler.CONTINUE if on else TrialScheduler.STOP)
 
@@ -238,7 +239,7 @@ class StudyCallback(tune.Callback):
         parameters = self._space.cost(self._space.from_json(leased.arch)).parameters_total
         seconds = float(last.get("time_total_s", 0.0))
         result = Result(leased.number, leased.token, values, parameters=parameters, train_seconds=seconds)
-        self._store.finish(self._row, checked(result, self._row.objectives))
+        self._store.finish(self._row, validate_result(result, self._row.objectives))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         leased = self._leased.pop(trial.trial_id, None)

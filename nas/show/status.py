@@ -8,7 +8,7 @@ from typing import Any
 from hypernas import pareto
 from hypernas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial
 from hypernas.store import Reader
-from hypernas.strategy.halving import exempt, rank_correlation
+from hypernas.strategy.halving import is_exempt, rank_correlation
 from hypernas.training.repeats import spread
 
 
@@ -48,7 +48,7 @@ def rank_correlations(trials: Sequence[Trial], reports: Sequence[Report]) -> dic
 
     Of the others only the better ones reach the end, which would make any rung look worse than it is.
     """
-    done = {trial.number for trial in trials if trial.state == State.COMPLETE and exempt(trial.number)}
+    done = {trial.number for trial in trials if trial.state == State.COMPLETE and is_exempt(trial.number)}
     losses: dict[int, dict[int, float]] = {}
     for report in reports:
         if report.trial in done:

@@ -28,11 +28,11 @@ class _Running:
 class Silent:
     """Nobody watches."""
 
-    def started(self, trial: Trial) -> None: ...
-    def progress(self, event: Progress) -> None: ...
-    def reported(self, event: Report) -> None: ...
-    def stopped(self, event: Report) -> None: ...
-    def ended(self, trial: int, result: Result | None) -> None: ...
+    def on_start(self, trial: Trial) -> None: ...
+    def on_progress(self, event: Progress) -> None: ...
+    def on_report(self, event: Report) -> None: ...
+    def on_stop(self, event: Report) -> None: ...
+    def on_end(self, trial: int, result: Result | None) -> None: ...
     def message(self, text: str) -> None: ...
     def tick(self) -> None: ...
 
@@ -52,19 +52,19 @@ class Lines:
     def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
-    def started(self, trial: Trial) -> None:
+    def on_start(self, trial: Trial) -> None:
         self._print(
             f"trial {trial.number} starts: {describe_arch(dict(trial.arch))}, lr {trial.recipe.learning_rate:.3g}"
         )
 
-    def progress(self, event: Progress) -> None: ...
+    def on_progress(self, event: Progress) -> None: ...
 
-    def reported(self, event: Report) -> None:
+    def on_report(self, event: Report) -> None:
         self._print(
             f"trial {event.trial} rung {event.rung}: loss {event.loss:.4f} after {event.tokens:,} {self._unit}s"
         )
 
-    def stopped(self, event: Report) -> None:
+    def on_stop(self, event: Report) -> None:
         self._print(f"trial {event.trial} stopped at rung {event.rung} {self._one_more()}")
 
     def _one_more(self) -> str:
@@ -73,7 +73,7 @@ class Lines:
         eta = (time.monotonic() - self._start) / self._done_here * (self._asked - self._finished)
         return f"[{self._finished}/{self._asked}, about {eta:.0f} s left]"
 
-    def ended(self, trial: int, result: Result | None) -> None:
+    def on_end(self, trial: int, result: Result | None) -> None:
         if result is None:
             return
         where = self._one_more()
@@ -106,24 +106,24 @@ class Screen:
     def __exit__(self, *details: object) -> None:
         self._live.__exit__(*details)  # type: ignore[arg-type]
 
-    def started(self, trial: Trial) -> None:
+    def on_start(self, trial: Trial) -> None:
         self._running[trial.number] = _Running(trial, time.monotonic())
 
-    def progress(self, event: Progress) -> None:
+    def on_progress(self, event: Progress) -> None:
         if event.trial in self._running:
             self._running[event.trial].share = event.share
             self._running[event.trial].loss = event.loss
 
-    def reported(self, event: Report) -> None:
+    def on_report(self, event: Report) -> None:
         if event.trial in self._running:
             self._running[event.trial].loss = event.loss
 
-    def stopped(self, event: Report) -> None:
+    def on_stop(self, event: Report) -> None:
         self._running.pop(event.trial, None)
         self._finished += 1
         self._done_here += 1
 
-    def ended(self, trial: int, result: Result | None) -> None:
+    def on_end(self, trial: int, result: Result | None) -> None:
         self._running.pop(trial, None)
         if result is None:
             return

@@ -21,11 +21,11 @@ Costs = tuple[float, ...]
 
 KEEP = 1 / 3  # of the trials at a rung go on
 BIN = log10(2)  # a factor of two in FLOPs
-EXEMPT = 16  # one trial in so many runs to the end whatever its rungs say
+EXEMPT = 16  # one trial in so many is never stopped
 ENOUGH = 64  # trials from which on halving finds the front that full trainings find: nas bench search --part quality
 
 
-def goes_on(mine: Point, peers: Sequence[Point], axis: int | None = None, keep: float = KEEP) -> bool:
+def should_continue(mine: Point, peers: Sequence[Point], axis: int | None = None, keep: float = KEEP) -> bool:
     """Whether the trial at `mine` is among the best `keep` of itself and its `peers` at a rung.
 
     `axis` is the coordinate in bins (log10 FLOPs); None compares all points as one bin. A point that is not finite is
@@ -75,8 +75,8 @@ def stops_early(asked: bool | None, trials: int) -> bool:
     return trials >= ENOUGH if asked is None else asked
 
 
-def exempt(number: int) -> bool:
-    """Whether trial `number` runs to the end whatever, so that rungs can be compared with ends without selection."""
+def is_exempt(number: int) -> bool:
+    """Whether trial `number` is never stopped, which gives an unbiased sample for the rank correlation."""
     return number % EXEMPT == EXEMPT - 1
 
 

@@ -24,9 +24,9 @@ from hypernas.strategy.samplers import first_generation, population_size
 from hypernas.training.inherit import INHERITED, PARENT, change, obstacle
 from hypernas.yardstick import Yardstick
 
-CHEAP = 4  # of so many even draws the cheapest is trained, while a sampler that learns knows nothing yet
-DULL = 20  # of a sampler's draws in a row are known or refused: then anything new will do
-MAX_DRAWS = 5000  # and when so many even draws find nothing new, the space is as good as exhausted
+CHEAPEST_OF = 4  # until the sampler has learned something, the cheapest of this many uniform draws is trained
+MAX_STALE_DRAWS = 20  # after this many known or refused draws of the sampler in a row, draw uniformly
+MAX_DRAWS = 5000  # after this many uniform draws that find nothing new, the space counts as exhausted
 JOURNAL = "journal"  # beside the sampler's own attributes of a trial
 OURS = (JOURNAL, PARENT, INHERITED)
 
@@ -36,7 +36,7 @@ def config_hash(arch_hash: str, recipe: Recipe) -> str:
     return digest({"arch": arch_hash, **asdict(recipe)})
 
 
-def slow(trial: Trial, limit: float | None) -> float | None:
+def latency_excess(trial: Trial, limit: float | None) -> float | None:
     """How far a trial's latency is over the limit, as a share of it: at most 0 within it. None without a limit.
 
     0 where nobody measured it: a trial that halving stopped, or that failed of something else. (Optuna's GP wants the
@@ -82,42 +82,42 @@ class Proposals:
         self._configs: dict[int, str] = {}  # the sampler's handle -> config hash
         self._answered: dict[tuple[Any, ...], str] = {}  # the sampler's answers -> config hash, of all it drew
         self._numbers: dict[str, int] = {}  # config hash -> number of the trial that ended with it
-        self._weighty: dict[str, Mapping[str, Any]] = {}  # config hash -> architecture, where weights are kept
+        self._archs_with_weights: dict[str, Mapping[str, Any]] = {}  # by config hash
         self._rungs: dict[int, dict[int, tuple[float, ...]]] = {}  # rung -> trial number -> its point there
         self._costs: dict[int, dict[str, float]] = {}  # trial number -> what its architecture is known to cost
         self._worst = tuple(reference)  # of every objective, what a model scores that learned nothing
-        self._told: list[list[int]] = []  # [trial number, whether it is finished] since the last proposal
+        self._observed: list[list[int]] = []  # [trial number, whether it is finished] since the last proposal
         self._given = deque(self._make(arch, recipe, origin) for arch, recipe, origin in given)
         baselines = sum(proposal.origin == "baseline" for proposal in self._given)
         generation = first_generation(sampler, plan.trials)
         self._unlearned = generation and baselines + generation
 
-    # ---- being told ------------------------------------------------------------------------------------------
+    # ---- observing -------------------------------------------------------------------------------------------
 
-    def leased(self, number: int, proposal: Proposal) -> None:
-        """A worker took up the proposal, as trial `number`."""
+    def assign(self, number: int, proposal: Proposal) -> None:
+        """Notes that a worker took up the proposal, as trial `number`."""
         if proposal.config_hash in self._asked:
             self._handles[number] = self._asked.pop(proposal.config_hash)
 
-    def told(self, trial: Trial, curve: Sequence[Report]) -> None:
-        """A trial is in another state than it was, or has a new point on its curve."""
+    def observe(self, trial: Trial, curve: Sequence[Report]) -> None:
+        """Takes in that a trial is in another state than it was, or has new points on its curve."""
         config = config_hash(trial.arch_hash, trial.recipe)
         for report in curve:
             self._rungs.setdefault(report.rung, {})[trial.number] = self._point(trial.arch, report)
         if trial.state in FINISHED:
-            self._finished(trial, config, self._outcome(trial, curve))
+            self._observe_end(trial, config, self._outcome(trial, curve))
         elif config not in self._known:
             self._known[config] = None
-            self._told.append([trial.number, 0])
+            self._observed.append([trial.number, 0])
 
-    def _finished(self, trial: Trial, config: str, outcome: Outcome | None) -> None:
+    def _observe_end(self, trial: Trial, config: str, outcome: Outcome | None) -> None:
         if outcome is not None and outcome.unfinished < FAILED:
             self._worst = tuple(map(max, self._worst, outcome.costs))
         self._known[config] = outcome
         self._numbers[config] = trial.number
         if self._inherit and trial.state == State.COMPLETE:  # one that was stopped has no weights
-            self._weighty[config] = trial.arch
-        self._told.append([trial.number, 1])
+            self._archs_with_weights[config] = trial.arch
+        self._observed.append([trial.number, 1])
         handle = self._handles.pop(trial.number, None)
         if handle is not None:
             self._proposer.tell(handle, outcome)
@@ -126,16 +126,16 @@ class Proposals:
             self._configs[self._proposer.add(trial.params, attrs, outcome)] = config
 
     def _outcome(self, trial: Trial, curve: Sequence[Report]) -> Outcome | None:
-        """What the sampler is told of a trial that ended; None where its end says nothing of the architecture."""
-        outcome = self._measured(trial, curve)
+        """The outcome that the sampler is told of; None where a trial's end says nothing of its architecture."""
+        outcome = self._measured_outcome(trial, curve)
         if trial.failure is not None and POLICIES[trial.failure.kind] not in (Policy.TEACH, Policy.SHRINK):
             return None
         if outcome is None or not all(map(isfinite, outcome.costs)):
             outcome = Outcome(self._worst, unfinished=FAILED)
-        return replace(outcome, slow=slow(trial, self._plan.latency))
+        return replace(outcome, slow=latency_excess(trial, self._plan.latency))
 
-    def _measured(self, trial: Trial, curve: Sequence[Report]) -> Outcome | None:
-        """What was measured of a trial that ended; None when it failed."""
+    def _measured_outcome(self, trial: Trial, curve: Sequence[Report]) -> Outcome | None:
+        """The outcome that was measured of a trial that ended; None when it failed."""
         if trial.state == State.COMPLETE:
             return Outcome(pareto.costs(self._plan.objectives, trial.values))
         if trial.state == State.STOPPED and curve:
@@ -152,11 +152,11 @@ class Proposals:
 
     # ---- rungs -----------------------------------------------------------------------------------------------
 
-    def goes_on(self, number: int, rung: int) -> bool:
+    def should_continue(self, number: int, rung: int) -> bool:
         """Whether a trial that reached a rung trains on, beside all that reached it before."""
         there = self._rungs[rung]
         peers = [point for other, point in there.items() if other != number]
-        return halving.exempt(number) or halving.goes_on(there[number], peers, self._axis)
+        return halving.is_exempt(number) or halving.should_continue(there[number], peers, self._axis)
 
     def _point(self, arch: Mapping[str, Any], report: Report) -> tuple[float, ...]:
         """A trial's costs at a rung: its loss there, and what its architecture costs at its gates' target rates."""
@@ -177,8 +177,8 @@ class Proposals:
 
     # ---- proposing -------------------------------------------------------------------------------------------
 
-    def given(self) -> Proposal | None:
-        """The next configuration that is trained before the sampler is asked; None when there are no more."""
+    def take_given(self) -> Proposal | None:
+        """Takes the next configuration that is trained before the sampler is asked; None when there are no more."""
         while self._given:
             proposal = self._given.popleft()
             if proposal.config_hash not in self._known:
@@ -186,22 +186,22 @@ class Proposals:
                 return proposal
         return None
 
-    def drawn(self, number: int) -> Proposal | None:
-        """A configuration nobody has trained or is training, from the sampler; None when none is found.
+    def draw(self, number: int) -> Proposal | None:
+        """Draws a configuration that nobody has trained or is training, from the sampler; None when none is found.
 
         `number` is the one its trial is expected to get; it seeds the draw.
         """
-        if number < self._unlearned and (params := self._anything(number, CHEAP)) is not None:
-            return self._draw(number, 0, params)
-        for attempt in range(DULL):
-            proposal = self._draw(number, attempt)
+        if number < self._unlearned and (params := self._draw_uniformly(number, CHEAPEST_OF)) is not None:
+            return self._draw_once(number, 0, params)
+        for attempt in range(MAX_STALE_DRAWS):
+            proposal = self._draw_once(number, attempt)
             if proposal is not None:
                 return proposal
-        params = self._anything(number)
-        return None if params is None else self._draw(number, DULL, params)
+        params = self._draw_uniformly(number)
+        return None if params is None else self._draw_once(number, MAX_STALE_DRAWS, params)
 
-    def _draw(self, number: int, attempt: int, params: Mapping[str, Any] | None = None) -> Proposal | None:
-        """What the sampler answers, or what `params` say in its place; None where it is over a limit, or known."""
+    def _draw_once(self, number: int, attempt: int, params: Mapping[str, Any] | None = None) -> Proposal | None:
+        """Asks the sampler once, or takes `params` for its answer; None where that is over a limit, or known."""
         handle, answers, attrs, drawn = self._proposer.ask(number, attempt, params)
         if drawn is None or not self._plan.allows(drawn[0]):
             # Not told as bad: a sampler that is told would shun whatever is large.
@@ -219,10 +219,10 @@ class Proposals:
             return None
         self._known[proposal.config_hash] = None
         self._asked[proposal.config_hash] = handle
-        journal = {**self._journal, "asked": number, "told": self._told}
+        journal = {**self._journal, "asked": number, "told": self._observed}
         if self._plan.memory is not None:
             journal["memory"] = self._plan.memory
-        self._told = []
+        self._observed = []
         sampled = attrs.pop(samplers.PARENT, None)
         # Where `params` took the place of the sampler's answer, they are nobody's child.
         descent = self._descent(sampled, drawn[0]) if params is None and sampled is not None else {}
@@ -232,14 +232,14 @@ class Proposals:
         """What the row of a child says of its parent: its number, and what is new where its weights are inherited."""
         config = self._configs[handle]
         found: dict[str, Any] = {PARENT: self._numbers[config]}
-        if config in self._weighty:
-            parent = self._weighty[config]
+        if config in self._archs_with_weights:
+            parent = self._archs_with_weights[config]
             if obstacle(self._plan.space, self._plan.space.from_json(parent), arch) is None:
                 found[INHERITED] = change(parent, arch_to_json(arch))
         return found
 
-    def _anything(self, number: int, among: int = 1) -> dict[str, Any] | None:
-        """Parameters of the cheapest of `among` configurations that are new and within the limits, drawn evenly; None
+    def _draw_uniformly(self, number: int, among: int = 1) -> dict[str, Any] | None:
+        """Draws parameters uniformly: of `among` configurations that are new and within the limits, the cheapest; None
         when none is found."""
         rng = np.random.default_rng([self._seed, number])
         found: list[tuple[float, dict[str, Any]]] = []
@@ -256,8 +256,8 @@ class Proposals:
                 break
         return min(found, key=lambda entry: entry[0], default=(0.0, None))[1]
 
-    def lost(self, proposal: Proposal) -> None:
-        """Another driver had the same idea first."""
+    def withdraw_duplicate(self, proposal: Proposal) -> None:
+        """Tells the sampler that another driver leased this configuration first."""
         if proposal.config_hash in self._asked:
             self._proposer.tell(self._asked.pop(proposal.config_hash), self._known.get(proposal.config_hash))
 

@@ -45,8 +45,8 @@ def make_sampler(name: str, seed: int, population: int, tried: Container[Answers
         return hub_sampler(name.removeprefix(HUB), seed)
     return {
         "evolution": lambda: EvolutionSampler(population, seed, tried),
-        "nsgaii": lambda: _moved_on(NSGAIISampler(population_size=population, seed=seed), seed, tried),
-        "nsgaiii": lambda: _moved_on(NSGAIIISampler(population_size=population, seed=seed), seed, tried),
+        "nsgaii": lambda: _avoiding_duplicates(NSGAIISampler(population_size=population, seed=seed), seed, tried),
+        "nsgaiii": lambda: _avoiding_duplicates(NSGAIIISampler(population_size=population, seed=seed), seed, tried),
         "tpe": lambda: TPESampler(multivariate=True, constant_liar=True, seed=seed),
         "gp": lambda: GPSampler(seed=seed, n_startup_trials=population, warn_independent_sampling=False),
         "random": lambda: RandomSampler(seed=seed),
@@ -59,7 +59,7 @@ def population_size(trials: int) -> int:
     return min(100, max(8, trials // 4))
 
 
-def chosen(asked: str | None, halving: bool) -> str:
+def choose_sampler(asked: str | None, halving: bool) -> str:
     """The sampler's name: what was asked for or, where nothing was, what found the better fronts on recorded trainings
     (`nas bench search --part quality`).
 
@@ -132,7 +132,7 @@ class EvolutionSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        choices = _open(search_space)
+        choices = _free_parameters(search_space)
         names = list(search_space)
         known = study._get_trials(deepcopy=False, use_cache=True)
         full = [other for other in known if search_space.keys() <= other.params.keys()]
@@ -158,8 +158,8 @@ class EvolutionSampler(BaseSampler):
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
 
-def _moved_on(sampler: BaseSampler, seed: int, tried: Container[Answers]) -> BaseSampler:
-    """A genetic sampler whose children are new: one that was tried moves on, a choice at a time, until it is not.
+def _avoiding_duplicates(sampler: BaseSampler, seed: int, tried: Container[Answers]) -> BaseSampler:
+    """A genetic sampler whose children are new: one that was tried is varied, a choice at a time, until it is not.
 
     Late in a search nine in ten of Optuna's are known, and each costs as much as a new one.
     """
@@ -172,7 +172,7 @@ def _moved_on(sampler: BaseSampler, seed: int, tried: Container[Answers]) -> Bas
         for name, domain in search_space.items():
             if name not in child:  # a mutation: Optuna leaves it to be drawn evenly
                 child[name] = sampler.sample_independent(study, trial, name, domain)
-        choices = _open(search_space)
+        choices = _free_parameters(search_space)
         for _ in range(CHILDREN):
             if not choices or answers(child) not in tried:
                 return child
@@ -183,8 +183,8 @@ def _moved_on(sampler: BaseSampler, seed: int, tried: Container[Answers]) -> Bas
     return sampler
 
 
-def _open(search_space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
-    """What there is a choice about."""
+def _free_parameters(search_space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """Parameters with more than one possible value."""
     return {name: domain for name, domain in search_space.items() if not domain.single()}
 
 

@@ -9,7 +9,7 @@ from hypernas.data.tasks import TASKS, steps_of
 from hypernas.errors import StudyError, UserError
 from hypernas.records import RUNGS, Failure, FailureKind, Result, StudyRow, Trial
 from hypernas.store import Store
-from hypernas.study.driver import HEARTBEAT_SECONDS, checked
+from hypernas.study.driver import HEARTBEAT_SECONDS, validate_result
 from hypernas.study.search import Search
 from hypernas.training.model import name_prices
 from hypernas.training.run import report_at, rung_step
@@ -59,10 +59,10 @@ class Asking:
         seq = self._store.report(self._row, report, trial.token)
         if seq is None:
             raise self._taken_over(number)
-        if self._search.reported(trial, report, seq):
+        if self._search.observe_report(trial, report, seq):
             return True
         del self._asked[number]
-        self._search.stopped(trial, report, self._store.stop(self._row, report, trial.token))
+        self._search.observe_stop(trial, report, self._store.stop(self._row, report, trial.token))
         return False
 
     def tell(
@@ -90,10 +90,10 @@ class Asking:
             train_seconds=spent,
             failure=None if failure is None else Failure(FailureKind.ERROR, failure),
         )
-        result = checked(result, self._row.objectives)
+        result = validate_result(result, self._row.objectives)
         seq = self._store.finish(self._row, result)
         del self._asked[number]
-        self._search.ended(trial, result, seq)
+        self._search.observe_end(trial, result, seq)
         if seq is None:
             raise self._taken_over(number)
 

@@ -41,11 +41,11 @@ TICK_SECONDS = 0.5
 class View(Protocol):
     """Who watches a search: the terminal, or nobody."""
 
-    def started(self, trial: Trial) -> None: ...
-    def progress(self, event: Progress) -> None: ...
-    def reported(self, event: Report) -> None: ...
-    def stopped(self, event: Report) -> None: ...
-    def ended(self, trial: int, result: Result | None) -> None: ...
+    def on_start(self, trial: Trial) -> None: ...
+    def on_progress(self, event: Progress) -> None: ...
+    def on_report(self, event: Report) -> None: ...
+    def on_stop(self, event: Report) -> None: ...
+    def on_end(self, trial: int, result: Result | None) -> None: ...
     def message(self, text: str) -> None: ...
     def tick(self) -> None: ...
 
@@ -77,16 +77,16 @@ class Work(Protocol):
         """Takes in what changed in the store."""
         ...
 
-    def reported(self, trial: Trial, report: Report, seq: int) -> bool:
-        """A report of ours, stored as change `seq`; whether the trial goes on after it."""
+    def observe_report(self, trial: Trial, report: Report, seq: int) -> bool:
+        """Takes in a report of ours, stored as change `seq`; whether the trial goes on after it."""
         ...
 
-    def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
-        """The trial was stopped where the report was made."""
+    def observe_stop(self, trial: Trial, report: Report, seq: int | None) -> None:
+        """Takes in that the trial was stopped where the report was made."""
         ...
 
-    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
-        """A result of ours, stored as change `seq` (None: our lease was lost, and nothing was stored)."""
+    def observe_end(self, trial: Trial, result: Result, seq: int | None) -> None:
+        """Takes in a result of ours, stored as change `seq` (None: our lease was lost, and nothing was stored)."""
         ...
 
 
@@ -196,7 +196,7 @@ def _train(
         check_device(work.row, before, executor.seen)  # workers may have come since
         if not stopping:
             _fill(session)
-        done = not leased and (stopping or (executor.free and _settled(work)))
+        done = not leased and (stopping or (executor.free and _is_settled(work)))
         if done or interrupt.count > 1:
             return spent
         if leased or not executor.free:
@@ -243,7 +243,7 @@ def _take_over(work: Work, view: View) -> None:
         work.refresh()
 
 
-def _settled(work: Work) -> bool:
+def _is_settled(work: Work) -> bool:
     """Whether nothing runs or waits in the store, other drivers' trials included."""
     work.refresh()
     counts = work.store.states(work.row)
@@ -258,7 +258,7 @@ def _fill(session: _Session) -> None:
         if trial is None:
             return
         session.leased[trial.number] = trial
-        session.view.started(trial)
+        session.view.on_start(trial)
         executor.submit(work.job(trial))
 
 
@@ -268,7 +268,7 @@ def _fill(session: _Session) -> None:
 def _handle(session: _Session, event: Event) -> None:
     """Stores an event of a leased trial, and tells whoever watches."""
     if isinstance(event, Progress):
-        session.view.progress(event)
+        session.view.on_progress(event)
     elif isinstance(event, Notice):
         session.view.message(f"trial {event.trial} {event.message}")
     elif isinstance(event, Report):
@@ -293,13 +293,13 @@ def _store_report(session: _Session, report: Report) -> None:
         executor.stop(report.trial)
         _lose(session, report.trial)
         return
-    view.reported(report)
-    if not work.reported(trial, report, seq):
+    view.on_report(report)
+    if not work.observe_report(trial, report, seq):
         del session.leased[report.trial]
         executor.stop(report.trial)
-        work.stopped(trial, report, work.store.stop(work.row, report, trial.token))
+        work.observe_stop(trial, report, work.store.stop(work.row, report, trial.token))
         discard(work.checkpoints, report.trial)
-        view.stopped(report)
+        view.on_stop(report)
 
 
 def _store_result(session: _Session, result: Result) -> None:
@@ -307,9 +307,9 @@ def _store_result(session: _Session, result: Result) -> None:
     work, view = session.work, session.view
     store, row = work.store, work.row
     trial = session.leased.pop(result.trial)
-    result = checked(result, row.objectives)
+    result = validate_result(result, row.objectives)
     seq = store.finish(row, result)
-    work.ended(trial, result, seq)
+    work.observe_end(trial, result, seq)
     if seq is None:
         _lose(session, result.trial)
         return
@@ -319,14 +319,14 @@ def _store_result(session: _Session, result: Result) -> None:
             keep_weights(store, row, result.trial, result.weights)
         except OSError as error:  # the trial's numbers are safe, and it re-trains to the same weights
             view.message(f"trial {result.trial}: its weights could not be kept: {error}")
-    view.ended(result.trial, result)
+    view.on_end(result.trial, result)
 
 
 def _lose(session: _Session, number: int) -> None:
     """Lets go of a trial that is another driver's now."""
     session.leased.pop(number, None)
     session.view.message(f"trial {number} was taken over by another driver")
-    session.view.ended(number, None)
+    session.view.on_end(number, None)
 
 
 def _release(session: _Session, number: int, token: int, reason: str, **how: Any) -> None:
@@ -335,7 +335,7 @@ def _release(session: _Session, number: int, token: int, reason: str, **how: Any
     del session.leased[number]
     work.store.release(work.row, number, token, **how)
     view.message(f"trial {number} {reason}")
-    view.ended(number, None)
+    view.on_end(number, None)
     work.refresh()
 
 
@@ -347,7 +347,7 @@ def _parts_to_try(trial: Trial, result: Result) -> int | None:
     return parts if parts <= MAX_MICRO_BATCHES else None
 
 
-def checked(result: Result, objectives: Sequence[str]) -> Result:
+def validate_result(result: Result, objectives: Sequence[str]) -> Result:
     """The result, or a failure where an objective was not measured or a value is no finite number."""
     if result.failure is not None:
         return result
@@ -365,11 +365,11 @@ def retrain(job: Job, view: View) -> Result:
     """Runs one job in this process, outside any study: the same row gives the same numbers."""
     for event in worker.run(job):
         if isinstance(event, Progress):
-            view.progress(event)
+            view.on_progress(event)
         elif isinstance(event, Notice):
             view.message(f"trial {event.trial} {event.message}")
         elif isinstance(event, Report):
-            view.reported(event)
+            view.on_report(event)
         else:
             return event
     raise AssertionError("a worker always ends with a result")

@@ -26,8 +26,8 @@ class Replayed:
     drawn: Any
 
 
-def replayed(store: Reader, row: StudyRow) -> Iterator[Replayed]:
-    """Every proposal of the study's sampler, drawn again in its order.
+def replay(store: Reader, row: StudyRow) -> Iterator[Replayed]:
+    """Draws every proposal of the study's sampler again, in its order.
 
     Exact for a search by one driver at a time, resumed or not. Drivers that search together lose proposals to each
     other, which no trial notes.
@@ -56,10 +56,10 @@ def replayed(store: Reader, row: StudyRow) -> Iterator[Replayed]:
             proposals = make_proposals(row, then, journal["sampler"], "")
         for number, ended in journal["told"]:
             told = trials[number] if ended else replace(trials[number], state=State.RUNNING)
-            proposals.told(told, curves.get(number, ()))
-        while proposals.given() is not None:
+            proposals.observe(told, curves.get(number, ()))
+        while proposals.take_given() is not None:
             pass  # trained before anything was drawn
-        drawn = proposals.drawn(journal["asked"])
+        drawn = proposals.draw(journal["asked"])
         if drawn is not None:
-            proposals.leased(trial.number, drawn)
+            proposals.assign(trial.number, drawn)
         yield Replayed(trial.number, dict(trial.params), None if drawn is None else dict(drawn.params))

@@ -42,7 +42,7 @@ from hypernas.store import Reader, Store
 from hypernas.store.weights import find_weights
 from hypernas.strategy.halving import stops_early
 from hypernas.strategy.proposals import Proposals
-from hypernas.strategy.samplers import chosen
+from hypernas.strategy.samplers import choose_sampler
 from hypernas.training.checkpoints import checkpoint_path
 from hypernas.training.device import worker_device
 from hypernas.training.inherit import INHERITED, PARENT
@@ -62,7 +62,7 @@ class Search:
         self.exhausted = False
         self.halving = stops_early(config.halving, plan.trials)
         # Only evolution's proposals have a parent.
-        sampler = "evolution" if config.inherit else chosen(config.sampler, self.halving)
+        sampler = "evolution" if config.inherit else choose_sampler(config.sampler, self.halving)
         self.proposals = make_proposals(row, plan, sampler, session=uuid4().hex[:8])
         self._ready: deque[Proposal] = deque()
         self._seq = 0
@@ -82,44 +82,44 @@ class Search:
             self._seq = max(self._seq, trial.seq)
             self._next = max(self._next, trial.number + 1)
             (self._waiting.add if trial.state == State.WAITING else self._waiting.discard)(trial.number)
-            self.proposals.told(trial, curves.get(trial.number, ()))
+            self.proposals.observe(trial, curves.get(trial.number, ()))
 
-    def saw(self, seq: int | None) -> bool:
-        """Whether a change of ours, `seq`, was the first since the last look: then there is nothing to read."""
+    def _advance(self, seq: int | None) -> bool:
+        """Skips a change of ours, `seq`, if it is the only one since the last look; False if it is not."""
         if seq != self._seq + 1:
             return False
         self._seq = seq
         return True
 
-    def _told(self, trial: Trial, curve: Sequence[Report], seq: int | None) -> None:
+    def _observe(self, trial: Trial, curve: Sequence[Report], seq: int | None) -> None:
         """Takes in a change of ours, stored as `seq`, and what other drivers changed before it."""
-        if self.saw(seq):
-            self.proposals.told(trial, curve)
+        if self._advance(seq):
+            self.proposals.observe(trial, curve)
         else:
             self.refresh()
 
-    def reported(self, trial: Trial, report: Report, seq: int) -> bool:
+    def observe_report(self, trial: Trial, report: Report, seq: int) -> bool:
         """Takes in a report of ours; whether the trial goes on after it, or is stopped there."""
-        self._told(trial, [report], seq)
+        self._observe(trial, [report], seq)
         last = report.rung == len(RUNGS) - 1
         if last or not self.halving:
             return True
-        return self.proposals.goes_on(report.trial, report.rung)
+        return self.proposals.should_continue(report.trial, report.rung)
 
-    def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
+    def observe_stop(self, trial: Trial, report: Report, seq: int | None) -> None:
         """Takes in that the trial was stopped at the report's rung."""
-        self._told(replace(trial, state=State.STOPPED), [report], seq)
+        self._observe(replace(trial, state=State.STOPPED), [report], seq)
 
-    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+    def observe_end(self, trial: Trial, result: Result, seq: int | None) -> None:
         """Takes in a result of ours."""
         state = State.FAILED if result.failure else State.COMPLETE
         ended = replace(trial, state=state, values=result.values, diagnostics=result.diagnostics)
-        self._told(replace(ended, failure=result.failure), (), seq)
+        self._observe(replace(ended, failure=result.failure), (), seq)
 
     def prefetch(self, count: int) -> None:
         """Makes proposals until `count` are ready, so that no worker waits for the sampler."""
         while len(self._ready) < count and not self.exhausted:
-            proposal = self.proposals.given() or self.proposals.drawn(self._next + len(self._ready))
+            proposal = self.proposals.take_given() or self.proposals.draw(self._next + len(self._ready))
             if proposal is None:
                 self.exhausted = True
             else:
@@ -138,14 +138,14 @@ class Search:
             proposal = self._ready.popleft()
             trial = self.store.lease_new(self.row, driver, proposal, self.plan.trials)
             if trial is not None:
-                self.proposals.leased(trial.number, proposal)
-                self.saw(trial.seq)
+                self.proposals.assign(trial.number, proposal)
+                self._advance(trial.seq)
                 break
             if sum(self.store.states(self.row).values()) >= self.plan.trials:
                 self._ready.appendleft(proposal)
                 return None
             self.refresh()
-            self.proposals.lost(proposal)
+            self.proposals.withdraw_duplicate(proposal)
         self._next = max(self._next, trial.number + 1)
         return trial
 

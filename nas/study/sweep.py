@@ -93,14 +93,14 @@ class FixedList:
     def refresh(self) -> None:
         """Nothing: what is trained does not depend on results."""
 
-    def reported(self, trial: Trial, report: Report, seq: int) -> bool:
+    def observe_report(self, trial: Trial, report: Report, seq: int) -> bool:
         """Always on: every configuration of the list is trained to its end."""
         return True
 
-    def stopped(self, trial: Trial, report: Report, seq: int | None) -> None:
+    def observe_stop(self, trial: Trial, report: Report, seq: int | None) -> None:
         """Never, as above."""
 
-    def ended(self, trial: Trial, result: Result, seq: int | None) -> None:
+    def observe_end(self, trial: Trial, result: Result, seq: int | None) -> None:
         """Nothing: what is trained does not depend on results."""
 
 

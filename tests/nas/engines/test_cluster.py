@@ -88,10 +88,10 @@ class Killer(Silent):
         self.training: set[int] = set()
         self.said: list[str] = []
 
-    def ended(self, trial: int, result: Result | None) -> None:
+    def on_end(self, trial: int, result: Result | None) -> None:
         self.training.discard(trial)
 
-    def reported(self, event: Report) -> None:
+    def on_report(self, event: Report) -> None:
         self.training.add(event.trial)
         if self.doomed is not None and len(self.training) == 2:
             self.cluster.remove_node(self.doomed, allow_graceful=False)

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypernas.strategy.halving import BIN, ENOUGH, EXEMPT, KEEP, exempt, goes_on, rank_correlation, stops_early
+from hypernas.strategy.halving import (
+    BIN,
+    ENOUGH,
+    EXEMPT,
+    KEEP,
+    is_exempt,
+    rank_correlation,
+    should_continue,
+    stops_early,
+)
 
 # Few different values, so that ties and equal points are common.
 coordinates = st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.8, 1.3])
@@ -19,42 +28,42 @@ axes = st.sampled_from([None, 1])
 def test_the_order_of_the_peers_does_not_matter(mine, peers, axis, rng: random.Random) -> None:
     shuffled = list(peers)
     rng.shuffle(shuffled)
-    assert goes_on(mine, peers, axis) == goes_on(mine, shuffled, axis)
+    assert should_continue(mine, peers, axis) == should_continue(mine, shuffled, axis)
 
 
 @given(st.lists(points, min_size=1, max_size=20, unique=True), axes)
 def test_of_different_points_exactly_the_share_goes_on(everyone, axis) -> None:
-    on = [goes_on(point, everyone[:i] + everyone[i + 1 :], axis) for i, point in enumerate(everyone)]
+    on = [should_continue(point, everyone[:i] + everyone[i + 1 :], axis) for i, point in enumerate(everyone)]
     assert sum(on) == math.ceil(KEEP * len(everyone))
 
 
 @given(points, st.lists(points, max_size=20), axes)
 def test_who_dominates_somebody_that_goes_on_goes_on_too(mine, peers, axis) -> None:
     better = tuple(value - 0.05 for value in mine)
-    if goes_on(mine, [*peers, better], axis):
-        assert goes_on(better, [*peers, mine], axis)
+    if should_continue(mine, [*peers, better], axis):
+        assert should_continue(better, [*peers, mine], axis)
 
 
 @given(points, st.lists(points, max_size=20), axes)
 def test_equal_points_share_one_fate(mine, peers, axis) -> None:
-    assert goes_on(mine, [*peers, mine], axis) == goes_on(tuple(mine), [mine, *peers], axis)
+    assert should_continue(mine, [*peers, mine], axis) == should_continue(tuple(mine), [mine, *peers], axis)
 
 
 @given(points, st.lists(points, max_size=20), axes)
 def test_peers_that_are_not_finite_count_as_the_worst(mine, peers, axis) -> None:
     bad = [(math.nan, 0.1), (math.inf, 0.0)]
-    assert goes_on(mine, peers, axis) <= goes_on(mine, [*peers, *bad], axis)
-    assert goes_on(mine, [*peers, *bad * len(peers)], axis)  # two thirds are worse, whatever the rest is
+    assert should_continue(mine, peers, axis) <= should_continue(mine, [*peers, *bad], axis)
+    assert should_continue(mine, [*peers, *bad * len(peers)], axis)  # two thirds are worse, whatever the rest is
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_never_goes_on(bad: float) -> None:
-    assert not goes_on((bad, 1.0), [])
-    assert not goes_on((bad, 1.0), [(bad, 1.0)] * 5)
+    assert not should_continue((bad, 1.0), [])
+    assert not should_continue((bad, 1.0), [(bad, 1.0)] * 5)
 
 
 def test_the_first_at_a_rung_goes_on() -> None:
-    assert goes_on((3.0, 5.0), [])
+    assert should_continue((3.0, 5.0), [])
 
 
 def test_the_end_of_the_front_is_stopped_where_its_bin_has_better_ones() -> None:
@@ -63,26 +72,26 @@ def test_the_end_of_the_front_is_stopped_where_its_bin_has_better_ones() -> None
     front[4] = (0.0, 0.5 * BIN - 0.004)  # now far ahead of those that are dearer
     cheapest, best = front[9], front[4]
     others = [point for point in front if point not in (cheapest, best)]
-    assert goes_on(best, [*others, cheapest], axis=1)
+    assert should_continue(best, [*others, cheapest], axis=1)
     crowd = [(0.5 + 0.01 * i, 0.4 * BIN - 0.001 * i) for i in range(20)]
-    assert not goes_on((0.70, 0.4 * BIN - 0.0205), [*crowd, (0.0, 0.3 * BIN)], axis=1)
+    assert not should_continue((0.70, 0.4 * BIN - 0.0205), [*crowd, (0.0, 0.3 * BIN)], axis=1)
 
 
 def test_every_bin_has_a_first_before_any_has_a_second() -> None:
     crowd = [(1.0 - 0.01 * i, 1.5 * BIN + 0.01 * i) for i in range(10)]
     alone = (2.0, 0.5 * BIN)  # worst loss of all, but nobody else is as cheap
-    assert goes_on(alone, crowd, axis=1)
+    assert should_continue(alone, crowd, axis=1)
 
 
 @given(st.lists(points, min_size=1, max_size=12, unique=True))
 def test_the_same_cut_is_made_with_three_objectives(everyone) -> None:
     three = [(*point, point[0]) for point in everyone]
-    on = [goes_on(point, three[:i] + three[i + 1 :], 1) for i, point in enumerate(three)]
+    on = [should_continue(point, three[:i] + three[i + 1 :], 1) for i, point in enumerate(three)]
     assert sum(on) == math.ceil(KEEP * len(three))
 
 
 def test_one_trial_in_sixteen_runs_to_the_end_whatever_comes() -> None:
-    assert sum(exempt(number) for number in range(10 * EXEMPT)) == 10
+    assert sum(is_exempt(number) for number in range(10 * EXEMPT)) == 10
 
 
 def test_the_rank_correlation_is_spearmans() -> None:

@@ -23,10 +23,10 @@ from hypernas.records import Failure, FailureKind, Job, Report, Result, State, T
 from hypernas.search_spaces.base import Uniform
 from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.strategy.halving import ENOUGH, exempt
+from hypernas.strategy.halving import ENOUGH, is_exempt
 from hypernas.strategy.proposals import Proposals
 from hypernas.study.driver import run
-from hypernas.study.replay import replayed
+from hypernas.study.replay import replay
 from hypernas.study.search import Search, open_search, prepare
 
 HERE = "tests.nas.strategy.test_proposals"
@@ -109,7 +109,7 @@ def test_every_sampler_repeats_nothing_learns_of_every_end_and_can_be_replayed(
     assert len({(trial.arch_hash, trial.recipe) for trial in trials}) == count
     stopped = [trial for trial in trials if trial.state == State.STOPPED]
     assert len(stopped) >= count / 4 if halving else not stopped
-    assert not any(exempt(trial.number) for trial in stopped)
+    assert not any(is_exempt(trial.number) for trial in stopped)
     failed = [trial for trial in trials if trial.failure]
     assert failed == [t for t in trials if t.number % 5 == 0 and t not in stopped] != []
     assert {str(trial.failure.kind) for trial in failed if trial.failure} == {"diverged"}
@@ -125,7 +125,7 @@ def test_every_sampler_repeats_nothing_learns_of_every_end_and_can_be_replayed(
             assert constraints == {"unfinished": 1 - curve[-1].tokens / trial.recipe.tokens}
         else:
             assert constraints == {"unfinished": 2.0 if trial in failed else 0.0}
-    entries = list(replayed(store, row))
+    entries = list(replay(store, row))
     assert len(entries) == count - 3 and all(entry.drawn == entry.stored for entry in entries)
 
 
@@ -134,7 +134,7 @@ def test_a_finished_search_replays_to_the_same_proposals(sampler: str, tmp_path:
     store, _ = searched(tmp_path, sampler=sampler, halving=True, trials=16)
     resumed = StudyConfig(study="s", preset="quick", sampler=sampler, halving=True, trials=26, resume=True)
     run(open_search(store, prepare(resumed), evaluate=f"{HERE}:curved"), Inline(), Silent())
-    entries = list(replayed(store, store.study("s")))
+    entries = list(replay(store, store.study("s")))
     assert len(entries) == 23  # three are the baselines
     assert [entry.drawn for entry in entries] == [entry.stored for entry in entries]
 
@@ -181,7 +181,7 @@ def test_what_no_worker_can_hold_is_never_proposed_and_a_replay_knows_how_much_t
     store, trials = searched(tmp_path, sampler="random", trials=20, memory=most)
     drawn = [trial for trial in trials if trial.origin == "sampler"]
     assert drawn and all(kept(plan.space.from_json(trial.arch)) < most for trial in drawn)
-    assert all(entry.drawn == entry.stored for entry in replayed(store, store.study("s")))
+    assert all(entry.drawn == entry.stored for entry in replay(store, store.study("s")))
 
 
 @pytest.mark.parametrize("key", ["max.flops", "max.parameters", "max.memory"])
@@ -217,7 +217,7 @@ def test_the_sampler_hears_how_far_over_its_limit_a_latency_is_also_after_a_refi
         run(search, Inline(), Silent())
         trials = store.trials(search.row)
         again = open_search(store, prepare(config))
-        entries = list(replayed(store, search.row))
+        entries = list(replay(store, search.row))
     over = [trial for trial in trials if trial.failure]
     assert 0 < len(over) < count and {str(trial.failure.kind) for trial in over if trial.failure} == {"over_limit"}
     assert heard(again) == heard(search)
@@ -315,7 +315,7 @@ def test_what_learns_begins_with_cheap_nets_and_random_draws_stay_even(sampler: 
     below = 0
     for seed in range(8):
         proposals = Proposals(plan, sampler, seed, (10.0, 12.0))
-        drawn = [proposals.drawn(number) for number in range(16)]
+        drawn = [proposals.draw(number) for number in range(16)]
         below += sum(plan.space.cost(plan.space.from_json(p.arch)).flops_total < middle for p in drawn if p is not None)
     share = below / (8 * 16)  # the cheapest of four is below the median in fifteen cases of sixteen
     assert share > 0.85 if shifted else 0.3 < share < 0.7

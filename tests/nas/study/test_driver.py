@@ -209,7 +209,7 @@ def test_what_arrives_together_with_the_report_that_stops_a_trial_is_dropped(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = opened(store, trials=3, halving=True)
-    monkeypatch.setattr(search.proposals, "goes_on", lambda number, rung: number != 1)
+    monkeypatch.setattr(search.proposals, "should_continue", lambda number, rung: number != 1)
     assert run(search, TwoAtOnce(), Silent()).finished == 3
     states = [trial.state for trial in store.trials(search.row)]
     assert states == [State.COMPLETE, State.STOPPED, State.COMPLETE]

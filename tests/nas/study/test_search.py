@@ -24,7 +24,7 @@ from hypernas.show.status import status_of
 from hypernas.show.views import Silent
 from hypernas.store import Store
 from hypernas.study.driver import Outcome, retrain, run
-from hypernas.study.replay import replayed
+from hypernas.study.replay import replay
 from hypernas.study.search import make_job, open_search, prepare
 
 # A search of seconds: one narrow layer or two, on a few thousand bytes.
@@ -147,7 +147,7 @@ def test_an_asynchronous_search_replays_to_its_proposals(tmp_path: Path, text: s
     settings = {"train.tokens": "1024", "train.batch_tokens": "128"}
     with Store(str(tmp_path / "nas.db"), create=True) as store:
         row, _ = searched(store, text, pool, trials=20, sampler="evolution", halving=True, settings=settings)
-        entries = list(replayed(store, row))
+        entries = list(replay(store, row))
     assert len(entries) == 17  # three are the baselines
     assert [entry.drawn for entry in entries] == [entry.stored for entry in entries]
 

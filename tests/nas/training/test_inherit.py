@@ -19,7 +19,7 @@ from hypernas.show.views import Silent
 from hypernas.store import Store
 from hypernas.store.weights import WEIGHTS, find_weights
 from hypernas.study.driver import retrain, run
-from hypernas.study.replay import replayed
+from hypernas.study.replay import replay
 from hypernas.study.search import make_job, open_search, prepare
 from hypernas.training.checkpoints import checkpoint_path, identity
 from hypernas.training.inherit import INHERITED, PARENT, change, obstacle
@@ -140,7 +140,7 @@ def test_an_heir_goes_on_from_a_checkpoint_and_not_from_its_parent(
 
 def test_a_search_that_inherits_replays_to_its_proposals(study: tuple[Store, list[Trial]]) -> None:
     store, _ = study
-    found = list(replayed(store, store.study("s")))
+    found = list(replay(store, store.study("s")))
     assert found and all(entry.stored == entry.drawn for entry in found)
 
 
