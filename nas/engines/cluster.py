@@ -60,6 +60,8 @@ def set_environment(own_cluster: bool) -> None:
             # A cluster of our own takes no work from anybody else on this machine.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # Ray would start a process for each CPU at once, without our settings: none of them could be a worker.
+            "RAY_prestart_worker_first_driver": "0",
         }
     for name, value in settings.items():
         os.environ.setdefault(name, value)

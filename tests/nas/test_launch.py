@@ -116,12 +116,15 @@ def test_a_space_of_ones_own_is_named_again(flags: Flags, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("device", "precision"),
-    [("NVIDIA H100 80GB HBM3", "bfloat16 products: cuda"), ("cpu", "float16")],
+    ("device", "precision", "elsewhere"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16 products: cuda", ["--engine", "ray", "--workers", "1"]),
+        ("cpu", "float16", []),
+    ],
     ids=["device", "precision"],
 )
 def test_a_study_that_would_go_on_in_other_numbers_wants_a_flag(
-    device: str, precision: str, flags: Flags, capsys: pytest.CaptureFixture[str]
+    device: str, precision: str, elsewhere: list[str], flags: Flags, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = flags()["store"]
     assert launch(flags(trials=3, engine="inline")) == 0
@@ -129,7 +132,7 @@ def test_a_study_that_would_go_on_in_other_numbers_wants_a_flag(
     before = settings_of(store)
     base = ["search", "--study", "s", "--store", store, "--resume", "--trials", "4"]
     capsys.readouterr()
-    assert main([*base, "--engine", "ray", "--workers", "1"]) == 2
+    assert main([*base, *elsewhere]) == 2
     (said,) = capsys.readouterr().err.strip().splitlines()
     kind = "cpu" if device == "cpu" else "cuda"
     assert f"study 's' was trained on {kind} in {precision}, and here it would be on cpu in " in said

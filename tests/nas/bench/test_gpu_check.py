@@ -18,7 +18,6 @@ BLOCKED = ("ray", "optuna", "sqlalchemy", "alembic", "psycopg", "moocore", "clic
 
 HIDES = """
 import sys
-import time
 from importlib.machinery import PathFinder
 
 class Hides(PathFinder):

@@ -23,21 +23,30 @@ MEMORY = 80 << 20  # of a node's object store
 TINY = {"depth": "1..2", "d_model": "16,32", "head_dim": "8", "context": "32", "train.batch_tokens": "256"}
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without CPUs, and nodes to be added."""
-    monkeypatch.setenv("RAY_health_check_period_ms", "500")
-    monkeypatch.setenv("RAY_health_check_timeout_ms", "500")
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "4")
-    set_environment(own_cluster=True)
-    from ray.cluster_utils import Cluster
+@pytest.fixture(scope="module")
+def head() -> Iterator[Any]:
+    """A node without CPUs, which tests add theirs to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_timeout_ms", "500")
+        patch.setenv("RAY_health_check_failure_threshold", "4")
+        set_environment(own_cluster=True)
+        from ray.cluster_utils import Cluster
 
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False},
-    )
-    yield made
-    made.shutdown()
+        made = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False},
+        )
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def cluster(head: Any) -> Iterator[Any]:
+    """A head without CPUs, and nodes to be added, which go with the test."""
+    yield head
+    for node in tuple(head.worker_nodes):
+        head.remove_node(node)
 
 
 def pooled(cluster: Any, workers: int, engine: str = "ray", gpus: float | None = 0.0) -> Executor:
@@ -45,22 +54,25 @@ def pooled(cluster: Any, workers: int, engine: str = "ray", gpus: float | None =
 
 
 def where(job: Job) -> Iterator[Result]:
-    """When and on which node and GPUs the job runs."""
+    """On which node and GPUs the job runs, once as many jobs have begun as its seed says."""
     import os
 
     import ray
 
-    start = time.time()
-    time.sleep(10.0)  # the other worker may be slow to start
+    begun = Path(job.data_path)
+    (begun / str(job.trial)).touch()
+    deadline = time.monotonic() + 60
+    while (together := len(list(begun.iterdir()))) < job.recipe.seed and time.monotonic() < deadline:
+        time.sleep(0.05)
     node = ray.get_runtime_context().get_node_id()
     found = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
-    yield Result(job.trial, job.token, {"start": start, "end": time.time()}, provenance=found)
+    yield Result(job.trial, job.token, {"together": float(together)}, provenance=found)
 
 
-def job(trial: int) -> Job:
-    return Job(
-        "s", trial, 1, SpaceSpec("lm"), {}, Recipe(1.0), None, "", 0, evaluate="tests.nas.engines.test_cluster:where"
-    )
+def job(trial: int, begun: Path, until: int) -> Job:
+    """A job that ends once `until` jobs have begun, which leave a mark in the folder `begun`."""
+    evaluate = "tests.nas.engines.test_cluster:where"
+    return Job("s", trial, 1, SpaceSpec("lm"), {}, Recipe(1.0, seed=until), str(begun), "", 0, evaluate=evaluate)
 
 
 def ended(pool: Executor, count: int, seconds: float = 60.0) -> list[Result]:
@@ -68,7 +80,7 @@ def ended(pool: Executor, count: int, seconds: float = 60.0) -> list[Result]:
     deadline = time.monotonic() + seconds
     while len(results) < count and time.monotonic() < deadline:
         results += [event for event in pool.wait(0.5) if isinstance(event, Result)]
-    assert len(results) == count
+    assert len(results) == count and not any(result.failure for result in results), results
     return results
 
 
@@ -131,15 +143,14 @@ def assert_undisturbed(store: Store, row: StudyRow, trial: Trial) -> None:
     assert dict(result.values) == dict(trial.values)
 
 
-def test_a_gpu_is_shared_by_as_many_trials_as_fit(cluster: Any) -> None:
+def test_a_gpu_is_shared_by_as_many_trials_as_fit(cluster: Any, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=MEMORY)
     pool = pooled(cluster, 2, gpus=0.5)
     try:
         for trial in (0, 1):
-            pool.submit(job(trial))
-        results = ended(pool, 2)
-        starts, ends = ([result.values[name] for result in results] for name in ("start", "end"))
-        assert max(starts) < min(ends)  # both were there at once
+            pool.submit(job(trial, tmp_path, 2))
+        results = ended(pool, 2, 90.0)
+        assert [result.values["together"] for result in results] == [2, 2]
         assert {result.provenance["gpus"] for result in results} == {"0"}
     finally:
         pool.close()
@@ -165,27 +176,27 @@ def test_more_gpus_than_any_node_has_is_one_message(cluster: Any) -> None:
 @pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("asked", "gpus", "workers", "visible"), [(None, 1, 2, {"0", "1"}), (0, 0, 3, {""})])
 def test_trials_take_the_gpus_of_a_cluster_unless_cpus_are_asked_for(
-    engine: str, asked: float | None, gpus: float, workers: int, visible: set[str], cluster: Any
+    engine: str, asked: float | None, gpus: float, workers: int, visible: set[str], cluster: Any, tmp_path: Path
 ) -> None:
     cluster.add_node(num_cpus=3, num_gpus=2, object_store_memory=MEMORY)
     pool = pooled(cluster, 0, engine, asked)
     try:
         assert (pool.gpus, pool.workers) == (gpus, workers)
         for trial in range(workers):
-            pool.submit(job(trial))
+            pool.submit(job(trial, tmp_path, workers))
         assert {result.provenance["gpus"] for result in ended(pool, workers, 120.0)} == visible
     finally:
         pool.close()
 
 
-TOLD = "2 workers, each with one GPU that torch does not see, so on CPU cores"
-CPUS = "3 workers on CPU cores"
+TOLD = "1 worker with one GPU that torch does not see, so on CPU cores"
+CPUS = "2 workers on CPU cores"
 
 
 @pytest.fixture
 def declared(cluster: Any, tmp_path: Path, text: str) -> tuple[list[str], list[str]]:
-    """Flags of a store and of a cluster, of three CPUs and two GPUs that are only declared; and those of a study."""
-    cluster.add_node(num_cpus=3, num_gpus=2, object_store_memory=MEMORY)
+    """Flags of a store and of a cluster, of two CPUs and a GPU that is only declared; and those of a study."""
+    cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=MEMORY)
     settings = TINY | {"data.path": text, "train.tokens": "1024"}
     keys = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     return ["--store", str(tmp_path / "nas.db"), "--address", cluster.address], ["--halving", "off", *keys]
@@ -204,8 +215,8 @@ def test_a_search_on_declared_gpus_says_so_and_is_resumed_on_what_it_ran_on(
     where, study = declared
     search = ["search", "--study", "s", *where, "--resume"]
     first, cpus = [*study, "--engine", engine], ["--gpus-per-trial", "0"]
-    steps = [(first, TOLD, 1), ([], TOLD, 1), (cpus, CPUS, 0), ([], CPUS, 0)]
-    for trials, (flags, said, gpus) in enumerate(steps if engine == "ray" else steps[:2], start=3):
+    steps = [(first, TOLD, 1), (cpus, CPUS, 0), ([], CPUS, 0)] if engine == "ray" else [(first, TOLD, 1), ([], TOLD, 1)]
+    for trials, (flags, said, gpus) in enumerate(steps, start=3):
         capsys.readouterr()
         assert main([*search, "--trials", str(trials), *flags]) == 0
         assert capsys.readouterr().err.startswith(said) and kept(where[1], "s") == (gpus, engine)
@@ -248,19 +259,19 @@ def test_a_table_is_recorded_on_gpus_too(
 
 
 def test_a_search_begins_on_the_workers_there_are_and_takes_up_those_that_come(
-    cluster: Any, monkeypatch: pytest.MonkeyPatch
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hypernas.engines.ray_pool.WARM_UP_SECONDS", 1.0)
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     pool = pooled(cluster, 2)
     try:
         assert free_within(pool, 1) == 1  # the other asks the cluster for a CPU: an autoscaler sees it
-        pool.submit(job(0))
+        pool.submit(job(0, tmp_path, 1))
         first = ended(pool, 1)[0].provenance["node"]
         cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
         assert free_within(pool, 2) == 2
         for trial in (1, 2):
-            pool.submit(job(trial))
+            pool.submit(job(trial, tmp_path, 3))
         nodes = {result.provenance["node"] for result in ended(pool, 2)}
         assert len(nodes) == 2 and first in nodes
     finally:

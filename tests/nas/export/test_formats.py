@@ -1,11 +1,12 @@
 """The formats of an export, loaded where neither hypernas nor anything but torch and safetensors is installed."""
 
+import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,16 @@ def comes_back(trip: Exported) -> None:
 
 
 @pytest.fixture(scope="module")
-def trips(bare_python: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Exported]:
-    """Every one of SETTINGS, exported and run in the bare environment."""
+def trip_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Exported]:
+    """One of SETTINGS by its place, exported when it is first asked for."""
     root = tmp_path_factory.mktemp("trips")
-    made_trips = [exported(root / str(number), *made(*settings)) for number, settings in enumerate(SETTINGS)]
+    return functools.cache(lambda number: exported(root / str(number), *made(*SETTINGS[number])))
+
+
+@pytest.fixture(scope="module")
+def trips(bare_python: Path, trip_of: Callable[[int], Exported]) -> list[Exported]:
+    """Every one of SETTINGS, exported and run in the bare environment."""
+    made_trips = [trip_of(number) for number in range(len(SETTINGS))]
     run_bare(bare_python, [trip.folder for trip in made_trips])
     return made_trips
 
@@ -213,24 +220,28 @@ def test_a_masked_copy_is_the_same_function_and_has_no_decision_in_it():
             torch.testing.assert_close(masked(model)(inputs), model(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_a_recurrent_program_takes_any_batch_of_its_context_and_others_any_length(trips: list[Exported]):
-    assert sizes_of(trips[0].program) == [None, None] and sizes_of(trips[4].program) == [None, 8]
+def test_a_recurrent_program_takes_any_batch_of_its_context_and_others_any_length(
+    trip_of: Callable[[int], Exported],
+):
+    assert sizes_of(trip_of(0).program) == [None, None] and sizes_of(trip_of(4).program) == [None, 8]
 
 
 @pytest.mark.parametrize("number", [1, 6], ids=lambda number: str(SETTINGS[number]))
-def test_an_onnx_graph_computes_the_same_with_its_gates_masked(trips: list[Exported], number: int, tmp_path: Path):
-    trip = trips[number]
+def test_an_onnx_graph_computes_the_same_with_its_gates_masked(
+    trip_of: Callable[[int], Exported], number: int, tmp_path: Path
+):
+    trip = trip_of(number)
     write_onnx(trip.program, tmp_path / "model.onnx", "inputs")
     inputs = check_inputs("onnx", trip.space, trip.arch, 0, sizes_of(trip.program))
     assert check("onnx", tmp_path, trip.model, inputs) < 1e-4
 
 
 def test_without_its_packages_onnx_says_what_to_install(
-    trips: list[Exported], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trip_of: Callable[[int], Exported], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="pip install 'hypernas"):
-        write_onnx(trips[5].program, tmp_path / "model.onnx", "images")
+        write_onnx(trip_of(6).program, tmp_path / "model.onnx", "images")
     assert not list(tmp_path.iterdir())
 
 

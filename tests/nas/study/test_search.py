@@ -251,8 +251,8 @@ def test_a_search_killed_at_three_random_points_ends_with_the_asked_number_of_tr
     print(f"seed {seed}")
     rng.seed(seed)
     resume: tuple[str, ...] = ("--trials", "10", "--preset", "quick")
-    for done in (1, 3, 6):
-        process = start(store, text, *resume)
+    for done, engine in ((1, "inline"), (3, "ray"), (6, "inline")):
+        process = start(store, text, *resume, "--engine", engine)
         try:
             wait_for(store, done, process)
             time.sleep(rng.random() * 0.5)
@@ -260,7 +260,7 @@ def test_a_search_killed_at_three_random_points_ends_with_the_asked_number_of_tr
             process.send_signal(signal.SIGKILL)
             process.wait()
         resume = ("--trials", "10", "--resume")
-    process = start(store, text, *resume)
+    process = start(store, text, *resume)  # inline, as it ran last
     assert process.wait(timeout=120) == 0, process.communicate()[1]
     trials = assert_sound(store, 10)
     for trial in random.Random(seed).sample(trials, 2):
@@ -307,7 +307,7 @@ def test_the_time_limit_ends_a_search_that_can_be_resumed(tmp_path: Path, text: 
 
 
 def test_a_local_cluster_listens_on_loopback_alone_and_ends_with_the_search(tmp_path: Path, text: str) -> None:
-    process = start(tmp_path / "nas.db", text, "--trials", "3", "--preset", "quick")
+    process = start(tmp_path / "nas.db", text, "--trials", "3", "--preset", "quick", "--workers", "1")
     wait_for(tmp_path / "nas.db", 1, process)
     cluster = psutil.Process(process.pid).children(recursive=True)
     listening = [

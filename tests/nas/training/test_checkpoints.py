@@ -28,7 +28,7 @@ ARCH = {"depth": 2, "d_model": 32, "head_dim": 8, "context": 32, "streams.n": 2,
 
 
 def job(text: str, folder: Path, optimizer: str = "adamw", **changed: object) -> Job:
-    recipe = Recipe(3e-3, optimizer=optimizer, tokens=8192, batch_tokens=256)
+    recipe = Recipe(3e-3, optimizer=optimizer, tokens=4096, batch_tokens=256)
     made = Job("s", 7, 1, SpaceSpec("lm"), ARCH, recipe, text, load_corpus(text).hash, 0)
     return replace(made, checkpoint=checkpoint_path(str(folder), 7), **changed)  # type: ignore[arg-type]
 

@@ -174,7 +174,7 @@ def test_a_stopped_parent_leaves_nothing(tmp_path: Path, text: str) -> None:
 def test_workers_elsewhere_inherit_too(engine: str, tmp_path: Path, text: str) -> None:
     from hypernas.engines.tune_pool import TunePool
 
-    pool = RayPool(2) if engine == "ray" else TunePool(2)
+    pool = RayPool(1) if engine == "ray" else TunePool(1)
     with Store(str(tmp_path / "nas.db"), create=True) as store:
         trials = searched(store, config(text, engine=engine), pool)
         heir = heirs(trials)[0]

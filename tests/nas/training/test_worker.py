@@ -38,9 +38,9 @@ def test_every_way_to_fail_is_told_apart_and_the_search_goes_on(tmp_path: Path, 
         study="s",
         space=FAULTY,
         preset="quick",
-        trials=18,
+        trials=10,
         sampler="random",
-        seed=3,
+        seed=5,  # of each depth one at least, and of the two that cost a worker one each
         halving=False,
         settings=SETTINGS | {"data.path": text},
     )
@@ -53,7 +53,7 @@ def test_every_way_to_fail_is_told_apart_and_the_search_goes_on(tmp_path: Path, 
             status, front = status_of(store, row), store.front(row)
     finally:
         pool.close()
-    assert outcome.finished == 18
+    assert outcome.finished == 10
     for trial in trials:
         depth = trial.arch["depth"]
         if depth == 1:
