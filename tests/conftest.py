@@ -45,7 +45,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     rng = random.Random(0)
     words = ["stream", "gate", "width", "depth", "front", "trial", "kernel", "walsh", "loss", "token"]
     path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text("\n".join(" ".join(rng.choices(words, k=12)) for _ in range(1500)))
+    path.write_text("\n".join(" ".join(rng.choices(words, k=12)) for _ in range(400)))
     return str(path)
 
 

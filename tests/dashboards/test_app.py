@@ -356,7 +356,7 @@ def test_the_controls_of_the_front_are_reached_with_the_keyboard_in_order(serve,
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width, height", [(390, 844), (1280, 800)])
+@pytest.mark.parametrize("width, height", [(390, 844), pytest.param(1280, 800, marks=pytest.mark.slow)])
 def test_every_page_fits_a_phone_and_a_desktop_and_can_be_read_in_light_and_dark(
     serve, page, small, width: int, height: int
 ):

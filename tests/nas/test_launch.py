@@ -62,6 +62,7 @@ def test_a_resumed_search_runs_on_what_it_ran_on_unless_flags_say_otherwise(
     assert (kept["engine"], kept["workers"], kept["gpus_per_trial"]) == ("inline", 1, 0.0)
 
 
+@pytest.mark.slow
 def test_a_study_older_than_these_settings_goes_on_on_cpus_if_all_of_it_was_trained_there(
     flags: Flags, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +119,10 @@ def test_a_space_of_ones_own_is_named_again(flags: Flags, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("device", "precision", "elsewhere"),
     [
-        ("NVIDIA H100 80GB HBM3", "bfloat16 products: cuda", ["--engine", "ray", "--workers", "1"]),
+        pytest.param(
+            *("NVIDIA H100 80GB HBM3", "bfloat16 products: cuda", ["--engine", "ray", "--workers", "1"]),
+            marks=pytest.mark.slow,
+        ),
         ("cpu", "float16", []),
     ],
     ids=["device", "precision"],

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_bench_measures_the_first_page_a_live_tick_and_memory(browser_path):
     # A process of its own: its memory is what is measured, and playwright runs once in a process.

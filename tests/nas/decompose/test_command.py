@@ -249,6 +249,7 @@ def test_controls_differ_from_each_other_and_start_where_the_model_did(setting: 
     assert all(np.abs(edges_of(one[name]) - edges_of(two[name])).max() > 1e-4 for name in one)
 
 
+@pytest.mark.slow
 def test_models_trained_without_signal_have_a_block_in_at_most_one_of_twenty_seeds(setting: Setting) -> None:
     found = 0
     for seed in range(20):

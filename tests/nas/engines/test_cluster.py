@@ -174,7 +174,10 @@ def test_more_gpus_than_any_node_has_is_one_message(cluster: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("asked", "gpus", "workers", "visible"), [(None, 1, 2, {"0", "1"}), (0, 0, 3, {""})])
+@pytest.mark.parametrize(
+    ("asked", "gpus", "workers", "visible"),
+    [(None, 1, 2, {"0", "1"}), pytest.param(0, 0, 3, {""}, marks=pytest.mark.slow)],
+)
 def test_trials_take_the_gpus_of_a_cluster_unless_cpus_are_asked_for(
     engine: str, asked: float | None, gpus: float, workers: int, visible: set[str], cluster: Any, tmp_path: Path
 ) -> None:

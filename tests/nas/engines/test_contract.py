@@ -106,7 +106,8 @@ def test_a_stopped_job_sends_nothing_more_and_its_worker_takes_the_next_at_once(
     seen = until(engine, Result, 10)
     assert time.monotonic() - start < 8
     assert all(event.trial != 0 for event in seen)
-    engine.stop(0)  # it has ended: nothing to do
+    for trial in range(engine.workers):  # the first has ended: nothing to do
+        engine.stop(trial)
 
 
 def test_stopping_a_trial_again_taken_up_stops_its_new_lease_alone(engine: Executor) -> None:
@@ -143,16 +144,16 @@ def test_abandoned_jobs_send_nothing(engine: Executor) -> None:
 
 def test_a_stopped_job_that_hangs_is_killed_and_makes_room(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[type(pool).__module__], "STOP_SECONDS", 1.0)
-    for trial in (0, 1):
-        pool.submit(job(trial, "hangs_after_a_report"))
+    for trial, what in ((0, "goes_on"), (1, "hangs_after_a_report")):
+        pool.submit(job(trial, what))
     reported = 0
     while reported < 2:
         reported += sum(isinstance(event, Report) for event in pool.wait(60.0))
     pool.stop(1)
     pool.submit(job(2))
     seen = until(pool, Result, 2)
-    assert {event.trial for event in seen} == {2}
-    pool.abandon()
+    assert {event.trial for event in seen} <= {0, 2}
+    pool.stop(0)
 
 
 def test_a_worker_that_dies_is_lost_and_replaced(pool: Executor) -> None:
@@ -166,6 +167,7 @@ def test_a_worker_that_dies_is_lost_and_replaced(pool: Executor) -> None:
         ended += sum(isinstance(event, Result) for event in pool.wait(60.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", ["tune"], indirect=True)
 def test_tunes_workers_that_die_while_they_are_free_cost_the_next_jobs_nothing(pool: Executor) -> None:
     for trial in (12, 13):
@@ -186,6 +188,8 @@ def test_a_worker_with_other_code_than_the_search_ends_it(pool: Executor, monkey
     pool.submit(job(2, "goes_on"))  # one of them in the new process
     with pytest.raises(UserError, match="run other code of hypernas"):
         until(pool, Result, 1)
+    for trial in (1, 2):
+        pool.stop(trial)
 
 
 def test_a_job_over_its_time_is_killed(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:

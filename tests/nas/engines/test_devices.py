@@ -185,7 +185,8 @@ def test_a_search_on_gpus_that_are_not_here_is_one_sentence(engine: str, tmp_pat
 
 
 @no_gpu
-@pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "tune"])
 def test_a_search_whose_gpu_cannot_be_used_ends_with_what_to_do(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

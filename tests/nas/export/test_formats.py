@@ -226,7 +226,9 @@ def test_a_recurrent_program_takes_any_batch_of_its_context_and_others_any_lengt
     assert sizes_of(trip_of(0).program) == [None, None] and sizes_of(trip_of(4).program) == [None, 8]
 
 
-@pytest.mark.parametrize("number", [1, 6], ids=lambda number: str(SETTINGS[number]))
+@pytest.mark.parametrize(
+    "number", [pytest.param(1, marks=pytest.mark.slow), 6], ids=lambda number: str(SETTINGS[number])
+)
 def test_an_onnx_graph_computes_the_same_with_its_gates_masked(
     trip_of: Callable[[int], Exported], number: int, tmp_path: Path
 ):

@@ -31,7 +31,7 @@ def config(text: str, study: str = "list", **more: object) -> StudyConfig:
     return StudyConfig(study=study, settings={**COMMON, "data.path": text}, **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("engine", ["inline", "ray"])
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_every_configuration_gets_its_trial_in_order_and_equal_ones_share_it(
     engine: str, tmp_path: Path, text: str
 ) -> None:
