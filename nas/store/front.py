@@ -12,7 +12,7 @@ from hypernas.records import (
     Result,
     StudyRow,
 )
-from hypernas.store.statements import FRONT_POINTS, PLACE
+from hypernas.store.statements import FRONT_POINTS, place_on_front
 
 
 @dataclass(slots=True)
@@ -80,5 +80,5 @@ def extend_front(
         {"trial_id": row_id, "study_id": study.id, "hypervolume": volume, "dominated_by": by}
         for row_id, by in dominated.items()
     ]
-    connection.execute(PLACE[connection.dialect.name], rows)
+    connection.execute(place_on_front(connection.dialect.name), rows)
     return after

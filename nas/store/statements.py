@@ -1,6 +1,8 @@
 """SQL statements that run for every trial, built once."""
 
 from datetime import UTC, datetime
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from sqlalchemy import (
@@ -9,7 +11,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from hypernas.records import (
     State,
@@ -67,14 +68,14 @@ INSERT_TRIAL, INSERT_VALUES = insert(TRIALS), insert(ValueTable)
 INSERT_REPORT = insert(ReportTable)
 
 
-def placing(dialect_insert: Any) -> Any:
-    placed = dialect_insert(FrontHistoryTable)
+@cache
+def place_on_front(dialect: str) -> Any:
+    """Inserts trials' places on the front; of those they push off, which have rows, only `dominated_by` changes."""
+    # The dialect in use alone: to import PostgreSQL's takes a tenth of the time of `nas status`.
+    insert_into = import_module(f"sqlalchemy.dialects.{dialect}").insert
+    placed = insert_into(FrontHistoryTable)
     pushed = {"dominated_by": placed.excluded.dominated_by}
     return placed.on_conflict_do_update(index_elements=["trial_id"], set_=pushed)
-
-
-# Inserts a trial's place on the front; of those it pushes off, which have rows, only `dominated_by` changes.
-PLACE = {"sqlite": placing(sqlite.insert), "postgresql": placing(postgresql.insert)}
 
 
 def utcnow() -> datetime:
