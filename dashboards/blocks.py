@@ -14,7 +14,7 @@ FRAME = "#D55E00"
 HEIGHT, WIDTH = 380, 900  # pixels; of one net, of all
 
 
-def permuted(surprise: np.ndarray, net: Mapping[str, Any]) -> np.ndarray:
+def permute_evidence(surprise: np.ndarray, net: Mapping[str, Any]) -> np.ndarray:
     """-log10 p of a net's edges, (C, H), in the order that shows its blocks, at most CELLS x CELLS."""
     shown = surprise[np.ix_(net["coordinate_order"], net["unit_order"])]
     for axis, size in enumerate(shown.shape):
@@ -41,7 +41,7 @@ def figure(nets: Sequence[Mapping[str, Any]], surprise: Mapping[str, np.ndarray]
     ]
     drawn = make_subplots(rows=len(nets), cols=1, subplot_titles=titles, vertical_spacing=0.3 / len(nets))
     for row, net in enumerate(nets, 1):
-        z = permuted(surprise[net["name"]], net)
+        z = permute_evidence(surprise[net["name"]], net)
         # Cells are spread over all coordinates and units, however many fell into one.
         steps = {"x0": net["units"] / z.shape[1] / 2, "dx": net["units"] / z.shape[1]}
         steps |= {"y0": net["coordinates"] / z.shape[0] / 2, "dy": net["coordinates"] / z.shape[0]}

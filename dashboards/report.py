@@ -119,7 +119,7 @@ def sections(
     front = frame[frame["on_front"]].sort_values(x)["trial"].tolist()
     front_figure = figures.pareto_figure(frame, x, y)
     figures.add_variants(front_figure, frames.variant_frame(study.settings.variants), x, y)
-    unplaced = len(frame) - len(figures.placed(frame, x, y))
+    unplaced = len(frame) - len(figures.placeable_trials(frame, x, y))
     aside = (
         f" {unplaced} of {len(frame)} trials have no measurement yet and are in the table alone." if unplaced else ""
     )

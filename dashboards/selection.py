@@ -60,13 +60,13 @@ def axis_scale(name: str, value: float) -> float:
 
 
 def cost_range(frame: pd.DataFrame, x: str, y: str) -> tuple[float, float]:
-    costs = figures.placed(frame, x, y)[x]
+    costs = figures.placeable_trials(frame, x, y)[x]
     return (axis_scale(x, costs.min()), axis_scale(x, costs.max())) if len(costs) else (0.0, 1.0)
 
 
 def budget_of(frame: pd.DataFrame, x: str, y: str, share: float) -> float | None:
     """The cost at `share` of the axis; None while nothing has a place."""
-    if figures.placed(frame, x, y).empty:
+    if figures.placeable_trials(frame, x, y).empty:
         return None
     low, high = cost_range(frame, x, y)
     at = low + share * (high - low)
@@ -77,7 +77,7 @@ def best_within(frame: pd.DataFrame, x: str, y: str, budget: float | None) -> st
     """Which trial is best within the budget."""
     if budget is None:
         return ""
-    shown = figures.placed(frame, x, y)
+    shown = figures.placeable_trials(frame, x, y)
     within = frames.front_frame(shown[shown[x] <= budget * (1 + 1e-9)], (y, x))
     if within.empty:
         return f"No completed trial within {short(budget)} {label(x)}."

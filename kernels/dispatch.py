@@ -79,8 +79,8 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
-def chosen() -> Mapping[str, Choice]:
-    """What ran for each op since `forget_chosen`, keyed `op` or, where calls differed, `op[device,dtype]`."""
+def list_choices() -> Mapping[str, Choice]:
+    """What ran for each op since `forget_choices`, keyed `op` or, where calls differed, `op[device,dtype]`."""
     rows: dict[str, Choice] = {}
     for op, choices in sorted(_chosen.items()):
         if len(set(choices.values())) == 1:
@@ -90,7 +90,7 @@ def chosen() -> Mapping[str, Choice]:
     return rows
 
 
-def forget_chosen() -> None:
+def forget_choices() -> None:
     """Start a new record, for the next trial of a warm worker."""
     _chosen.clear()
 

@@ -90,9 +90,9 @@ def _disk() -> str:
 def _device() -> str:
     import torch
 
-    from hypernas.training.worker import seen
+    from hypernas.training.worker import inspect_device
 
-    found = seen(gpu=True)
+    found = inspect_device(gpu=True)
     if found.problem:
         raise RuntimeError(
             f"torch {torch.__version__} cannot use the GPU here: {found.problem} -> "

@@ -98,7 +98,7 @@ def names(space: str) -> tuple[str, ...]:
     return tuple(entry.name for entry in _ENTRIES if entry.space == space)
 
 
-def named(space: str, name: str) -> Mapping[str, str]:
+def named_settings(space: str, name: str) -> Mapping[str, str]:
     """The settings that `base=NAME` stands for. Raises SpaceError."""
     for entry in _ENTRIES:
         if (entry.space, entry.name) == (space, name):

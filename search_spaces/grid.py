@@ -146,7 +146,7 @@ class GridSpace:
     def _given(self) -> Mapping[str, str]:
         """The settings, on top of those of the named architecture they start from."""
         base = self.settings.get("base")
-        return {**(gallery.named(self.name, base) if base else {}), **self.settings}
+        return {**(gallery.named_settings(self.name, base) if base else {}), **self.settings}
 
     @cached_property
     def _searched(self) -> tuple[Family, ...]:

@@ -70,7 +70,7 @@ TRANSFORMER = Family(
     joints=transformer.JOINTS,
     interacting=transformer.INTERACTING,
     solves=transformer.solves(Arch),
-    deepen=transformer.deepened,
+    deepen=transformer.change_depth,
     growth=GROWTH,
 )
 

@@ -283,7 +283,7 @@ def solves(kind: type[Stack]) -> Mapping[str, Solve]:
     }
 
 
-def deepened(flat: Flat, depth: int) -> Flat:
+def change_depth(flat: Flat, depth: int) -> Flat:
     """The same shape with another number of layers; a mask of gates is stretched over them."""
     mask = flat.get("gates.layers", "all")
     if set(mask) <= {"0", "1"}:

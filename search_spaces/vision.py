@@ -275,7 +275,7 @@ VIT = Family(
     joints=transformer.JOINTS,
     interacting=transformer.INTERACTING,
     solves=transformer.solves(ViTArch),
-    deepen=transformer.deepened,
+    deepen=transformer.change_depth,
     growth=GROWTH,
 )
 

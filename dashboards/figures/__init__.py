@@ -14,7 +14,7 @@ from hypernas.dashboards.figures.front import (
     add_variants,
     hypervolume_figure,
     pareto_figure,
-    placed,
+    placeable_trials,
 )
 from hypernas.dashboards.figures.scale import ceg_figure, ladder_figures, scale_figure
 from hypernas.dashboards.figures.space import (
@@ -49,7 +49,7 @@ __all__ = [
     "pair_figure",
     "parallel_figure",
     "pareto_figure",
-    "placed",
+    "placeable_trials",
     "scale_figure",
     "tried_figure",
 ]

@@ -28,7 +28,7 @@ from hypernas.pareto import LOGARITHMIC
 from hypernas.records import State
 
 
-def placed(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+def placeable_trials(frame: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """The trials that have a place over (x, y): both measured, finite, and above 0 on a logarithmic axis."""
     if x not in frame or y not in frame:
         return frame.iloc[:0]
@@ -43,7 +43,7 @@ def pareto_figure(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
     A trial's number is in `customdata`, as a list: Dash does not decode an array when a point is clicked. The
     staircase is what is reachable: at a budget x, the best y so far.
     """
-    shown = placed(frame, x, y)
+    shown = placeable_trials(frame, x, y)
     if shown.empty:
         return message_figure("No trial has been measured yet." if not len(frame) else "No trial has a result to show.")
     figure = new_figure(label(x), f"{label(y)}, {better(y)}")
@@ -159,7 +159,7 @@ def hypervolume_figure(frame: pd.DataFrame, over: str = "completed") -> go.Figur
 
 def add_front(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, name: str, index: int) -> None:
     """Another study's front as a staircase, to compare with; `index` picks its colour and dash."""
-    front = front_frame(placed(frame, x, y), (y, x)).sort_values(x)
+    front = front_frame(placeable_trials(frame, x, y), (y, x)).sort_values(x)
     if front.empty:
         return
     colour = CURVE_COLOURS[1:][index % (len(CURVE_COLOURS) - 1)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hypernas.bench.request import check_device
-from hypernas.bench.timing import captured, copying, in_turn, timed
+from hypernas.bench.timing import capture_graph, copying, in_turn, time_candidates
 from hypernas.kernels import cpu_library
 
 
@@ -27,8 +27,10 @@ def ceilings(device: torch.device) -> list[dict[str, Any]]:
     edge = _edge(device)
     one = torch.ones((), device=device)
     launched = partial(in_turn, [one.neg_], launches)
-    replayed = captured([one.neg_], launches)[0].replay if gpu else launched
-    taken = timed({"copy": copying((source, torch.zeros_like(source))), "single": launched, "graph": replayed}, device)
+    replayed = capture_graph([one.neg_], launches)[0].replay if gpu else launched
+    taken = time_candidates(
+        {"copy": copying((source, torch.zeros_like(source))), "single": launched, "graph": replayed}, device
+    )
     times = {name: max(statistics.median(each), 1e-6) for name, each in taken.items()}
     rows = [
         (f"copy of {copied_bytes / 1e9:g} GB", "read and written", 2 * copied_bytes / times["copy"] / 1e9, "TB/s"),
@@ -52,7 +54,7 @@ def product_tflops(device: torch.device) -> float:
     edge = _edge(device)
     left, right = (torch.randn(edge, edge, device=device).bfloat16() for _ in range(2))
     out = torch.empty_like(left)
-    times = timed({"product": lambda: torch.matmul(left, right, out=out)}, device)["product"]
+    times = time_candidates({"product": lambda: torch.matmul(left, right, out=out)}, device)["product"]
     return 2 * edge**3 / max(statistics.median(times), 1e-6) / 1e9
 
 

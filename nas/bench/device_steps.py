@@ -134,7 +134,7 @@ def launches_on(device: torch.device, size: Size, net: str, mode: str) -> dict[s
     Starts a profiler. On a CPU nothing is launched: 0.
     """
     made = _step_on(device, size, net, mode)
-    traced = _traced(made.step, 1, device)
+    traced = _trace(made.step, 1, device)
     row = {"name": f"launches/{net}, {size.name}", "backend": mode, "value": traced.launches, "unit": "a step"}
     row |= {"baseline": None, "ratio": None, "net": net, "size": size.name, "mode": mode}
     return row | {"kernels": sum(traced.runs.values()), "cuda_graph": made.captured}
@@ -147,7 +147,7 @@ def profile_of(device: torch.device, size: Size, net: str, mode: str) -> list[di
     for _ in range(WARM_UPS):
         step()
     elapsed = sum(_milliseconds(step, PROFILED, device))
-    traced = _traced(step, PROFILED, device)
+    traced = _trace(step, PROFILED, device)
     total = sum(traced.spent.values())
     rows: list[tuple[str, float, str, float | None]] = [
         (name, 100 * spent / total, "% of device time", traced.runs[name] / PROFILED)
@@ -250,7 +250,7 @@ class Traced:
     launches: int
 
 
-def _traced(step: Callable[[], object], steps: int, device: torch.device) -> Traced:
+def _trace(step: Callable[[], object], steps: int, device: torch.device) -> Traced:
     gpu = device.type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU
     # Not from the first step on: CUPTI before CUDA 13.1 gives kernels wrong times at first, and torch then drops them.
@@ -271,7 +271,7 @@ def _traced(step: Callable[[], object], steps: int, device: torch.device) -> Tra
     for event in ran:
         runs[event.name()] += 1
         spent[event.name()] += event.duration_ns() / 1e6
-    busy = _covered((event.start_ns(), event.start_ns() + event.duration_ns()) for event in ran) / 1e6
+    busy = _union_length((event.start_ns(), event.start_ns() + event.duration_ns()) for event in ran) / 1e6
     return Traced(runs, spent, busy, sum(event.name().startswith(LAUNCHES) for event in events))
 
 
@@ -279,7 +279,7 @@ def _traced(step: Callable[[], object], steps: int, device: torch.device) -> Tra
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchCooperativeKernel", "cuLaunchKernel", "cudaGraphLaunch", "cuGraphLaunch")
 
 
-def _covered(spans: Iterable[tuple[int, int]]) -> int:
+def _union_length(spans: Iterable[tuple[int, int]]) -> int:
     """The length of the union of intervals."""
     total, until = 0, 0
     for start, end in sorted(spans):

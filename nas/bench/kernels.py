@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from hypernas.bench.device import device_name, device_of, versions
 from hypernas.bench.request import DTYPE_NAMES, TORCH_OPS, check_dtype, check_op, token_counts
-from hypernas.bench.timing import buffers, copying, median_ratio, prepare, rotated, timed
+from hypernas.bench.timing import buffers, copying, make_rotation, median_ratio, prepare, time_candidates
 from hypernas.kernels import (
     OPS,
     cosine_gate,
@@ -302,11 +302,11 @@ def _rows(op: str, case: Case, phase: str, fast: str, only: str | None, device: 
         functions[fast] = (case.function, case.arguments)
     with dispatch.use_backend("auto" if fast == "torch" else fast):
         candidates = {
-            name: rotated(partial(prepare, function, phase=phase), arguments, moved, device)
+            name: make_rotation(partial(prepare, function, phase=phase), arguments, moved, device)
             for name, (function, arguments) in functions.items()
         }
-        candidates["floor"] = rotated(copying, buffers(moved, device), moved, device)
-        taken = timed({name: each.run for name, each in candidates.items()}, device)
+        candidates["floor"] = make_rotation(copying, buffers(moved, device), moved, device)
+        taken = time_candidates({name: each.run for name, each in candidates.items()}, device)
     times = {name: [time / candidates[name].calls for time in taken[name]] for name in candidates}
     gpu = device.type == "cuda"
     typical = {name: statistics.median(each) if gpu else min(each) for name, each in times.items()}

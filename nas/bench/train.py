@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hypernas.bench.device import device_name, versions
-from hypernas.bench.timing import median_ratio, timed
+from hypernas.bench.timing import median_ratio, time_candidates
 from hypernas.errors import UserError
 from hypernas.kernels import cpu_library, dispatch
 from hypernas.records import Recipe
@@ -206,7 +206,7 @@ def _step(model: nn.Module, backend: str, products: torch.dtype = torch.float32)
 
 
 def _training(name: str, steps: dict[str, Callable[[], None]], baseline: str) -> list[dict[str, Any]]:
-    times = timed(steps, CPU)
+    times = time_candidates(steps, CPU)
     return [
         {
             "name": f"train/{name}",
@@ -270,7 +270,7 @@ def _attention(products: torch.dtype) -> list[dict[str, Any]]:
 
         return once
 
-    times = timed({name: step(form) for name, form in forms.items()}, CPU)
+    times = time_candidates({name: step(form) for name, form in forms.items()}, CPU)
     return [
         {
             "name": f"attention {'x'.join(map(str, ATTENTION))} {str(products).removeprefix('torch.')}",
@@ -318,7 +318,7 @@ def _skipping(placement: str) -> list[dict[str, Any]]:
 
         return once
 
-    times = timed({name: forward(model) for name, model in models.items()}, CPU)
+    times = time_candidates({name: forward(model) for name, model in models.items()}, CPU)
     cost = space.cost(gated)
     before = space.cost(dense).flops_total
     saved = 1 - cost.flops_executed([0.5] * len(cost.gated_flops)) / before

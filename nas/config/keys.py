@@ -99,7 +99,7 @@ def training_keys(task: str) -> dict[str, Key]:
     return {name: key for name, key in TRAINING_KEYS.items() if name not in others}
 
 
-def picked(recipe: Recipe) -> dict[str, Any]:
+def recipe_keys(recipe: Recipe) -> dict[str, Any]:
     """A recipe under the names of `--set`, as far as it may be searched."""
     return {name: getattr(recipe, attribute) for name, attribute in SEARCHED.items()}
 

@@ -18,7 +18,7 @@ from hypernas.config.keys import (
     PRESETS,
     SEARCHED,
     TRAINING_KEYS,
-    picked,
+    recipe_keys,
     split_settings,
 )
 from hypernas.config.study_config import StudyConfig
@@ -97,7 +97,7 @@ class Plan:
     def params(self, arch: Any, recipe: Recipe) -> dict[str, Any]:
         """The parameters with which `suggest` returns these. Raises SpaceError when they are outside the search."""
         params = dict(self.space.params(arch))
-        for name, value in picked(recipe).items():
+        for name, value in recipe_keys(recipe).items():
             domain = self.domains[name]
             if isinstance(domain, Choices):
                 if value not in domain.values:

@@ -23,7 +23,7 @@ from hypernas.decompose.evidence import (
 )
 from hypernas.decompose.nets import Edges, edges_of, strongest
 from hypernas.export import formats
-from hypernas.export.card import CARD, digest, listed
+from hypernas.export.card import CARD, digest, list_files
 from hypernas.export.source import write_source
 from hypernas.export.write import FOOTER
 from hypernas.training.model import name_values, score
@@ -150,7 +150,7 @@ def write_result(
             "sha256": {path.name: digest(path) for path in sorted(partial.iterdir())},
         }
         (partial / "config.json").write_text(json.dumps({**config, **made}, indent=2) + "\n")
-        (partial / CARD).write_text(card(title, report, values, listed(partial)))
+        (partial / CARD).write_text(card(title, report, values, list_files(partial)))
         inputs = formats.check_inputs("py", setting.space, setting.arch, config["trial"], [None, None])
         formats.check("py", partial, model, inputs)
         partial.rename(target)

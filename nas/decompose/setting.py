@@ -11,7 +11,7 @@ from hypernas.errors import UserError
 from hypernas.export.read import space_of
 from hypernas.records import Recipe
 from hypernas.training.device import worker_device
-from hypernas.training.model import checked_data
+from hypernas.training.model import load_checked_data
 from hypernas.training.run import Setting
 
 
@@ -28,5 +28,5 @@ def read_setting(
     total, batch = COUNTED[space.task]
     searched = {attribute: training[name] for name, attribute in SEARCHED.items()}
     recipe = Recipe(**searched, tokens=training[total], batch_tokens=training[batch], seed=training["train.seed"])
-    found = checked_data(space.task, data_path or data["path"], data["hash"])
+    found = load_checked_data(space.task, data_path or data["path"], data["hash"])
     return Setting(space, arch, TASKS[space.task], found, recipe, data["seed"], device or worker_device())

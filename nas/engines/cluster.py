@@ -109,13 +109,13 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
             raise UserError(f"--address {address}: cannot join: {error}") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return _shared_out(ray, nodes, workers, gpus_per_trial, own=address is None)
+        return _share_out(ray, nodes, workers, gpus_per_trial, own=address is None)
     except UserError:
         ray.shutdown()
         raise
 
 
-def _shared_out(
+def _share_out(
     ray: Any, nodes: list[Mapping[str, float]], workers: int, gpus_per_trial: float | None, *, own: bool
 ) -> Cluster:
     """What workers take of these nodes, and how many there are room for, unless `workers` says how many are wanted."""
@@ -180,7 +180,7 @@ def ray_node() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def lost(ray: Any, job: Job, error: str, node: str) -> Event:
+def classify_loss(ray: Any, job: Job, error: str, node: str) -> Event:
     """What became of a job whose actor died of `error`: killed for memory, gone with its machine, or dead by itself."""
     text = error.lower()
     if "running low on memory" in text:

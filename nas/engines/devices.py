@@ -16,7 +16,7 @@ from hypernas.training import worker
 
 def own_device(gpus: float | None) -> tuple[float, Seen]:
     """How many GPUs this process trains on, none or one, and what it sees. Raises UserError as `Inline` does."""
-    found = worker.seen(gpu=gpus != 0)
+    found = worker.inspect_device(gpu=gpus != 0)
     check_usable(found, platform.node())
     if gpus and found.device == "cpu":
         raise UserError(f"--gpus-per-trial {gpus:g}: torch sees no GPU here; --gpus-per-trial 0 asks for CPUs")
@@ -31,7 +31,7 @@ def asked_device(gpus: float | None) -> torch.device:
     return torch.device("cuda" if own_device(gpus)[0] else "cpu")
 
 
-def placed(job: Job, gpus: float) -> Job:
+def place_job(job: Job, gpus: float) -> Job:
     """The job for a worker of so many GPUs: without any, it trains on the CPU whatever its process sees."""
     return job if gpus else replace(job, device="cpu")
 

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Generator, Mapping
 
-from hypernas.engines.devices import own_device, placed
-from hypernas.engines.protocol import Event, timed_out
+from hypernas.engines.devices import own_device, place_job
+from hypernas.engines.protocol import Event, timeout_result
 from hypernas.records import Job, Result, Seen
 from hypernas.training import worker
 
@@ -33,7 +33,7 @@ class Inline:
         return 1 - self.running
 
     def submit(self, job: Job) -> None:
-        self._current = (job, worker.run(placed(job, self.gpus)), time.monotonic())
+        self._current = (job, worker.run(place_job(job, self.gpus)), time.monotonic())
 
     def wait(self, timeout: float) -> list[Event]:
         if self._current is None:
@@ -41,7 +41,7 @@ class Inline:
         job, events, started = self._current
         event = next(events)
         if self._timeout and not isinstance(event, Result) and time.monotonic() - started > self._timeout:
-            event = timed_out(job, self._timeout)
+            event = timeout_result(job, self._timeout)
         if isinstance(event, Result):
             self._current = None
         return [event]

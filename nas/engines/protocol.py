@@ -73,7 +73,7 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
-def timed_out(job: Job, seconds: float) -> Result:
+def timeout_result(job: Job, seconds: float) -> Result:
     message = f"killed after --trial-timeout {seconds:g} seconds"
     failure = Failure(FailureKind.TIMEOUT, message)
     return Result(job.trial, job.token, train_seconds=seconds, failure=failure)

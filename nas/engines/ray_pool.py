@@ -20,14 +20,14 @@ from hypernas.engines.cluster import (
     WARM_UP_SECONDS,
     check_code,
     check_home,
+    classify_loss,
     code_hash,
     cpu_memory,
     join_cluster,
-    lost,
     ray_node,
 )
-from hypernas.engines.devices import check_usable, hide_gpus, placed, share_of_gpu
-from hypernas.engines.protocol import Event, Started, timed_out
+from hypernas.engines.devices import check_usable, hide_gpus, place_job, share_of_gpu
+from hypernas.engines.protocol import Event, Started, timeout_result
 from hypernas.errors import UserError
 from hypernas.records import Job, Result, Seen
 from hypernas.training import worker
@@ -48,7 +48,7 @@ class _Slot:
     deadline: float | None = None  # on the monotonic clock, once the job has started
     seen: Seen | None = None  # what its actor trains on, once it is warm
     stopped: bool = False  # its last job was stopped, and none has started since
-    patience: float | None = None  # on the monotonic clock: until then a stopped job must have made room for this one
+    stop_deadline: float | None = None  # monotonic: past it, an actor that its stopped job still holds is replaced
 
 
 class RayPool:
@@ -139,15 +139,15 @@ class RayPool:
         idle = [slot for slot in self._slots if slot.job is None]
         slot = next((slot for slot in idle if slot.ready is None), idle[0])
         slot.job, slot.deadline = job, None
-        slot.patience = time.monotonic() + STOP_SECONDS if slot.stopped else None
-        slot.events = slot.actor.run.remote(placed(job, self.gpus))
+        slot.stop_deadline = time.monotonic() + STOP_SECONDS if slot.stopped else None
+        slot.events = slot.actor.run.remote(place_job(job, self.gpus))
 
     def wait(self, timeout: float) -> list[Event]:
         busy = {slot.events: slot for slot in self._slots if slot.job is not None}
         self._warm(0.0 if busy else timeout)
         if not busy:
             return []
-        deadlines = [t for slot in busy.values() for t in (slot.deadline, slot.patience) if t is not None]
+        deadlines = [t for slot in busy.values() for t in (slot.deadline, slot.stop_deadline) if t is not None]
         if deadlines:
             timeout = max(0.0, min(timeout, min(deadlines) - time.monotonic()))
         ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=timeout)
@@ -166,11 +166,11 @@ class RayPool:
         except (self._ray.exceptions.RayError, StopIteration) as error:
             node = slot.node
             self._replace(slot)
-            return lost(self._ray, job, str(error), node)
+            return classify_loss(self._ray, job, str(error), node)
         if isinstance(event, Started):
             slot.node = event.node
             slot.deadline = time.monotonic() + self._timeout if self._timeout else None
-            slot.stopped, slot.patience = False, None
+            slot.stopped, slot.stop_deadline = False, None
             return None
         if isinstance(event, Result):
             slot.job = slot.events = None
@@ -183,12 +183,12 @@ class RayPool:
             if slot.job is None:
                 continue
             if slot.deadline is not None and now > slot.deadline:
-                out.append(timed_out(slot.job, self._timeout or 0.0))
+                out.append(timeout_result(slot.job, self._timeout or 0.0))
                 self._replace(slot)
-            elif slot.patience is not None and now > slot.patience:
+            elif slot.stop_deadline is not None and now > slot.stop_deadline:
                 job = slot.job
                 self._replace(slot)
-                slot.job, slot.events = job, slot.actor.run.remote(placed(job, self.gpus))
+                slot.job, slot.events = job, slot.actor.run.remote(place_job(job, self.gpus))
         return out
 
     def _replace(self, slot: _Slot) -> None:
@@ -196,13 +196,13 @@ class RayPool:
         self._ray.kill(slot.actor)
         slot.actor, slot.ready = self._new_actor()
         slot.job, slot.events, slot.seen = None, None, None
-        slot.stopped, slot.patience, slot.deadline = False, None, None
+        slot.stopped, slot.stop_deadline, slot.deadline = False, None, None
 
     def stop(self, trial: int) -> None:
         for slot in self._slots:
             if slot.job is not None and slot.job.trial == trial:
                 slot.actor.stop.options(concurrency_group=CONTROL).remote(trial, slot.job.token)
-                slot.job, slot.events, slot.deadline, slot.patience, slot.stopped = None, None, None, None, True
+                slot.job, slot.events, slot.deadline, slot.stop_deadline, slot.stopped = None, None, None, None, True
 
     def abandon(self) -> None:
         for slot in self._slots:
@@ -231,13 +231,13 @@ class _Worker:
 
     def ready(self) -> tuple[str, str, Seen]:
         """The code that this process runs, where, and on what."""
-        return code_hash(), platform.node(), worker.seen(self._gpu)
+        return code_hash(), platform.node(), worker.inspect_device(self._gpu)
 
     def run(self, job: Job) -> Iterator[Started | Event]:
         name = (job.trial, job.token)
         if name not in self._stopped:
             yield Started(job.trial, ray_node())
-            with closing(worker.run(job)) as events:  # closed, a job lets go of its model
+            with closing(worker.run(job)) as events:  # closing a job frees its model
                 for event in events:
                     if name in self._stopped:
                         break

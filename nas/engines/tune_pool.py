@@ -27,15 +27,15 @@ from hypernas.engines.cluster import (
     WARM_UP_SECONDS,
     check_code,
     check_home,
+    classify_loss,
     code_hash,
     cpu_memory,
     join_cluster,
-    lost,
     node_lives,
     ray_node,
 )
-from hypernas.engines.devices import check_usable, hide_gpus, placed, share_of_gpu
-from hypernas.engines.protocol import Event, timed_out
+from hypernas.engines.devices import check_usable, hide_gpus, place_job, share_of_gpu
+from hypernas.engines.protocol import Event, timeout_result
 from hypernas.errors import UserError
 from hypernas.kernels.cpu_library import keep_freed_memory
 from hypernas.records import Job, Result, Seen
@@ -166,7 +166,7 @@ class TunePool:
         return self.workers - self.running
 
     def submit(self, job: Job) -> None:
-        job = placed(job, self.gpus)
+        job = place_job(job, self.gpus)
         self._running[job.trial] = _Running(job)
         self._offers.append(job)
 
@@ -218,7 +218,7 @@ class TunePool:
                 self._offers.append(job)
                 return []
             del self._running[job.trial]
-            return [lost(self._ray, job, heard.error, entry.node)]
+            return [classify_loss(self._ray, job, heard.error, entry.node)]
         if isinstance(heard[1], Result):
             del self._running[job.trial]
         return [heard[1]]
@@ -233,7 +233,7 @@ class TunePool:
         for entry in late:
             del self._running[entry.job.trial]
             self._kill(entry)
-        return [timed_out(entry.job, self._timeout or 0.0) for entry in late]
+        return [timeout_result(entry.job, self._timeout or 0.0) for entry in late]
 
     def _kill(self, entry: _Running) -> None:
         if entry.actor is not None:
@@ -293,7 +293,7 @@ def _ready(gpu: bool) -> tuple[str, Seen]:
     """Where a process with a worker's share runs, and on what it trains."""
     if not gpu:
         hide_gpus()
-    return platform.node(), worker.seen(gpu)
+    return platform.node(), worker.inspect_device(gpu)
 
 
 class _Jobs(tune.Trainable):
@@ -319,7 +319,7 @@ class _Jobs(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if not self._placed:
             self._placed = True
-            placed = _Placed(self._job, ray_node(), platform.node(), code_hash(), worker.seen(self._gpu))
+            placed = _Placed(self._job, ray_node(), platform.node(), code_hash(), worker.inspect_device(self._gpu))
             return {"heard": placed, "done": False}
         event = next(self._events)
         ended = isinstance(event, Result)
@@ -328,7 +328,7 @@ class _Jobs(tune.Trainable):
         return {"heard": (self._job, event), "done": ended}
 
     def let_go(self) -> None:
-        """Closed, a job lets go of its model, however long this actor waits for its next."""
+        """Closes the job so that its model is freed while the actor is idle."""
         self._events.close()
 
     def cleanup(self) -> None:

@@ -13,7 +13,7 @@ CARD = "README.md"
 _LISTED = re.compile(r"^- `([^`/]+)` sha256 `([0-9a-f]{64})`$", re.M)
 
 
-def listed(folder: Path) -> str:
+def list_files(folder: Path) -> str:
     """The card's lines for every other file of the folder, with their sha256."""
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
     return "\n".join(f"- `{path.name}` sha256 `{digest(path)}`" for path in paths)

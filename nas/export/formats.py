@@ -89,7 +89,7 @@ class MaskedBlock(GatedBlock):
 MASKED: Mapping[type, type[nn.Module]] = {GatedSublayer: MaskedSublayer, GatedBlock: MaskedBlock}
 
 
-def masked(model: nn.Module) -> nn.Module:
+def mask_gates(model: nn.Module) -> nn.Module:
     """A copy of `model`, in evaluation mode, that computes what its gates skip; the same function."""
     copied = copy.deepcopy(model).eval()
     for module in list(copied.modules()):
@@ -116,10 +116,10 @@ def export_program(model: nn.Module, space: Space, arch: Any) -> torch.export.Ex
     half = None if space.task != "text" else max(2, arch.context // 2)
     with use_backend("reference"), torch.no_grad(), _quiet():
         try:
-            program = _traced(model, example_inputs(space, arch, 0, 3, half))
+            program = _trace(model, example_inputs(space, arch, 0, 3, half))
             if space.task == "text" and sizes_of(program)[1] is not None:
                 # A recurrent net is unrolled over a fixed length: its context.
-                program = _traced(model, example_inputs(space, arch, 0, 3))
+                program = _trace(model, example_inputs(space, arch, 0, 3))
         except Exception as error:  # torch.export raises whatever its tracers do
             raise UserError(
                 f"--formats pt2: torch.export cannot trace {type(model).__name__}: {_first(error)}"
@@ -127,10 +127,10 @@ def export_program(model: nn.Module, space: Space, arch: Any) -> torch.export.Ex
     return program
 
 
-def _traced(model: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
+def _trace(model: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
     # Images have one size; only batch and sequence length are open.
     open_axes = dict.fromkeys(range(2 if inputs.ndim == 2 else 1), torch.export.Dim.AUTO)
-    return torch.export.export(masked(model), (inputs,), dynamic_shapes=(open_axes,))
+    return torch.export.export(mask_gates(model), (inputs,), dynamic_shapes=(open_axes,))
 
 
 def sizes_of(program: torch.export.ExportedProgram) -> list[int | None]:

@@ -59,7 +59,7 @@ class _Collector:
             return
         self.definitions[module.__name__, name] = ""  # marks it while its dependencies are added
         source = _without(_source_of(module, name), self.unused)
-        for used in _global_names(_parsed(source)):
+        for used in _global_names(_parse(source)):
             if used != name and hasattr(module, used):
                 self.add(module, used)
         del self.definitions[module.__name__, name]
@@ -73,12 +73,12 @@ def _collect(kinds: list[type], unused: frozenset[str]) -> _Collector:
     return collector
 
 
-def _needed(kinds: list[type]) -> _Collector:
+def _collect_needed(kinds: list[type]) -> _Collector:
     """The definitions of `kinds`, without members that nothing uses: fewer with each round, until none goes."""
     unused: frozenset[str] = frozenset()
     while True:
         collector = _collect(kinds, unused)
-        more = _dead_members([_parsed(source) for source in collector.definitions.values()])
+        more = _dead_members([_parse(source) for source in collector.definitions.values()])
         if not more:
             return collector
         unused |= more
@@ -121,7 +121,7 @@ def _empty_subclasses(definitions: Mapping[tuple[str, str], str]) -> dict[str, s
     names = {name for _, name in definitions}
     out = {}
     for (_, name), source in definitions.items():
-        node = _parsed(source).body[0]
+        node = _parse(source).body[0]
         if isinstance(node, ast.ClassDef) and len(node.bases) == 1 and ast.get_docstring(node) and len(node.body) == 1:
             base = ast.unparse(node.bases[0])
             if base in names:
@@ -136,7 +136,7 @@ def _without(source: str, unused: frozenset[str]) -> str:
     """
     lines = source.splitlines()
     dropped: set[int] = set()
-    for node in _parsed(source).body:
+    for node in _parse(source).body:
         for member in node.body if isinstance(node, ast.ClassDef) else []:
             if _is_static(member) or _member_name(member) in unused:
                 first = min([member.lineno, *(d.lineno for d in getattr(member, "decorator_list", []))])
@@ -154,13 +154,13 @@ def _foreign(module: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _parsed(source: str) -> ast.Module:
+def _parse(source: str) -> ast.Module:
     """A text's syntax tree, for reading alone: every definition of a module asks for that of the whole module."""
     return ast.parse(source)
 
 
 def _top_level(module: ModuleType) -> list[ast.stmt]:
-    return _parsed(inspect.getsource(module)).body
+    return _parse(inspect.getsource(module)).body
 
 
 def _import_of(module: ModuleType, name: str) -> str:
@@ -197,7 +197,7 @@ def _source_of(module: ModuleType, name: str) -> str:
         wanted = f"{name}_reference"
     text = inspect.getsource(module)
     lines = text.splitlines()
-    for statement in _parsed(text).body:
+    for statement in _parse(text).body:
         if _binds(statement, wanted):
             first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
             definition = "\n".join(lines[first - 1 : statement.end_lineno])
@@ -286,7 +286,7 @@ def write_source(model: nn.Module, docstring: str, footer: str) -> str:
     Raises SourceError when a class of the model depends on more than torch and the standard library.
     """
     kinds = dict.fromkeys(type(part) for part in model.modules())
-    collector = _needed([kind for kind in kinds if not _foreign(kind.__module__)])
+    collector = _collect_needed([kind for kind in kinds if not _foreign(kind.__module__)])
     build = (
         f"def build() -> {type(model).__name__}:\n"
         '    """The architecture with random weights; `load` gives the trained ones."""\n'
@@ -295,18 +295,18 @@ def write_source(model: nn.Module, docstring: str, footer: str) -> str:
     same = _empty_subclasses(collector.definitions)
     definitions = [source for (_, name), source in collector.definitions.items() if name not in same]
     rest = "\n".join(line for line in footer.splitlines() if not line.startswith(("import ", "from "))).strip()
-    imports = _merged_imports([*collector.imports, footer])
+    imports = _merge_imports([*collector.imports, footer])
     text = "\n\n\n".join(part for part in ("\n".join(imports), *definitions, build, rest) if part)
     for name, base in same.items():
         text = re.sub(rf"\b{name}\b", base, text)
     return f'"""{docstring}"""\n\n{text}\n'
 
 
-def _merged_imports(sources: list[str]) -> list[str]:
+def _merge_imports(sources: list[str]) -> list[str]:
     """The import statements of some sources, one line a module, the standard library's before torch's."""
     plain: set[str] = set()
     taken: dict[str, set[str]] = {}
-    for node in (node for source in sources for node in _parsed(source).body):
+    for node in (node for source in sources for node in _parse(source).body):
         if isinstance(node, ast.Import):
             plain |= {ast.unparse(node)}
         elif isinstance(node, ast.ImportFrom):

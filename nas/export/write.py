@@ -21,7 +21,7 @@ from hypernas.config.keys import MEASURED
 from hypernas.data.tasks import TASKS
 from hypernas.errors import StudyError, UserError
 from hypernas.export import formats
-from hypernas.export.card import CARD, CONFIG_VERSION, digest, listed
+from hypernas.export.card import CARD, CONFIG_VERSION, digest, list_files
 from hypernas.export.source import write_source
 from hypernas.records import OWN, State, StudyRow, Trial
 from hypernas.search_spaces import load_space
@@ -279,7 +279,7 @@ def write_folder(
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     graphs = graph_notes(kinds, sizes, gated="gates" in config["parameters"] and config["parameters"]["gates"] > 0)
-    (folder / CARD).write_text(model_card(title, study, trial, config, graphs, listed(folder)))
+    (folder / CARD).write_text(model_card(title, study, trial, config, graphs, list_files(folder)))
     return sizes
 
 

@@ -79,13 +79,13 @@ def export_study(store: Reader, study: StudyRow, url: str, suggest: Suggest, say
         attrs = dict(trial.sampler_attrs)
         if limit is not None and trial.state in FINISHED:
             attrs[f"{CONSTRAINTS}:latency_ms"] = latency_excess(trial, float(limit))
-        theirs.add_trial(_frozen(study, trial, curves.get(trial.number, []), suggest, attrs))
+        theirs.add_trial(_freeze(study, trial, curves.get(trial.number, []), suggest, attrs))
         if count % PROGRESS_EVERY == 0:
             say(f"{count} of {len(trials)} trials")
     return len(trials)
 
 
-def _frozen(
+def _freeze(
     study: StudyRow, trial: Trial, curve: Sequence[Report], suggest: Suggest, attrs: Mapping[str, Any]
 ) -> FrozenTrial:
     recorder = _Recorder(trial.params)
@@ -139,7 +139,7 @@ def import_study(store: Store, url: str, name: str | None) -> tuple[StudyRow, in
     """
     theirs = _study(url, name)
     kept = theirs.user_attrs.get(OURS)
-    read = _restored if kept else _foreign
+    read = _restore_study if kept else _foreign
     described, trials = read(theirs)
     row = store.create_study(**described)
     store.fill(row, trials)
@@ -162,14 +162,14 @@ def _study(url: str, name: str | None) -> optuna.Study:
     return optuna.load_study(storage=storage, study_name=name or names[0])
 
 
-def _restored(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
+def _restore_study(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
     """A study that was ours before."""
     described = {name: value for name, value in theirs.user_attrs[OURS].items() if name not in ("id", "created")}
     described |= {"space": SpaceSpec(**described["space"]), "settings": StudySettings.of(described["settings"])}
-    return described, [_restored_trial(frozen) for frozen in theirs.get_trials(deepcopy=False)]
+    return described, [_restore_trial(frozen) for frozen in theirs.get_trials(deepcopy=False)]
 
 
-def _restored_trial(frozen: FrozenTrial) -> tuple[Trial, str, list[Report]]:
+def _restore_trial(frozen: FrozenTrial) -> tuple[Trial, str, list[Report]]:
     kept = dict(frozen.user_attrs[OURS])
     curve = [Report(**report) for report in kept.pop("curve")]
     for name in ("created", "started", "finished"):

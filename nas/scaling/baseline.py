@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from hypernas.config.keys import COUNTED, picked
+from hypernas.config.keys import COUNTED, recipe_keys
 from hypernas.config.plan import Plan
 from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
@@ -42,7 +42,7 @@ def measure_baseline(
     ladder = [
         {
             **arch_to_json(space.scaled(arch, round(share * own))),
-            **picked(recipe),
+            **recipe_keys(recipe),
             total: round(share * recipe.tokens),
             batch: recipe.batch_tokens,
             "train.seed": recipe.seed,

@@ -64,7 +64,7 @@ def climb(
     space = load_space(config.space)
     if not isinstance(space, GridSpace):
         raise UserError(f"space {config.space} cannot scale its architectures: wanted one made of a GridSpace")
-    scaled = {(climber.name, size): _scaled(space, climber, size) for climber in climbers for size in ladder.sizes}
+    scaled = {(climber.name, size): _scale_arch(space, climber, size) for climber in climbers for size in ladder.sizes}
     loss = TASKS[space.task].loss
 
     def train(trainings: Sequence[_Training]) -> list[tuple[_Training, Trial]]:
@@ -151,7 +151,7 @@ def _find_rates(
     return rates, notes
 
 
-def _scaled(space: GridSpace, climber: Contender, size: int) -> Mapping[str, Any]:
+def _scale_arch(space: GridSpace, climber: Contender, size: int) -> Mapping[str, Any]:
     try:
         return arch_to_json(space.scaled(space.from_json(climber.arch), size))
     except SpaceError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hypernas.config.keys import COUNTED, picked
+from hypernas.config.keys import COUNTED, recipe_keys
 from hypernas.records import Report, StudyRow, Trial
 from hypernas.search_spaces.base import Space, arch_to_json
 from hypernas.training.repeats import seeds, spread
@@ -16,7 +16,7 @@ def training_json(study: StudyRow, trial: Trial) -> dict[str, Any]:
     """The trial's recipe under the names of `--set`."""
     recipe = trial.recipe
     total, batch = COUNTED[study.settings.task]
-    return {**picked(recipe), total: recipe.tokens, batch: recipe.batch_tokens, "train.seed": recipe.seed}
+    return {**recipe_keys(recipe), total: recipe.tokens, batch: recipe.batch_tokens, "train.seed": recipe.seed}
 
 
 def front_rows(study: StudyRow, trials: Sequence[Trial]) -> list[dict[str, Any]]:

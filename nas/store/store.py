@@ -342,7 +342,7 @@ class Store(Reader):
         def work(connection: Connection) -> tuple[int, Front | None] | None:
             nonlocal tries
             tries += 1
-            if tries > 1 and (before := _finished_under(connection, study, result)) is not None:
+            if tries > 1 and (before := _end_seq(connection, study, result)) is not None:
                 return before, None
             trial_id, seq = _touch(connection, study, result.trial, result.token, values)
             if trial_id is None:
@@ -443,7 +443,7 @@ def _touch(
     return connection.execute(HELD, {**values, **at, "seq": seq}).scalar(), seq
 
 
-def _finished_under(connection: Connection, study: StudyRow, result: Result) -> int | None:
+def _end_seq(connection: Connection, study: StudyRow, result: Result) -> int | None:
     """The sequence of the change that ended the trial under the result's token, if there is one."""
     query = select(TRIALS.c.seq).where(
         TRIALS.c.study_id == study.id,

@@ -130,7 +130,7 @@ class _Latest(InMemoryStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        """As Optuna's, but that it takes our word for what was asked before, and copies no trial for each answer."""
+        """Optuna's method without its check against earlier distributions and without a copy per answer."""
         trial = self._get_trial(trial_id)
         trial.params[param_name] = distribution.to_external_repr(param_value_internal)
         trial.distributions[param_name] = distribution

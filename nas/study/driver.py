@@ -30,7 +30,7 @@ from hypernas.records import (
 )
 from hypernas.store import Store
 from hypernas.store.weights import keep_weights, should_keep_weights
-from hypernas.study.search import check_device, computed_in
+from hypernas.study.search import check_device, devices_and_precisions
 from hypernas.training import worker
 from hypernas.training.checkpoints import discard, list_checkpoints, open_folder
 
@@ -153,7 +153,7 @@ def run(
     in another precision or on another kind of device than the study's trials were.
     """
     store, row = work.store, work.row
-    before = set() if other_device else computed_in(store, row)
+    before = set() if other_device else devices_and_precisions(store, row)
     _discard_old_checkpoints(work)
     session = _Session(work, executor, view, store.start_driver(row, executor.workers))
     _take_over(work, view)

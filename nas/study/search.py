@@ -226,12 +226,12 @@ def ran_on(store: Reader, study: str) -> dict[str, Any]:
         return {}
     row = store.study(study)
     found = {name: value for name in names_of(Scope.MACHINE) if (value := getattr(row.settings, name)) is not None}
-    if "gpus_per_trial" not in found and {device for device, _ in computed_in(store, row)} == {"cpu"}:
+    if "gpus_per_trial" not in found and {device for device, _ in devices_and_precisions(store, row)} == {"cpu"}:
         found["gpus_per_trial"] = 0.0
     return found
 
 
-def computed_in(store: Reader, row: StudyRow) -> set[tuple[str, str]]:
+def devices_and_precisions(store: Reader, row: StudyRow) -> set[tuple[str, str]]:
     """The kinds of device, cpu or cuda, and the precisions that the study's trials were trained in."""
     trained = (trial.provenance for trial in store.trials(row))
     return {kind_of(found["device"], _precision(found)) for found in trained if "device" in found}
@@ -275,7 +275,7 @@ def check_resumed(store: Reader, config: StudyConfig, executor: Executor) -> Non
     """`check_device` for the workers there are, if there is such a study: before a word of it is changed."""
     if not config.other_device and any(row["name"] == config.study for row in store.studies()):
         row = store.study(config.study)
-        check_device(row, computed_in(store, row), executor.seen)
+        check_device(row, devices_and_precisions(store, row), executor.seen)
 
 
 def artifacts_folder(store: Reader, study: str) -> str:

@@ -63,7 +63,7 @@ def try_capture(
 
 
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def preserve_state(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Whatever trains inside the block leaves buffers (a batch norm's statistics) and random states as they were."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -85,7 +85,7 @@ def capture(model: nn.Module, inputs: Tensor, precision: Precision) -> nn.Module
     """
     # A graph's gradients come from the stream of its capture: autograd waits for them, and would warn of it each time.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-    with undisturbed(model, inputs.device), _same_stream():
+    with preserve_state(model, inputs.device), _same_stream():
         # Unused: a parameter that the loss does not depend on has no gradient, as without graphs.
         whole = Forward(model, precision).train()
         torch.cuda.make_graphed_callables(whole, (inputs.clone(),), allow_unused_input=True)  # in place

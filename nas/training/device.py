@@ -80,6 +80,6 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "cpu": f"{platform.machine()} {capability}",
         "precision": precision(device),
         "threads": torch.get_num_threads(),
-        "kernels": {op: f"{choice.backend}: {choice.reason}" for op, choice in dispatch.chosen().items()},
+        "kernels": {op: f"{choice.backend}: {choice.reason}" for op, choice in dispatch.list_choices().items()},
         "worker": f"{platform.node()}:{os.getpid()}",
     }

@@ -38,7 +38,7 @@ def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
     space = cached_space(job.space.name, tuple(sorted(job.space.settings.items())))
     deterministic(space)
     device = worker_device(job.device)
-    dispatch.forget_chosen()
+    dispatch.forget_choices()
     with dispatch.use_backend(job.kernels), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(job.recipe.seed)  # dropout in a user's space draws from the seed too
         yield from _evaluate(job, job_setting(job, space, device))

@@ -88,14 +88,14 @@ def latency_ms(model: nn.Module, inputs: Tensor) -> tuple[float, dict[str, Any]]
             timed = {"latency_ms_of": "launches: gates decide on the host"}
         else:
             try:
-                once, timed = _replayed(model, inputs), {"latency_ms_of": "graph replays"}
+                once, timed = _make_replay(model, inputs), {"latency_ms_of": "graph replays"}
             except RuntimeError as error:
                 timed = {"latency_ms_of": f"launches: {cuda_graph.cause(error)}"}
     low, middle, high = quantiles([once() for _ in range(REPEATS)], n=4)
     return middle, {"latency_ms_quartiles": high - low, **timed}
 
 
-def _replayed(model: nn.Module, inputs: Tensor) -> Callable[[], float]:
+def _make_replay(model: nn.Module, inputs: Tensor) -> Callable[[], float]:
     """A function that gives the mean milliseconds of REPLAYS forward passes, back to back on the device.
 
     Raises RuntimeError where the forward pass cannot be captured.

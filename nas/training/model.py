@@ -82,7 +82,7 @@ def seeded_build(space: Any, arch: Any, seed: int) -> nn.Module:
 
 
 @lru_cache(maxsize=4)
-def checked_data(task: str, path: str | None, hash: str) -> Any:
+def load_checked_data(task: str, path: str | None, hash: str) -> Any:
     """The task's data at `path`. Raises DataError when it is not what the study was trained on."""
     data = TASKS[task].load(path)
     if data.hash != hash:

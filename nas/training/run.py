@@ -18,7 +18,7 @@ from hypernas.search_spaces.base import Cost, Space
 from hypernas.search_spaces.gates import execution_rates, reset_rates
 from hypernas.training import cuda_graph
 from hypernas.training.device import compile_parts, mixed_precision, worker_device
-from hypernas.training.model import Score, checked_data, name_values, score, scoring_samples, seeded_build
+from hypernas.training.model import Score, load_checked_data, name_values, score, scoring_samples, seeded_build
 from hypernas.training.step import Losses, make_optimizers, train_step, training_flops
 
 
@@ -60,7 +60,7 @@ class Setting:
 
 def job_setting(job: Job, space: Space, device: torch.device) -> Setting:
     """The setting of a job. Raises DataError where the data here is not its study's; SpaceError."""
-    data = checked_data(space.task, job.data_path, job.data_hash)
+    data = load_checked_data(space.task, job.data_path, job.data_hash)
     return Setting(space, space.from_json(job.arch), TASKS[space.task], data, job.recipe, job.data_seed, device)
 
 

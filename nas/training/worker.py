@@ -43,7 +43,7 @@ def run(job: Job) -> Generator[Event]:
             cuda_graph.release()  # others on this GPU may need the memory before our next job does
 
 
-def seen(gpu: bool) -> Seen:
+def inspect_device(gpu: bool) -> Seen:
     """What this process trains on, given a GPU or not. That a GPU can be used, only an allocation on it shows.
 
     Where a cluster declares a GPU on a machine without a driver for one, it trains on the CPU, and `device` says so.

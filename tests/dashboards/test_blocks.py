@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hypernas.dashboards.blocks import CELLS, corners, figure, permuted
+from hypernas.dashboards.blocks import CELLS, corners, figure, permute_evidence
 from hypernas.dashboards.paper import check_file, write_figure
 from hypernas.errors import UserError
 
@@ -21,7 +21,7 @@ NET = {
 
 def test_edges_stand_in_the_order_of_the_blocks():
     surprise = np.arange(24.0).reshape(4, 6)
-    shown = permuted(surprise, NET)
+    shown = permute_evidence(surprise, NET)
     assert shown[0].tolist() == [23, 18, 20, 19, 22, 21]
     assert corners(NET) == [(0, 0, 3, 2), (3, 2, 5, 4)]
 
@@ -30,7 +30,7 @@ def test_a_wide_net_is_drawn_by_the_strongest_edge_of_every_cell():
     surprise = np.zeros((1000, 3))
     surprise[500, 1] = 9.0
     wide = {"coordinate_order": list(range(1000)), "unit_order": [0, 1, 2]}
-    shown = permuted(surprise, wide)
+    shown = permute_evidence(surprise, wide)
     assert shown.shape == (CELLS, 3)
     assert np.argwhere(shown).tolist() == [[CELLS // 2, 1]] and shown.max() == 9
 

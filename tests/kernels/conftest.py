@@ -38,7 +38,7 @@ def agrees(poisoned) -> Agrees:
 def automatic_back_end() -> Iterator[None]:
     """Each test starts and ends with the choice left to the dispatcher and nothing recorded."""
     dispatch.set_backend("auto")
-    dispatch.forget_chosen()
+    dispatch.forget_choices()
     yield
     dispatch.set_backend("auto")
-    dispatch.forget_chosen()
+    dispatch.forget_choices()

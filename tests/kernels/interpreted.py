@@ -97,7 +97,7 @@ def test_where_a_gpus_kernel_is_wrong_the_reference_runs_and_the_record_says_so(
     wrong = replace(op, name="wrong_on_a_gpu")
     with pytest.warns(UserWarning, match="wrong_on_a_gpu runs on the reference back end: triton differs"):
         assert dispatch.choose(wrong, "cuda", torch.float32) == "reference"
-    assert "output 0 1.0e-04" in dispatch.chosen()["wrong_on_a_gpu"].reason
+    assert "output 0 1.0e-04" in dispatch.list_choices()["wrong_on_a_gpu"].reason
 
 
 @pytest.mark.parametrize("n, C", [(1, 256), (4, 256), (8, 128)])

@@ -9,7 +9,7 @@ import torch
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from hypernas.kernels import OPS, dispatch
-from hypernas.kernels.dispatch import BackendError, Choice, chosen, forget_chosen, set_backend, use_backend
+from hypernas.kernels.dispatch import BackendError, Choice, forget_choices, list_choices, set_backend, use_backend
 from hypernas.kernels.rms_norm import RMS_NORM, rms_norm, rms_norm_reference
 from hypernas.kernels.swiglu import swiglu
 
@@ -24,16 +24,16 @@ def test_the_setting_before_a_with_block_comes_back_even_after_an_error():
         with pytest.raises(ZeroDivisionError), use_backend("cpu"):
             raise ZeroDivisionError
         rms_norm(torch.randn(3, 4), torch.ones(4))
-    assert chosen() == {"rms_norm": Choice("reference", "asked for")}
+    assert list_choices() == {"rms_norm": Choice("reference", "asked for")}
 
 
 def test_the_record_names_what_ran_and_why():
     rms_norm(torch.randn(3, 4), torch.ones(4))
-    assert chosen()["rms_norm"] == Choice("cpu", "the fast back end for cpu tensors")
+    assert list_choices()["rms_norm"] == Choice("cpu", "the fast back end for cpu tensors")
     rms_norm(torch.randn(3, 4).double(), torch.ones(4))
-    assert "float64" in chosen()["rms_norm[cpu,float64]"].reason
-    forget_chosen()
-    assert chosen() == {}
+    assert "float64" in list_choices()["rms_norm[cpu,float64]"].reason
+    forget_choices()
+    assert list_choices() == {}
 
 
 def test_triton_on_cpu_tensors_is_an_error_that_says_what_to_do():
@@ -46,7 +46,7 @@ def test_triton_on_cpu_tensors_is_an_error_that_says_what_to_do():
 
 def test_meta_tensors_take_the_reference():
     out = rms_norm(torch.empty(3, 4, device="meta"), torch.empty(4, device="meta"))
-    assert out.shape == (3, 4) and chosen()["rms_norm"].backend == "reference"
+    assert out.shape == (3, 4) and list_choices()["rms_norm"].backend == "reference"
 
 
 def test_a_wrong_back_end_is_reported_and_not_used():
@@ -77,7 +77,7 @@ def test_a_back_end_that_does_not_compile_or_launch_is_reported_and_not_used(err
     broken = replace(RMS_NORM, name=f"no_norm_{type(error).__name__}", function=unlaunchable)
     with pytest.warns(UserWarning, match=f"cpu cannot run {broken.name} in float32: {type(error).__name__}"):
         assert dispatch.choose(broken, "cpu", torch.float32) == "reference"
-    assert type(error).__name__ in chosen()[broken.name].reason
+    assert type(error).__name__ in list_choices()[broken.name].reason
     with use_backend("cpu"), pytest.raises(BackendError, match="cannot run no_norm"):
         dispatch.choose(broken, "cpu", torch.float32)
 
@@ -99,7 +99,7 @@ def test_a_missing_compiler_gives_one_clear_line_and_the_reference(monkeypatch):
     try:
         with pytest.warns(UserWarning, match=r"no C\+\+ compiler: install g\+\+"):
             out = swiglu(torch.randn(3, 8))
-        assert out.shape == (3, 4) and chosen()["swiglu"].backend == "reference"
+        assert out.shape == (3, 4) and list_choices()["swiglu"].backend == "reference"
     finally:
         cpu_library.library.cache_clear()
 
@@ -110,7 +110,7 @@ def test_the_self_test_leaves_the_random_state_and_inference_mode_alone(monkeypa
     before = torch.get_rng_state()
     with torch.inference_mode():
         swiglu(torch.ones(3, 8))
-    assert torch.equal(before, torch.get_rng_state()) and chosen()["swiglu"].backend == "cpu"
+    assert torch.equal(before, torch.get_rng_state()) and list_choices()["swiglu"].backend == "cpu"
 
 
 def test_compile_sees_through_an_op_forward_and_backward():

@@ -159,5 +159,5 @@ def test_streams_norms_and_gates_train_in_float32_and_swiglu_in_bfloat16():
 @pytest.mark.parametrize("net", NETS)
 def test_a_training_step_on_a_gpu_runs_on_triton_alone_and_launches_what_the_table_holds(net):
     step(*NETS[net], torch.device("cuda"))
-    assert {op: choice for op, choice in dispatch.chosen().items() if choice.backend != "triton"} == {}
+    assert {op: choice for op, choice in dispatch.list_choices().items() if choice.backend != "triton"} == {}
     assert launched() - IN_THE_TABLE == set()

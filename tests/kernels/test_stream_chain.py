@@ -147,7 +147,7 @@ def test_nothing_is_recomputed_where_nothing_goes_backward():
     with recomputing(10), torch.no_grad():
         loss, memory = net(X, weights, 9)
     assert alive(memory) == [] and not loss.requires_grad
-    assert "stream_chain" not in dispatch.chosen()
+    assert "stream_chain" not in dispatch.list_choices()
 
 
 def test_streams_that_are_read_elsewhere_too_stay_what_they_are():

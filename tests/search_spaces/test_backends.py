@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hypernas.kernels.dispatch import chosen, forget_chosen, use_backend
+from hypernas.kernels.dispatch import forget_choices, list_choices, use_backend
 from hypernas.search_spaces.gates import gate_loss, gates_of, start_step
 from hypernas.search_spaces.lm import LanguageModels
 
@@ -43,9 +43,9 @@ def step(settings, backend, dtype=torch.float32):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_gradients_on_the_compiled_kernels_are_those_of_the_definitions(name):
-    forget_chosen()
+    forget_choices()
     loss, gradients = step(MODELS[name], "cpu")
-    assert {choice.backend for choice in chosen().values()} == {"cpu"}
+    assert {choice.backend for choice in list_choices().values()} == {"cpu"}
     exact, wanted = step(MODELS[name], "reference")
     assert loss.item() == pytest.approx(exact.item(), rel=2e-5)
     assert gradients.keys() == wanted.keys()

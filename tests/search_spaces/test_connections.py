@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypernas.kernels.dispatch import chosen, forget_chosen, use_backend
+from hypernas.kernels.dispatch import forget_choices, list_choices, use_backend
 from hypernas.kernels.sinkhorn import sinkhorn
 from hypernas.search_spaces.base import SpaceError
 from hypernas.search_spaces.connections import (
@@ -434,10 +434,10 @@ def test_recomputed_streams_give_the_same_gradients_bit_for_bit(n, placement, ba
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     tokens = torch.randint(256, (4, 8))
-    forget_chosen()
+    forget_choices()
     with use_backend(backend):
         kept, recomputed = (gradients(model, tokens, on) for on in (False, True))
-    assert chosen()["stream_chain"].backend == backend
+    assert list_choices()["stream_chain"].backend == backend
     assert recomputed.keys() == kept.keys() and len(kept) > 40
     assert all(torch.equal(recomputed[name], kept[name]) for name in kept)
 
@@ -448,9 +448,9 @@ def test_recomputed_streams_give_the_same_gradients_bit_for_bit(n, placement, ba
 def test_other_connections_keep_their_streams(n, mixing, factors):
     streams = {"streams.n": n, "streams.mixing": mixing} | ({"streams.factors": factors} if factors else {})
     model = SPACE.build(SPACE.from_json({"depth": 2, "d_model": 16, "head_dim": 8, "context": 8} | streams))
-    forget_chosen()
+    forget_choices()
     gradients(model, torch.randint(256, (4, 8)), True)
-    assert "stream_chain" not in chosen()
+    assert "stream_chain" not in list_choices()
 
 
 def test_names_for_one_function_share_a_class_and_a_canonical_form():

@@ -12,7 +12,7 @@ from hypernas.bench.device_steps import (
     NETS,
     SIZES,
     TINY,
-    _covered,
+    _union_length,
     against_plain,
     launches_on,
     profile_of,
@@ -72,8 +72,8 @@ def test_a_profile_has_shares_launches_and_idleness():
 
 
 def test_time_in_which_two_kernels_run_counts_once():
-    assert _covered([(5, 9), (0, 2), (1, 3), (6, 7)]) == 7
-    assert _covered([]) == 0
+    assert _union_length([(5, 9), (0, 2), (1, 3), (6, 7)]) == 7
+    assert _union_length([]) == 0
 
 
 @pytest.mark.parametrize("module", ["hypernas.bench.device_steps", "hypernas.bench.kernels"])

@@ -7,7 +7,16 @@ import torch
 
 from hypernas.bench import kernels, timing
 from hypernas.bench.kernels import case_of
-from hypernas.bench.timing import buffers, captured, copied, copying, prepare, rotated, sets_beyond, size_of
+from hypernas.bench.timing import (
+    buffers,
+    capture_graph,
+    copy_arguments,
+    copying,
+    make_rotation,
+    prepare,
+    sets_beyond,
+    size_of,
+)
 from hypernas.kernels import OPS
 
 CPU = torch.device("cpu")
@@ -28,7 +37,7 @@ def test_memory_is_counted_once():
 
 def test_a_copy_of_arguments_lies_elsewhere():
     arguments = case_of("rms_norm", 1, 16, 8, torch.float32, CPU).arguments
-    assert size_of((arguments, copied(arguments))) == 2 * size_of(arguments)
+    assert size_of((arguments, copy_arguments(arguments))) == 2 * size_of(arguments)
 
 
 @pytest.mark.gpu
@@ -39,9 +48,9 @@ def test_a_replay_computes_what_the_calls_compute_and_takes_every_set_in_turn(op
     case = case_of(op, 4, 64, 256, torch.float32, torch.device("cuda"))
     if phase not in kernels._phases(case):
         pytest.skip("has no backward of its own")
-    sets = [case.arguments, copied(case.arguments), copied(case.arguments)]
+    sets = [case.arguments, copy_arguments(case.arguments), copy_arguments(case.arguments)]
     calls = [prepare(case.function, arguments, phase) for arguments in sets]
-    graph, results = captured(calls, repeats=2)
+    graph, results = capture_graph(calls, repeats=2)
     got = [[tensor.detach() for tensor in timing._tensors(each)] for each in results]
     assert size_of(got) == 3 * size_of(got[0])  # apart
     if phase == "forward":  # a replay reads the arguments where they lie, each set its own
@@ -60,7 +69,7 @@ def test_a_replay_computes_what_the_calls_compute_and_takes_every_set_in_turn(op
 def test_what_a_graph_reads_stays_allocated():
     cuda = torch.device("cuda")
     before = torch.cuda.memory_allocated()
-    candidate = rotated(copying, buffers(2**20, cuda), 2**20, cuda)
+    candidate = make_rotation(copying, buffers(2**20, cuda), 2**20, cuda)
     gc.collect()
     assert candidate.timed == "graph"
     assert torch.cuda.memory_allocated() - before >= candidate.sets * 2**20

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypernas.cli.main import main
-from hypernas.dashboards.blocks import corners, permuted
+from hypernas.dashboards.blocks import corners, permute_evidence
 from hypernas.data.tasks import TASKS
 from hypernas.decompose import evidence as blocks
 from hypernas.decompose.controls import load_or_train, train
 from hypernas.decompose.curve import anneal, compare
 from hypernas.decompose.nets import edges_of, equally_many, flops, in_blocks, mask_of, nets_of, strongest
 from hypernas.decompose.report import read_evidence
-from hypernas.export.card import CARD, digest, listed
+from hypernas.export.card import CARD, digest, list_files
 from hypernas.export.read import load
 from hypernas.records import Recipe
 from hypernas.search_spaces.lm import LanguageModels
@@ -74,7 +74,7 @@ def planted(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rewritten(folder: Path, config: dict) -> None:
     """Makes an export of a folder whose files were changed."""
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / CARD).write_text(listed(folder))
+    (folder / CARD).write_text(list_files(folder))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_the_evidence_of_every_edge_is_kept_and_drawn_in_its_blocks(taken_apart:
     (net,) = json.loads((taken_apart / "decomposition.json").read_text())["nets"]
     surprise = read_evidence(str(taken_apart))[net["name"]]
     assert surprise.shape == (net["coordinates"], net["units"])
-    shown = permuted(surprise, net)
+    shown = permute_evidence(surprise, net)
     inside = np.zeros(shown.shape, bool)
     for x0, y0, x1, y1 in corners(net):
         inside[y0:y1, x0:x1] = True

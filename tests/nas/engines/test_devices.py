@@ -14,8 +14,8 @@ import torch
 
 from hypernas.config.study_config import check_gpus
 from hypernas.data.tasks import TASKS
-from hypernas.engines.cluster import _shared_out
-from hypernas.engines.devices import asked_device, on_what, placed
+from hypernas.engines.cluster import _share_out
+from hypernas.engines.devices import asked_device, on_what, place_job
 from hypernas.engines.inline import Inline
 from hypernas.errors import UserError
 from hypernas.records import Job, Recipe, Result, Seen, SpaceSpec
@@ -62,19 +62,19 @@ def result_of(engine: Inline, job: Job) -> Result:
 def test_a_trial_takes_a_gpu_where_there_is_one_and_workers_are_as_many_as_fit(
     nodes: list[Mapping[str, float]], asked: float | None, workers: int, gpus: float
 ) -> None:
-    found = _shared_out(None, nodes, 0, asked, own=False)
+    found = _share_out(None, nodes, 0, asked, own=False)
     assert (found.workers, found.gpus) == (workers, gpus)
 
 
 def test_on_a_cluster_of_our_own_a_gpu_is_shared_by_more_workers_than_there_are_cpus() -> None:
-    assert _shared_out(None, [{"CPU": 2, "GPU": 1}], 0, 0.125, own=True).workers == 8
+    assert _share_out(None, [{"CPU": 2, "GPU": 1}], 0, 0.125, own=True).workers == 8
 
 
 def test_workers_for_whom_there_is_no_room_are_waited_for_only_where_a_cluster_may_grow() -> None:
     nodes = [{"CPU": 8, "GPU": 2}]
-    assert _shared_out(None, nodes, 5, 1, own=False).workers == 5
+    assert _share_out(None, nodes, 5, 1, own=False).workers == 5
     with pytest.raises(UserError, match=r"--workers 5 \(given.+\): with .+ 1 this machine has room for 2; give"):
-        _shared_out(None, nodes, 5, 1, own=True)
+        _share_out(None, nodes, 5, 1, own=True)
 
 
 @pytest.mark.parametrize("gpus", [0, 0.01, 0.5, 1, 1.0, 4, None])
@@ -138,8 +138,8 @@ def test_a_job_for_the_cpu_trains_there_in_a_process_that_has_a_gpu(job: Job, mo
 
 
 def test_only_a_trial_that_takes_no_gpu_is_sent_to_the_cpu(job: Job) -> None:
-    assert placed(job, 0.0).device == "cpu"
-    assert placed(job, 0.5) == job and job.device == "auto"
+    assert place_job(job, 0.0).device == "cpu"
+    assert place_job(job, 0.5) == job and job.device == "auto"
 
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -163,9 +163,11 @@ def test_a_driver_whose_gpu_torch_cannot_use_is_a_problem_and_a_gpu_without_driv
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert worker.seen(gpu=True) == worker.seen(gpu=False)  # declared to a cluster, and nothing else
+    assert worker.inspect_device(gpu=True) == worker.inspect_device(
+        gpu=False
+    )  # declared to a cluster, and nothing else
     driver_with_a_gpu(tmp_path)
-    assert worker.seen(gpu=True).problem
+    assert worker.inspect_device(gpu=True).problem
     with pytest.raises(UserError, match=r"cannot be used \(.+\): see nas doctor there, .*--gpus-per-trial 0"):
         asked_device(None)
     assert asked_device(0) == torch.device("cpu")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hypernas.errors import UserError
-from hypernas.export.formats import RUNS, check, check_inputs, export_program, masked, sizes_of, write_onnx
+from hypernas.export.formats import RUNS, check, check_inputs, export_program, mask_gates, sizes_of, write_onnx
 from hypernas.export.source import write_source
 from hypernas.export.write import wanted_formats
 from hypernas.kernels.dispatch import use_backend
@@ -214,10 +214,10 @@ def test_a_masked_copy_is_the_same_function_and_has_no_decision_in_it():
     for space_name, settings in (SETTINGS[1], SETTINGS[6], SETTINGS[8]):
         space, arch, model = made(space_name, settings)
         inputs = check_inputs("pt2", space, arch, 1, [None, None])["float32/0"]
-        kinds = {type(module).__name__ for module in masked(model).modules()}
+        kinds = {type(module).__name__ for module in mask_gates(model).modules()}
         assert not kinds & {"GatedSublayer", "GatedBlock"} and kinds & {"MaskedSublayer", "MaskedBlock"}
         with torch.no_grad(), use_backend("reference"):
-            torch.testing.assert_close(masked(model)(inputs), model(inputs), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(mask_gates(model)(inputs), model(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_a_recurrent_program_takes_any_batch_of_its_context_and_others_any_length(

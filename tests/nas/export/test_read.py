@@ -9,7 +9,7 @@ import torch
 
 import hypernas as nas
 from hypernas.errors import UserError
-from hypernas.export.card import listed, read_config
+from hypernas.export.card import list_files, read_config
 from hypernas.export.write import write_checked
 from hypernas.records import Recipe, SpaceSpec, State, StudyRow, StudySettings, Trial
 from hypernas.search_spaces import load_space
@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path: Path):
 def test_loading_runs_none_of_the_folders_code(folder: Path):
     (folder / "model.py").write_text("raise SystemExit('this ran')")
     card = (folder / "README.md").read_text().split("- `config.json`")[0]
-    (folder / "README.md").write_text(card + listed(folder))  # whoever changes the code can change the card
+    (folder / "README.md").write_text(card + list_files(folder))  # whoever changes the code can change the card
     assert isinstance(nas.load(folder), torch.nn.Module)
 
 

@@ -89,7 +89,7 @@ def test_warming_up_leaves_statistics_and_random_states_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     where = [buffer.data_ptr() for buffer in model.buffers()]
-    with cuda_graph.undisturbed(model, torch.device("cpu")):
+    with cuda_graph.preserve_state(model, torch.device("cpu")):
         for _ in range(3):
             torch.autograd.grad(model(torch.randn(8, 4)).sum(), list(model.parameters()))
         assert not torch.equal(model.state_dict()["1.running_mean"], before["1.running_mean"])

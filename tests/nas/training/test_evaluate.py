@@ -19,7 +19,7 @@ from hypernas.search_spaces.lm import LanguageModels
 from hypernas.training import model as training_model
 from hypernas.training import step as training_step
 from hypernas.training.device import deterministic, product_dtype
-from hypernas.training.model import checked_data, score, scoring_samples, seeded_build
+from hypernas.training.model import load_checked_data, score, scoring_samples, seeded_build
 from hypernas.training.step import DivergedError, Losses, learning_rate, make_optimizers, train_step
 from hypernas.training.worker import run
 
@@ -160,8 +160,8 @@ def test_one_step_of_training_has_a_learning_rate() -> None:
 
 
 def test_the_text_is_read_once_a_worker(text: str) -> None:
-    first = checked_data("text", text, load_corpus(text).hash)
-    assert checked_data("text", text, first.hash) is first
+    first = load_checked_data("text", text, load_corpus(text).hash)
+    assert load_checked_data("text", text, first.hash) is first
 
 
 @pytest.mark.parametrize("placement", [pytest.param("none", marks=pytest.mark.slow), "ffn"])

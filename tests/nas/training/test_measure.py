@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hypernas.kernels.dispatch import chosen, forget_chosen
+from hypernas.kernels.dispatch import forget_choices, list_choices
 from hypernas.records import Recipe
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.training.measure import latency_ms, measure_reference, peak_bytes, stream_diagnostics
@@ -62,9 +62,9 @@ def test_the_reference_of_a_study_is_measured_with_the_kernels_of_its_trials(tex
     arch = SPACE.from_json({"depth": 1, "d_model": 16, "head_dim": 8, "context": 16})
     recipe = Recipe(1e-3, tokens=64, batch_tokens=32)
     for kernels in ("reference", "cpu"):
-        forget_chosen()
+        forget_choices()
         worst = measure_reference(
             ["peak_bytes"], SPACE, arch, recipe, text, device=torch.device("cpu"), kernels=kernels, compile=False
         )
         assert worst["peak_bytes"] > 0
-        assert kernels in {choice.backend for choice in chosen().values()}
+        assert kernels in {choice.backend for choice in list_choices().values()}
