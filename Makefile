@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Without an NVIDIA driver a CPU build of torch is enough: the plain one brings gigabytes of CUDA libraries.
 BUILD := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
-# Two files at a time on one thread each: many tests wait for a cluster or a subprocess.
+# Two files at a time on one thread each, in their order: by number of tests the longest files would come last, alone.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
 
@@ -39,7 +39,7 @@ search: install
 
 test: install
 	@echo "== running the tests"
-	$(PYTEST) -m 'not slow and not gpu' -n 2 --dist loadfile
+	$(PYTEST) -m 'not slow and not gpu' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(PYTEST) -m slow --timeout=2400

@@ -119,7 +119,7 @@ class Killer(Silent):
 def test_a_node_that_dies_while_training_costs_a_rung_and_no_trial(cluster: Any, tmp_path: Path, text: str) -> None:
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     doomed = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
-    settings = TINY | {"data.path": text, "train.tokens": "40000"}
+    settings = TINY | {"data.path": text, "train.tokens": "20000"}
     pool = pooled(cluster, 2)
     view = Killer(cluster, doomed)
     with Store(str(tmp_path / "nas.db"), create=True) as store:
@@ -211,7 +211,8 @@ def kept(store: str, study: str) -> tuple[float | None, str | None]:
     return settings.gpus_per_trial, settings.engine
 
 
-@pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "tune"])
 def test_a_search_on_declared_gpus_says_so_and_is_resumed_on_what_it_ran_on(
     engine: str, declared: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

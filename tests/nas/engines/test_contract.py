@@ -199,7 +199,8 @@ def test_a_job_over_its_time_is_killed(pool: Executor, monkeypatch: pytest.Monke
     assert isinstance(result, Result) and result.failure and result.failure.kind == FailureKind.TIMEOUT
 
 
-@pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "tune"])
 def test_a_search_whose_own_ray_node_dies_ends_and_says_so(engine: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hypernas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
     command += ["--preset", "quick", "--workers", "1"]

@@ -176,7 +176,7 @@ def test_a_driver_whose_gpu_torch_cannot_use_is_a_problem_and_a_gpu_without_driv
 
 
 @no_gpu
-@pytest.mark.parametrize("engine", ["inline", "ray"])
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_search_on_gpus_that_are_not_here_is_one_sentence(engine: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hypernas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
     done = subprocess.run([*command, "--gpus-per-trial", "1"], capture_output=True, text=True, check=False)

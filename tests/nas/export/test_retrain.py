@@ -78,6 +78,7 @@ def test_longer_training_is_better_and_says_what_it_trained_on(store: str, train
     assert not trained.with_name("long.checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(store: str, trained: Path, tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

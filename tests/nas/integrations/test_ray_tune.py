@@ -67,6 +67,7 @@ def train(config: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_an_experiment_of_someone_elses_is_proposed_halved_and_stored_by_ours(tune: Any, tmp_path: Path):
     ours = config(tmp_path)
     results = tune.Tuner(

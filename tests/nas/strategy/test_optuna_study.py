@@ -90,7 +90,7 @@ def test_a_sampler_that_is_told_outcomes_beats_chance(sampler: str) -> None:
     assert sum(ahead) >= 4
 
 
-@pytest.mark.parametrize("sampler", ["nsgaii", "tpe", "evolution"])
+@pytest.mark.parametrize("sampler", ["nsgaii", "tpe", pytest.param("evolution", marks=pytest.mark.slow)])
 def test_of_a_long_study_a_sampler_sees_the_latest_trials_and_the_best_of_all(sampler: str) -> None:
     proposer = Proposer(sampler, 0, 20, 2, lambda trial: trial.suggest_int("x", 0, 10**6))
     proposer.add({"x": 7}, {}, Outcome((0.0, 0.0)))

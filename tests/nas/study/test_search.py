@@ -245,14 +245,17 @@ def wait_for(store: Path, done: int, process: subprocess.Popen[str], state: Stat
     raise AssertionError(f"fewer than {done} trials {state} after 150 seconds")
 
 
-def test_a_search_killed_at_three_random_points_ends_with_the_asked_number_of_trials(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_search_killed_at_three_random_points_ends_with_the_asked_number_of_trials(
+    engine: str, tmp_path: Path, text: str
+) -> None:
     store, rng = tmp_path / "nas.db", random.Random(time.time_ns())
     seed = rng.randrange(10**6)
     print(f"seed {seed}")
     rng.seed(seed)
-    resume: tuple[str, ...] = ("--trials", "10", "--preset", "quick")
-    for done, engine in ((1, "inline"), (3, "ray"), (6, "inline")):
-        process = start(store, text, *resume, "--engine", engine)
+    resume: tuple[str, ...] = ("--trials", "10", "--preset", "quick", "--engine", engine)
+    for done in (1, 3, 6):
+        process = start(store, text, *resume)
         try:
             wait_for(store, done, process)
             time.sleep(rng.random() * 0.5)
@@ -260,7 +263,7 @@ def test_a_search_killed_at_three_random_points_ends_with_the_asked_number_of_tr
             process.send_signal(signal.SIGKILL)
             process.wait()
         resume = ("--trials", "10", "--resume")
-    process = start(store, text, *resume)  # inline, as it ran last
+    process = start(store, text, *resume)
     assert process.wait(timeout=120) == 0, process.communicate()[1]
     trials = assert_sound(store, 10)
     for trial in random.Random(seed).sample(trials, 2):
@@ -281,34 +284,13 @@ def test_one_interrupt_finishes_running_trials_and_says_how_to_resume(tmp_path: 
     assert states["RUNNING"] == states["WAITING"] == 0
 
 
-def test_two_interrupts_hand_running_trials_back(tmp_path: Path, text: str) -> None:
+def test_a_local_cluster_listens_on_loopback_alone_and_ends_with_its_search_whose_trials_two_interrupts_hand_back(
+    tmp_path: Path, text: str
+) -> None:
     store = tmp_path / "nas.db"
     extra = ("--trials", "20", "--preset", "quick", "--workers", "1", "--set", "train.tokens=5000000")
     process = start(store, text, *extra)
     wait_for(store, 1, process, State.RUNNING)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Traceback" not in errors, errors
-    with Store(str(store)) as opened:
-        row = opened.study("s")
-        assert opened.states(row) == {"WAITING": 1, "RUNNING": 0, "COMPLETE": 0, "STOPPED": 0, "FAILED": 0}
-        assert opened.trial(row, 0).attempts == 0  # its next lease is its first attempt
-
-
-def test_the_time_limit_ends_a_search_that_can_be_resumed(tmp_path: Path, text: str) -> None:
-    store = tmp_path / "nas.db"
-    assert search(store, text, "--engine", "inline", "--trials", "500", "--time", "2") == 1
-    with Store(str(store)) as opened:
-        done = opened.finished(opened.study("s"))
-    assert 0 < done < 500
-    assert_sound(store, done)
-
-
-def test_a_local_cluster_listens_on_loopback_alone_and_ends_with_the_search(tmp_path: Path, text: str) -> None:
-    process = start(tmp_path / "nas.db", text, "--trials", "3", "--preset", "quick", "--workers", "1")
-    wait_for(tmp_path / "nas.db", 1, process)
     cluster = psutil.Process(process.pid).children(recursive=True)
     listening = [
         connection.laddr.ip
@@ -318,6 +300,23 @@ def test_a_local_cluster_listens_on_loopback_alone_and_ends_with_the_search(tmp_
     ]
     assert listening
     assert {ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback for ip in listening} == {True}
-    assert process.wait(timeout=90) == 0
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in errors, errors
+    with Store(str(store)) as opened:
+        row = opened.study("s")
+        assert opened.states(row) == {"WAITING": 1, "RUNNING": 0, "COMPLETE": 0, "STOPPED": 0, "FAILED": 0}
+        assert opened.trial(row, 0).attempts == 0  # its next lease is its first attempt
     _, alive = psutil.wait_procs(cluster, timeout=15)
     assert alive == []
+
+
+def test_the_time_limit_ends_a_search_that_can_be_resumed(tmp_path: Path, text: str) -> None:
+    store = tmp_path / "nas.db"
+    assert search(store, text, "--engine", "inline", "--trials", "500", "--time", "2") == 1
+    with Store(str(store)) as opened:
+        done = opened.finished(opened.study("s"))
+    assert 0 < done < 500
+    assert_sound(store, done)

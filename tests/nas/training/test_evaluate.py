@@ -335,7 +335,7 @@ def test_scoring_asks_the_device_once(text: str) -> None:
     arch = SPACE.from_json(PLAIN)
     model, recipe = seeded_build(SPACE, arch, 0), Recipe(1e-3, tokens=4096)
     data = load_corpus(text)
-    batches = list(TASKS["text"].validation(data, arch, recipe, 100))
+    batches = list(TASKS["text"].validation(data, arch, recipe, 20))
     assert len(batches) > 3
     waits = Waits()
     with dispatch.use_backend("reference"):

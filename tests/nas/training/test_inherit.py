@@ -170,7 +170,8 @@ def test_a_stopped_parent_leaves_nothing(tmp_path: Path, text: str) -> None:
             assert dict(retrain(make_job(store, row, trial), Silent()).values) == dict(trial.values)
 
 
-@pytest.mark.parametrize("engine", ["ray", pytest.param("tune", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ray", "tune"])
 def test_workers_elsewhere_inherit_too(engine: str, tmp_path: Path, text: str) -> None:
     from hypernas.engines.tune_pool import TunePool
 
