@@ -2,8 +2,9 @@
 
 Three back ends: `reference` (eager PyTorch, the definition), `triton` (GPU) and `cpu` (compiled C++). `auto` takes
 the fast one of the tensor's device and falls back on the reference where that one cannot run, with the reason kept
-in `chosen()`. A fast back end is compared with the float64 reference, outputs and gradients, before its first use in
-a process; one that disagrees is not used. Nothing is logged but one warning when a back end that should work does not.
+in `list_choices()`. A fast back end is compared with the float64 reference, outputs and gradients, before its first
+use in a process; one that disagrees is not used. Nothing is logged but one warning when a back end that should work
+does not.
 """
 
 import os

@@ -4,6 +4,7 @@ Nothing is printed unless `progress` asks for it; what is wrong is raised as one
 that the command `nas` would print.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ FIGURES = {
 def search(
     study: str = "default",
     *,
-    store: str = "nas.db",
+    store: str | os.PathLike[str] = "nas.db",
     resume: bool = False,
     evaluate: str = "training",
     progress: bool = False,
@@ -53,10 +54,10 @@ def search(
     """
     given = _flags(study, store, {"resume": resume, **flags})
     _, outcome = run_search(given, evaluate, progress=progress)
-    return Study(study, store, outcome, **_own_space(given))
+    return Study(study, given["store"], outcome, **_own_space(given))
 
 
-def create_study(study: str, *, store: str = "nas.db", **flags: Any) -> "Study":
+def create_study(study: str, *, store: str | os.PathLike[str] = "nas.db", **flags: Any) -> "Study":
     """A new study, of which nothing is trained yet: for `ask` and `tell`. Raises UserError as `search`."""
     from hypernas.store import Store
     from hypernas.study.search import open_search, prepare
@@ -64,21 +65,22 @@ def create_study(study: str, *, store: str = "nas.db", **flags: Any) -> "Study":
     given = _flags(study, store, flags)
     config, plan, _ = check_search(given)
     prepared = prepare(config, plan)
-    with Store(store, create=True) as opened:
+    with Store(given["store"], create=True) as opened:
         open_search(opened, prepared)
-    return Study(study, store, **_own_space(given))
+    return Study(study, given["store"], **_own_space(given))
 
 
-def open_study(study: str, *, store: str = "nas.db", **flags: Any) -> "Study":
+def open_study(study: str, *, store: str | os.PathLike[str] = "nas.db", **flags: Any) -> "Study":
     """A study that is there. `flags` are for `ask` alone; a study of one's own space wants its `space` again.
 
     Raises StoreError where there is no such store, StudyError where it has no such study.
     """
     from hypernas.store import Reader
 
-    with Reader(store) as reader:
+    given = _flags(study, store, flags)
+    with Reader(given["store"]) as reader:
         reader.study(study)
-    return Study(study, store, **_own_space(_flags(study, store, flags)))
+    return Study(study, given["store"], **_own_space(given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,9 @@ class Candidate:
 class Study:
     """A study in a store. Each call reads the store as it is at that moment."""
 
-    def __init__(self, name: str, store: str = "nas.db", outcome: "Outcome | None" = None, **flags: Any) -> None:
+    def __init__(
+        self, name: str, store: str | os.PathLike[str] = "nas.db", outcome: "Outcome | None" = None, **flags: Any
+    ) -> None:
         self.name, self.store = name, store
         self.outcome = outcome  # of the search that returned this, otherwise None
         self._flags = flags
@@ -257,9 +261,12 @@ def _open_asking(study: str, store: str, flags: Mapping[str, Any]) -> "Asking":
     return Asking(opened, open_search(opened, prepared, OWN))
 
 
-def _flags(study: str, store: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+def _flags(study: str, store: str | os.PathLike[str], flags: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of StudyConfig. Raises UserError for a flag that there is not and a value of another type."""
     given = {"study": study, "store": store, **{name: value for name, value in flags.items() if value is not None}}
+    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
+    if isinstance(given.get("settings"), Mapping):
+        given["settings"] = dict(given["settings"])
     for name, value in given.items():
         if name not in FLAGS:
             raise UserError(f"unknown flag {name!r}; {nearest(name, tuple(FLAGS))}")

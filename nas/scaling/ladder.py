@@ -117,7 +117,7 @@ def _trainings(climbers: Sequence[Contender], ladder: Ladder) -> tuple[list[_Tra
         for rate in ladder.rates
     ]
     steps = [
-        _Training(climber, size, ratio, seed, 1e-3)
+        _Training(climber, size, ratio, seed, 1e-3)  # a placeholder: a step takes as long at any rate
         for climber in climbers
         for size in ladder.sizes
         for ratio in ladder.tokens_per_parameter

@@ -7,9 +7,7 @@ from hypernas.errors import StoreError
 
 def file_of(url: str) -> str | None:
     """The file that a store's URL names; None for a server's, and for one that names none."""
-    if "://" not in url:
-        return url or None
-    scheme, _, rest = url.partition(":///")
+    scheme, _, rest = (url if "://" in url else f"sqlite:///{url}").partition(":///")
     path = rest.partition("?")[0]
     return path if scheme in ("sqlite", "sqlite+pysqlite") and path not in ("", ":memory:") else None
 

@@ -6,6 +6,7 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -112,6 +113,13 @@ def test_progress_is_shown_where_it_is_asked_for_and_a_search_goes_on(
     assert again.outcome is not None and again.outcome.finished == 5
     printed = capfd.readouterr()
     assert printed.out == "" and "resumed at 4 of 5" in printed.err and "trial 4 starts" in printed.err
+
+
+def test_paths_and_mappings_are_taken_for_texts_and_dictionaries(flags: dict[str, Any], tmp_path: Path) -> None:
+    given = {**flags, "settings": MappingProxyType(flags["settings"]), "checkpoints": tmp_path / "half"}
+    with nas.create_study("mapped", store=tmp_path / "nas.db", **given) as made:
+        assert made.store == str(tmp_path / "nas.db") and made.ask() is not None
+    assert nas.open_study("mapped", store=tmp_path / "nas.db").trials().shape[0] == 1
 
 
 def test_bad_input_is_raised_in_the_sentences_of_the_command(study: nas.Study, tmp_path: Path) -> None:

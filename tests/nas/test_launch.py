@@ -53,15 +53,18 @@ def test_a_resumed_search_runs_on_what_it_ran_on_unless_flags_say_otherwise(
     flags: Flags, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = flags()["store"]
-    assert launch(flags(trials=3, engine="inline"), TRIVIAL) == 0
-    with sqlite3.connect(store) as connection:
-        connection.execute("UPDATE studies SET settings = json_set(settings, '$.engine', 'ray', '$.workers', 1)")
-    connection.close()
+    assert launch(flags(trials=3, engine="inline", workers=1), TRIVIAL) == 0
     assert launch(resumed(flags, trials=4), TRIVIAL) == 0
+    assert settings_of(store)["engine"] == "inline"
+    with sqlite3.connect(store) as connection:
+        connection.execute("UPDATE studies SET settings = json_set(settings, '$.engine', 'ray')")
+    connection.close()
+    capsys.readouterr()
+    assert launch(resumed(flags, trials=5), TRIVIAL) == 0
     assert said_one_worker(capsys)
     kept = settings_of(store)
     assert (kept["engine"], kept["workers"], kept["gpus_per_trial"]) == ("ray", 1, 0.0)
-    assert launch(resumed(flags, trials=5, engine="inline"), TRIVIAL) == 0
+    assert launch(resumed(flags, trials=6, engine="inline"), TRIVIAL) == 0
     kept = settings_of(store)
     assert (kept["engine"], kept["workers"], kept["gpus_per_trial"]) == ("inline", 1, 0.0)
 

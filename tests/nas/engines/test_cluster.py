@@ -219,8 +219,8 @@ def test_a_search_on_declared_gpus_says_so_and_is_resumed_on_what_it_ran_on(
     where, study = declared
     search = ["search", "--study", "s", *where, "--resume"]
     first, cpus = [*study, "--engine", engine], ["--gpus-per-trial", "0"]
-    steps = [(first, TOLD, 1), (cpus, CPUS, 0), ([], CPUS, 0)] if engine == "ray" else [(first, TOLD, 1), ([], TOLD, 1)]
-    for trials, (flags, said, gpus) in enumerate(steps, start=3):
+    steps = [(first, TOLD, 1), ([], TOLD, 1), (cpus, CPUS, 0), ([], CPUS, 0)]
+    for trials, (flags, said, gpus) in enumerate(steps if engine == "ray" else steps[:2], start=3):
         capsys.readouterr()
         assert main([*search, "--trials", str(trials), *flags]) == 0
         assert capsys.readouterr().err.startswith(said) and kept(where[1], "s") == (gpus, engine)

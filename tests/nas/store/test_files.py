@@ -10,13 +10,15 @@ from hypernas.store.connection import parse_url
 from hypernas.store.files import check_store, file_of
 
 
-@pytest.mark.parametrize("url", ["nas.db", "a/b c.db", "/tmp/x.db", "sqlite:///x.db", "sqlite:////tmp/x.db?timeout=3"])
+@pytest.mark.parametrize(
+    "url", ["nas.db", "a/b c.db", "/tmp/x.db", "x.db?timeout=3", "sqlite:///x.db", "sqlite:////tmp/x.db?timeout=3"]
+)
 def test_a_urls_file_is_the_one_that_is_opened(url: str) -> None:
     assert file_of(url) == parse_url(url).database
 
 
 @pytest.mark.parametrize(
-    "url", ["", "sqlite://", "sqlite:///", "sqlite:///:memory:", "postgresql://u@h/d", "mysql:///x"]
+    "url", ["", ":memory:", "sqlite://", "sqlite:///", "sqlite:///:memory:", "postgresql://u@h/d", "mysql:///x"]
 )
 def test_a_url_of_no_file_is_left_to_whoever_opens_it(url: str) -> None:
     assert file_of(url) is None

@@ -264,7 +264,10 @@ def test_a_search_killed_at_three_random_points_ends_with_the_asked_number_of_tr
             process.wait()
         resume = ("--trials", "10", "--resume")
     process = start(store, text, *resume)
+    wait_for(store, 7, process)
+    cluster = psutil.Process(process.pid).children(recursive=True)
     assert process.wait(timeout=120) == 0, process.communicate()[1]
+    assert psutil.wait_procs(cluster, timeout=15)[1] == []
     trials = assert_sound(store, 10)
     for trial in random.Random(seed).sample(trials, 2):
         assert_retrains(store, trial)
@@ -284,7 +287,7 @@ def test_one_interrupt_finishes_running_trials_and_says_how_to_resume(tmp_path: 
     assert states["RUNNING"] == states["WAITING"] == 0
 
 
-def test_a_local_cluster_listens_on_loopback_alone_and_ends_with_its_search_whose_trials_two_interrupts_hand_back(
+def test_a_search_on_ray_listens_on_loopback_alone_and_two_interrupts_hand_its_trials_back(
     tmp_path: Path, text: str
 ) -> None:
     store = tmp_path / "nas.db"
