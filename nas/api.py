@@ -128,9 +128,7 @@ class Candidate:
 class Study:
     """A study in a store. Each call reads the store as it is at that moment."""
 
-    def __init__(
-        self, name: str, store: str | os.PathLike[str] = "nas.db", outcome: "Outcome | None" = None, **flags: Any
-    ) -> None:
+    def __init__(self, name: str, store: str = "nas.db", outcome: "Outcome | None" = None, **flags: Any) -> None:
         self.name, self.store = name, store
         self.outcome = outcome  # of the search that returned this, otherwise None
         self._flags = flags
