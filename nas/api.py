@@ -181,7 +181,7 @@ class Study:
 
         Raises UserError for another rule, StudyError where nothing is complete.
         """
-        from hypernas.export.write import choose
+        from hypernas.export.request import choose
         from hypernas.store import Reader
 
         number, rule = (pick, None) if isinstance(pick, int) else (None, pick)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hypernas.cli.base import MAX_COUNT, device_option, json_option, print_json, store_option, study_option
-from hypernas.decompose.request import check_request
+from hypernas.decompose import request as decompose_request
 from hypernas.export.card import read_card
 
 
@@ -27,10 +27,14 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
     nas export --study first --pick knee --out winner
     nas export --study first --trial 7 --out seven
     """
+    from hypernas.export.request import check_request, choose
+
+    check_request(trial, pick, formats, out)
     from hypernas.store import Store
 
     with Store(store) as opened:
         row = opened.study(study)
+        choose(opened, row, trial, pick)
         from hypernas.export.write import export_trial  # brings torch: once the study is found
 
         data = export_trial(opened, row, trial=trial, pick=pick, out=out, formats=formats)
@@ -62,10 +66,14 @@ def train(
     \b
     nas train --study first --trial 7 --tokens 100000000 --out seven-long
     """
+    from hypernas.export.request import free_folder
+
+    free_folder(out)
     from hypernas.store import Store
 
     with Store(store) as opened:
         row = opened.study(study)
+        opened.trial(row, trial)
         from hypernas.export.retrain import train as run_training  # brings torch: once the study is found
 
         data = run_training(opened, row, trial, tokens=tokens, resume=resume, out=out, gpus=gpus)
@@ -179,7 +187,7 @@ def decompose(
     nas decompose winner --out winner-blocks
     nas decompose winner --out winner-blocks --keep 0.25 --retrain 100000
     """
-    check_request(folder, out, controls)
+    decompose_request.check_request(folder, out, controls)
     if figure is not None:
         from hypernas.dashboards.paper import check_file
 

@@ -26,8 +26,6 @@ from hypernas.search_spaces.base import Space
 from hypernas.search_spaces.layers import GatedSublayer
 from hypernas.search_spaces.nets.vision import GatedBlock
 
-FORMATS = ("py", "pt2", "onnx")
-FILES = {"pt2": "model.pt2", "onnx": "model.onnx"}
 CHECK_SECONDS = 300
 # Of the largest logit: sums in another order, or fused by the runtime, and for bfloat16 its 8 bits of mantissa.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}

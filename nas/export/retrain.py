@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hypernas.engines.devices import asked_device
 from hypernas.errors import StudyError, UserError
-from hypernas.export.write import free_folder, write_checked
+from hypernas.export.request import free_folder
+from hypernas.export.write import write_checked
 from hypernas.kernels.cpu_library import keep_freed_memory
 from hypernas.kernels.dispatch import use_backend
 from hypernas.records import Job, Notice, State, StudyRow

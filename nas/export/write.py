@@ -16,14 +16,14 @@ from rich.console import Console
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
-from hypernas import pareto
 from hypernas.config.keys import MEASURED
 from hypernas.data.tasks import TASKS
-from hypernas.errors import StudyError, UserError
+from hypernas.errors import StudyError
 from hypernas.export import formats
 from hypernas.export.card import CARD, CONFIG_VERSION, digest, list_files
+from hypernas.export.request import GRAPHS, choose, free_folder, wanted_formats
 from hypernas.export.source import write_source
-from hypernas.records import OWN, State, StudyRow, Trial
+from hypernas.records import OWN, StudyRow, Trial
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space
 from hypernas.show.json_shapes import cost_json, training_json
@@ -36,9 +36,6 @@ from hypernas.study.search import make_job
 from hypernas.training.device import deterministic
 from hypernas.training.repeats import of_first_seed
 from hypernas.version import version
-
-PICKS = "knee, best, cheapest or max-flops=X"
-FILES = ("model.py", "model.safetensors", "config.json", CARD)
 
 FOOTER = '''
 from pathlib import Path
@@ -71,50 +68,6 @@ model = load()
 images = torch.zeros(1, {shape})  # normalised by the mean and deviation in config.json
 print(model(images).softmax(-1))
 """
-
-
-def choose(store: Reader, study: StudyRow, trial: int | None, pick: str | None) -> Trial:
-    """The trial asked for, by number or by a rule over the front. Raises UserError and StudyError."""
-    if (trial is None) == (pick is None):
-        raise UserError(f"give either --trial N or --pick RULE ({PICKS})")
-    if trial is not None:
-        found = store.trial(study, trial)
-        if found.state != State.COMPLETE:
-            raise StudyError(f"trial {trial} is {found.state}: only COMPLETE trials have a model to take home")
-        return found
-    assert pick is not None
-    rule, _, limit = pick.partition("=")
-    if rule not in ("knee", "best", "cheapest", "max-flops") or (rule == "max-flops") != bool(limit):
-        raise UserError(f"--pick {pick!r}: wanted {PICKS}")
-    front = store.front(study)
-    if not front:
-        raise StudyError(f"study {study.name!r} has no completed trial yet")
-    flops = next((name for name in front[0].values if name.startswith("flops")), study.objectives[-1])
-    if rule == "best":
-        return front[0]
-    if rule == "cheapest":
-        return min(front, key=lambda t: t.values[flops])
-    if rule == "knee":
-        return front[knee([pareto.costs(study.objectives, t.values) for t in front])]
-    try:
-        most = float(limit)
-    except ValueError as error:
-        raise UserError(f"--pick max-flops={limit}: wanted a number of FLOPs") from error
-    within = [t for t in front if t.values[flops] <= most]
-    if not within:
-        least = min(t.values[flops] for t in front)
-        raise UserError(f"--pick max-flops={limit}: the cheapest of the front takes {least:.0f}")
-    return within[0]
-
-
-def knee(points: list[tuple[float, ...]]) -> int:
-    """The point nearest to the ideal one, each cost scaled to 0..1 over the front."""
-    spans = [(min(axis), max(axis)) for axis in zip(*points, strict=True)]
-
-    def distance(point: tuple[float, ...]) -> float:
-        return sum(((x - low) / (high - low)) ** 2 for x, (low, high) in zip(point, spans, strict=True) if high > low)
-
-    return min(range(len(points)), key=lambda i: distance(points[i]))
 
 
 def export_trial(
@@ -152,25 +105,6 @@ def load_trained(store: Reader, study: StudyRow, trial: Trial, *, progress: bool
     return model.eval()
 
 
-def wanted_formats(asked: str) -> tuple[str, ...]:
-    """The formats of a list like py,pt2,onnx; the source is always among them. Raises UserError."""
-    names = [name.strip() for name in asked.split(",")]
-    for name in names:
-        if name not in formats.FORMATS:
-            raise UserError(f"--formats {name!r}: wanted some of {', '.join(formats.FORMATS)}")
-    return tuple(name for name in formats.FORMATS if name == "py" or name in names)
-
-
-def free_folder(out: str) -> Path:
-    """Where an export may be written. Raises UserError where it would replace anything but an export."""
-    folder = Path(out).resolve()
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_export(folder))):
-        raise UserError(f"--out {out}: exists and is not an earlier export; name another folder")
-    if not folder.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {folder.parent} does not exist")
-    return folder
-
-
 def write_checked(
     folder: Path, study: StudyRow, trial: Trial, space: Space, model: torch.nn.Module, kinds: tuple[str, ...]
 ) -> dict[str, float]:
@@ -190,17 +124,6 @@ def write_checked(
             shutil.rmtree(folder)
         partial.rename(folder)
     return differences
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether the folder holds an export of ours and nothing else: only then may it be replaced."""
-    if {path.name for path in folder.iterdir()} - {*FILES, *formats.FILES.values(), "__pycache__"}:
-        return False
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and {"hypernas", "trial"} <= config.keys()
 
 
 def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: bool = True) -> bytes:
@@ -250,14 +173,14 @@ def write_folder(
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     arch = space.from_json(trial.arch)
     sizes: list[int | None] = [None, None]
-    if set(kinds) & set(formats.FILES):
+    if set(kinds) & set(GRAPHS):
         program = formats.export_program(model, space, arch)
         sizes = formats.sizes_of(program)
         if "pt2" in kinds:
-            torch.export.save(program, folder / formats.FILES["pt2"])
+            torch.export.save(program, folder / GRAPHS["pt2"])
         if "onnx" in kinds:
             name = "tokens" if space.task == "text" else "images"
-            formats.write_onnx(program, folder / formats.FILES["onnx"], name)
+            formats.write_onnx(program, folder / GRAPHS["onnx"], name)
     config = {
         "version": CONFIG_VERSION,
         "hypernas": version(),

@@ -69,6 +69,12 @@ REFUSED = (
     "scale --study s --store empty.db --seeds 0",
     "dashboard --store no/such/folder/x.db",
     "export --study s --trial 1 --out o --store no.db",
+    "export --study s --out o --store empty.db",
+    "export --study s --trial 1 --out no/o --store empty.db",
+    "export --study s --pick bset --out o --store empty.db",
+    "export --study s --pick max-flops=x --out o --store empty.db",
+    "export --study s --pick knee --formats tflite --out o --store empty.db",
+    "train --study s --trial 1 --out no/o --store empty.db",
     "train --study s --trial 1 --out o --store no.db",
     "train --study s --trial 1 --out o --gpus-per-trial -1",
     "generate folder --prompt x --gpus-per-trial -1",
@@ -92,16 +98,26 @@ REFUSED = (
 )
 
 
+# Each command in a copy of a process that has imported the command line and nothing else.
+REFUSES = """
+import os, sys
+from hypernas.cli.main import main
+for command in sys.argv[1:]:
+    if os.fork() == 0:
+        code = main(command.split())
+        heavy = {"torch", "optuna", "ray", "sqlalchemy", "pandas", "plotly", "dash"} & set(sys.modules)
+        print(f"nas {command}:", code, *heavy, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
 def test_bad_flags_are_refused_before_a_heavy_library_is_imported(tmp_path: Path) -> None:
-    code = (
-        "import sys; from hypernas.cli.main import main; code = main(sys.argv[1:]); "
-        "print(code, *{'torch', 'optuna', 'ray', 'sqlalchemy', 'pandas', 'plotly', 'dash'} & set(sys.modules))"
-    )
     (tmp_path / "empty.db").touch()
-    for command in REFUSED:
-        call = [sys.executable, "-c", code, *command.split()]
-        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["2"], f"nas {command}: {done.stdout}{done.stderr}"
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSES, *REFUSED], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"nas {command}: 2" for command in REFUSED], done.stderr
 
 
 def test_every_command_has_help_that_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,8 @@ from torch import nn
 
 from hypernas.errors import UserError
 from hypernas.export.formats import RUNS, check, check_inputs, export_program, mask_gates, sizes_of, write_onnx
+from hypernas.export.request import wanted_formats
 from hypernas.export.source import write_source
-from hypernas.export.write import wanted_formats
 from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces import load_space
 

@@ -20,8 +20,8 @@ from hypernas.data.tasks import EVALUATION_TOKENS, evaluation_size
 from hypernas.data.text import load_corpus, validation_windows
 from hypernas.engines.inline import Inline
 from hypernas.export.formats import check
+from hypernas.export.request import knee
 from hypernas.export.source import SourceError, write_source
-from hypernas.export.write import knee
 from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.show.views import Silent
