@@ -398,11 +398,12 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.browser
-def test_a_real_search_is_watched_and_its_winner_downloaded(serve, page, tmp_path: Path):
+def test_a_real_search_is_watched_and_its_winner_downloaded(serve, page, tmp_path: Path, text: str):
     path = tmp_path / "nas.db"
     page.goto(serve(path))
     says(page, "Waiting for the store")
-    settings = ["depth=1", "d_model=32,64", "context=32", "streams.n=1", "gates.placement=none", "train.tokens=4096"]
+    settings = ["depth=1", "d_model=32,64", "context=32", "streams.n=1", "gates.placement=none", "train.tokens=2048"]
+    settings += [f"data.path={text}"]
     command = [sys.executable, "-m", "hypernas", "search", "--study", "real", "--store", str(path)]
     command += ["--engine", "inline", "--trials", "4", "--halving", "off"]
     command += [part for setting in settings for part in ("--set", setting)]
