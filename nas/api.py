@@ -105,7 +105,8 @@ class Candidate:
 
         Raises StudyError for a trial that did not complete, or that trains to other values here.
         """
-        from hypernas.export.write import choose, load_trained
+        from hypernas.export.request import choose
+        from hypernas.export.write import load_trained
         from hypernas.store import Store
 
         with Store(self.study.store) as store:
@@ -117,12 +118,14 @@ class Candidate:
 
         `formats` are some of py, pt2 and onnx. Raises UserError before anything is written.
         """
+        from hypernas.export.request import choose
         from hypernas.export.write import export_trial
         from hypernas.store import Store
 
         with Store(self.study.store) as store:
             row = store.study(self.study.name)
-            return export_trial(store, row, trial=self.number, pick=None, out=out, formats=formats, progress=progress)
+            trial = choose(store, row, self.number, None)
+            return export_trial(store, row, trial, out=out, formats=formats, progress=progress)
 
 
 class Study:

@@ -105,11 +105,14 @@ def _is_kept(store: Reader, study: LiveStudy, number: int) -> bool:
 
 def export_zip(store: Reader, study: str, trial: int) -> bytes:
     """`nas export` of a trial as a zip archive. Raises UserError."""
+    from hypernas.export.request import choose
     from hypernas.export.write import export_trial  # brings torch: only taking a model home needs it
 
+    row = store.study(study)
+    chosen = choose(store, row, trial, None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / f"trial-{trial}"
-        export_trial(store, store.study(study), trial=trial, pick=None, out=str(folder), formats="py")
+        export_trial(store, row, chosen, out=str(folder), formats="py")
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted(folder.rglob("*")):

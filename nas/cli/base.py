@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import click
@@ -11,7 +12,6 @@ from hypernas.store.files import check_store
 
 MAX_COUNT = 2**31 - 1  # what every database holds in an integer
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-STORE_HELP = FLAGS["store"].help
 
 
 class Commands(click.Group):
@@ -41,10 +41,11 @@ def require_store(ctx: click.Context, param: click.Parameter, value: str) -> str
     return value
 
 
-new_store_option = click.option("--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP)
-store_option = click.option(
-    "--store", default="nas.db", show_default=True, metavar="URL", help=STORE_HELP, callback=require_store
+_store = partial(
+    click.option, "--store", default=DEFAULTS["store"], show_default=True, metavar="URL", help=FLAGS["store"].help
 )
+new_store_option = _store()
+store_option = _store(callback=require_store)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 set_option = click.option(
     "--set",

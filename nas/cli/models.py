@@ -34,10 +34,10 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
 
     with Store(store) as opened:
         row = opened.study(study)
-        choose(opened, row, trial, pick)
-        from hypernas.export.write import export_trial  # brings torch: once the study is found
+        chosen = choose(opened, row, trial, pick)
+        from hypernas.export.write import export_trial  # brings torch: once the trial is found
 
-        data = export_trial(opened, row, trial=trial, pick=pick, out=out, formats=formats)
+        data = export_trial(opened, row, chosen, out=out, formats=formats)
     if as_json:
         print_json(data)
     else:

@@ -21,7 +21,7 @@ from hypernas.data.tasks import TASKS
 from hypernas.errors import StudyError
 from hypernas.export import formats
 from hypernas.export.card import CARD, CONFIG_VERSION, digest, list_files
-from hypernas.export.request import GRAPHS, choose, free_folder, wanted_formats
+from hypernas.export.request import GRAPHS, free_folder, wanted_formats
 from hypernas.export.source import write_source
 from hypernas.records import OWN, StudyRow, Trial
 from hypernas.search_spaces import load_space
@@ -71,19 +71,12 @@ print(model(images).softmax(-1))
 
 
 def export_trial(
-    store: Reader,
-    study: StudyRow,
-    *,
-    trial: int | None,
-    pick: str | None,
-    out: str,
-    formats: str,
-    progress: bool = True,
+    store: Reader, study: StudyRow, trial: Trial, *, out: str, formats: str, progress: bool = True
 ) -> dict[str, Any]:
-    """Writes the folder; `nas export --json`. Raises UserError before anything is written."""
+    """Writes a trial that `choose` gave to the folder; `nas export --json`. Raises UserError before it writes."""
     kinds = wanted_formats(formats)
     folder = free_folder(out)
-    chosen = of_first_seed(choose(store, study, trial, pick))
+    chosen = of_first_seed(trial)
     space = load_space(study.space.name, study.space.settings)
     deterministic(space)
     model = load_trained(store, study, chosen, progress=progress)

@@ -3,6 +3,7 @@
 Both names bring SQLAlchemy, so they are loaded when they are first asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,12 +14,6 @@ __all__ = ["Reader", "Store"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Reader":
-        from hypernas.store.reader import Reader
-
-        return Reader
-    if name == "Store":
-        from hypernas.store.store import Store
-
-        return Store
-    raise AttributeError(f"module 'hypernas.store' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'hypernas.store' has no attribute {name!r}")
+    return getattr(import_module(f"hypernas.store.{name.lower()}"), name)
