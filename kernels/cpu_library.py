@@ -9,7 +9,6 @@ import ctypes
 import fcntl
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypernas.kernels import processor
 from hypernas.kernels.dispatch import BackendError
 
 # The kernels are vectorised by hand: -O3 takes twice as long to compile and gains nothing, and -ffast-math would only
@@ -133,39 +133,6 @@ def _require_success(compiler: str, process: "subprocess.Popen[str]") -> None:
 
 def _fingerprint(sources: Path, compiler: str, extra_flags: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [version, cpu_flags(), *FLAGS, *LINK_FLAGS, *extra_flags]
+    parts = [version, processor.cpu_flags(), *FLAGS, *LINK_FLAGS, *extra_flags]
     parts += [source.name + source.read_text() for source in sorted(sources.iterdir()) if source.is_file()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def cpu_flags() -> str:
-    """The instruction sets of this machine's CPU, as one line."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return f"{platform.machine()} {platform.processor()}"
-    lines = info.read_text().splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-
-
-@cache
-def has_amx() -> bool:
-    """Whether this process may use matrix units for bfloat16, Intel's AMX: the CPU has them, and Linux allows it."""
-    return "amx_bf16" in cpu_flags().split() and torch.cpu._init_amx()
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for this process instead of giving it back page by page, and torch use huge pages.
-
-    Every large tensor otherwise pays a page fault for each of its 4 KiB: `x * 2` on 32 MiB takes 3 times as long. And
-    each 4 KiB costs a walk through the page tables, longer in a virtual machine: with pages of 2 MiB `stream_boundary`
-    takes 5 to 10 % less time (`nas bench kernels`, beside the same with THP_MEM_ALLOC_ENABLE=0). A process-wide
-    setting, so a worker or a benchmark calls it at its start: torch asks for huge pages only if told so before its
-    first tensor. Elsewhere than on Linux with glibc it does nothing.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mmap_max, trim_threshold, top_pad = -4, -1, -2
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 256 << 20)

@@ -138,7 +138,7 @@ def _sharing() -> str:
 
 
 def _compiler() -> str:
-    from hypernas.kernels.cpu_library import has_amx
+    from hypernas.kernels.processor import has_amx
 
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:

@@ -87,14 +87,14 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
     from hypernas.scaling.baseline import measure_baseline
     from hypernas.store import Store
     from hypernas.study.search import check_resumed, executor_of, open_search, prepare
-    from hypernas.training.checkpoints import open_folder
+    from hypernas.training.checkpoint_files import open_folder
 
     say: Callable[[str], None] = partial(click.echo, err=True) if progress else lambda line: None
     prepared = prepare(config, plan)  # whatever is wrong is found before anything is written
     first = warm_start(config.warm_start, config.store, prepared.plan) if config.warm_start else []
     if config.checkpoints is not None:
         open_folder(config.checkpoints)
-    executor = executor_of(config)
+    executor = executor_of(config, evaluate)
     config = replace(config, gpus_per_trial=executor.gpus)
     prepared = replace(prepared, config=config, plan=replace(prepared.plan, memory=executor.memory))
     with closing(executor), Store(config.store, create=True) as store:

@@ -8,7 +8,7 @@ import torch
 
 from hypernas.bench.request import check_device
 from hypernas.bench.timing import capture_graph, copying, in_turn, time_candidates
-from hypernas.kernels import cpu_library
+from hypernas.kernels import processor
 
 
 def device_of(name: str) -> torch.device:
@@ -68,6 +68,6 @@ def versions() -> dict[str, str]:
     import triton
 
     extensions = [
-        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in cpu_library.cpu_flags().split()
+        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in processor.cpu_flags().split()
     ]
     return {"torch": torch.__version__, "triton": triton.__version__, "cpu": " ".join(extensions)}

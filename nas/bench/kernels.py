@@ -29,8 +29,8 @@ from hypernas.bench.timing import buffers, copying, make_rotation, median_ratio,
 from hypernas.kernels import (
     OPS,
     cosine_gate,
-    cpu_library,
     dispatch,
+    processor,
     rms_norm,
     sinkhorn,
     stream_boundary,
@@ -238,7 +238,7 @@ def run(
     check_dtype(dtype)
     where = device_of(device)
     if where.type == "cpu":
-        cpu_library.keep_freed_memory()
+        processor.keep_freed_memory()
     case = (case_of if where.type == "cpu" else grown_case)(op, n, C, tokens, DTYPES[dtype], where)
     fast = "torch" if case.op is None else {"cpu": "cpu", "cuda": "triton"}[where.type]
     if backend not in (None, fast, "compile", "naive", "floor"):

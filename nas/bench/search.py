@@ -130,11 +130,15 @@ def overhead(trials: int) -> dict[str, Any]:
     return {"device": f"{platform.machine()}, {WORKERS} workers", "versions": versions, "rows": rows}
 
 
+def _trivial_engine(engine: str, workers: int) -> Executor:
+    return make_executor(engine, workers, address=None, gpus_per_trial=0.0, timeout=None, evaluate="trivial")
+
+
 def _our_engines(trials: int) -> dict[str, Took]:
     out: dict[str, Took] = {}
     with throw_away_postgres(durable=True) as server:
         for engine, sampler, store in OURS:
-            executor = make_executor(engine, WORKERS, address=None, gpus_per_trial=0.0, timeout=None)
+            executor = _trivial_engine(engine, WORKERS)
             url = server.url if store == "postgresql" else None
             with closing(executor):
                 out[f"{engine}/{sampler}/{store}"] = _ours(executor, sampler, trials, url=url)
@@ -161,7 +165,7 @@ def growth(trials: int) -> dict[str, Any]:
     rows = []
     for sampler in ("evolution", "nsgaii"):
         clock = _Clock()
-        _ours(make_executor("inline", 1, address=None, gpus_per_trial=0.0, timeout=None), sampler, trials, clock)
+        _ours(_trivial_engine("inline", 1), sampler, trials, clock)
         took = [1000 * (after - before) for before, after in pairwise(clock.ends)]
         first, last = (median(part) for part in (took[:GROWTH_WINDOW], took[-GROWTH_WINDOW:]))
         spans = {f"trials 0-{GROWTH_WINDOW}": first, f"trials {trials - GROWTH_WINDOW}-{trials}": last}

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from hypernas.bench.device import device_name, versions
 from hypernas.bench.timing import median_ratio, time_candidates
 from hypernas.errors import UserError
-from hypernas.kernels import cpu_library, dispatch
+from hypernas.kernels import dispatch, processor
 from hypernas.records import Recipe
 from hypernas.search_spaces.connections import KroneckerHyperConnection
 from hypernas.search_spaces.gates import CosineGate, gates_of
@@ -132,7 +132,7 @@ def run() -> dict[str, Any]:
     except ImportError as error:
         raise UserError("nas bench train compares with hyper-connections: pip install 'hypernas[peers]'") from error
     deterministic()
-    cpu_library.keep_freed_memory()
+    processor.keep_freed_memory()
     rows = _first_step()
     for products in dict.fromkeys((torch.float32, product_dtype(CPU))):
         suffix = "" if products is torch.float32 else ", bfloat16"

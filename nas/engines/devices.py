@@ -4,14 +4,16 @@ import os
 import platform
 from collections import Counter
 from dataclasses import replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from hypernas.config.study_config import check_gpus
 from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
 from hypernas.records import Job, Seen
 from hypernas.training import worker
+
+if TYPE_CHECKING:
+    import torch
 
 
 def own_device(gpus: float | None) -> tuple[float, Seen]:
@@ -25,8 +27,10 @@ def own_device(gpus: float | None) -> tuple[float, Seen]:
     return (0.0 if found.device == "cpu" else 1.0), found
 
 
-def asked_device(gpus: float | None) -> torch.device:
+def asked_device(gpus: float | None) -> "torch.device":
     """Where a command of one process works, by its --gpus-per-trial. Raises UserError for a GPU that is not there."""
+    import torch  # an engine whose jobs do not train does without
+
     check_gpus(gpus)
     return torch.device("cuda" if own_device(gpus)[0] else "cpu")
 

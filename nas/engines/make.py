@@ -7,9 +7,15 @@ from hypernas.engines.ray_pool import RayPool
 
 
 def make_executor(
-    engine: str, workers: int, *, address: str | None, gpus_per_trial: float | None, timeout: float | None
+    engine: str,
+    workers: int,
+    *,
+    address: str | None,
+    gpus_per_trial: float | None,
+    timeout: float | None,
+    evaluate: str = "training",
 ) -> Executor:
-    """`ray`, `tune` or `inline`. Raises UserError as the pools do."""
+    """`ray`, `tune` or `inline`, for jobs of `evaluate`. Raises UserError as the pools do."""
     if engine == "inline":
         return Inline(timeout, gpus_per_trial)
     if engine == "tune":
@@ -17,4 +23,4 @@ def make_executor(
         from hypernas.engines.tune_pool import TunePool
 
         return TunePool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)
-    return RayPool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout)
+    return RayPool(workers, address=address, gpus_per_trial=gpus_per_trial, timeout=timeout, evaluate=evaluate)

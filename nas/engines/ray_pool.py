@@ -29,6 +29,7 @@ from hypernas.engines.cluster import (
 from hypernas.engines.devices import check_usable, hide_gpus, place_job, share_of_gpu
 from hypernas.engines.protocol import Event, Started, timeout_result
 from hypernas.errors import UserError
+from hypernas.kernels.processor import keep_freed_memory
 from hypernas.records import Job, Result, Seen
 from hypernas.training import worker
 
@@ -52,7 +53,7 @@ class _Slot:
 
 
 class RayPool:
-    """A pool of warm Ray actors. Joins the cluster at `address`, or starts one on loopback for this process.
+    """A pool of Ray actors, warm for jobs of `evaluate`. Joins the cluster at `address`, or starts one on loopback.
 
     Raises UserError when there is no cluster at the address, or none of its nodes can hold a worker.
     """
@@ -64,6 +65,7 @@ class RayPool:
         address: str | None = None,
         gpus_per_trial: float | None = None,
         timeout: float | None = None,
+        evaluate: str = "training",
     ) -> None:
         joined = join_cluster(workers, address, gpus_per_trial)
         self._ray = ray = joined.ray
@@ -77,7 +79,7 @@ class RayPool:
             max_restarts=0,
             concurrency_groups={CONTROL: 1},  # a stop reaches the actor while a job runs
         )(_Worker)
-        self._code = code_hash()
+        self._code, self._evaluate = code_hash(), evaluate
         self._failures = 0  # of workers to start, since one did
         self._slots = [_Slot(*self._new_actor()) for _ in range(self.workers)]
         # Warm before the first job. On a cluster that has yet to grow, the others are taken up as they come.
@@ -99,7 +101,7 @@ class RayPool:
         return {name: found[name] for name in ("CPU", "GPU", "memory") if name in found}
 
     def _new_actor(self) -> tuple[Any, Any]:
-        actor = self._actor_class.remote(self.gpus > 0)
+        actor = self._actor_class.remote(self.gpus > 0, self._evaluate)
         return actor, actor.ready.remote()
 
     def _warm(self, timeout: float) -> None:
@@ -218,15 +220,12 @@ class RayPool:
 class _Worker:
     """What runs in the actor's process: one job after the other, and beside it whatever stops one."""
 
-    def __init__(self, gpu: bool) -> None:
+    def __init__(self, gpu: bool, evaluate: str) -> None:
         if not gpu:
             hide_gpus()
         self._gpu = gpu
-        import hypernas.training.evaluate  # noqa: F401 - imports torch now, so that the first job finds it warm
-        from hypernas.kernels.cpu_library import keep_freed_memory
-
         keep_freed_memory()
-
+        worker.warm_up(evaluate)
         self._stopped: set[tuple[int, int]] = set()  # (trial, token) of jobs to put down
 
     def ready(self) -> tuple[str, str, Seen]:

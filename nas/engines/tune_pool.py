@@ -37,7 +37,7 @@ from hypernas.engines.cluster import (
 from hypernas.engines.devices import check_usable, hide_gpus, place_job, share_of_gpu
 from hypernas.engines.protocol import Event, timeout_result
 from hypernas.errors import UserError
-from hypernas.kernels.cpu_library import keep_freed_memory
+from hypernas.kernels.processor import keep_freed_memory
 from hypernas.records import Job, Result, Seen
 from hypernas.training import worker
 
@@ -304,6 +304,7 @@ class _Jobs(tune.Trainable):
         self._gpu = config["job"].device != "cpu"
         if not self._gpu:
             hide_gpus()
+        worker.warm_up(config["job"].evaluate)
         self._begin(config["job"])
         self._placed = False
 

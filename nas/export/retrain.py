@@ -24,8 +24,8 @@ from hypernas.engines.devices import asked_device
 from hypernas.errors import StudyError, UserError
 from hypernas.export.request import free_folder
 from hypernas.export.write import write_checked
-from hypernas.kernels.cpu_library import keep_freed_memory
 from hypernas.kernels.dispatch import use_backend
+from hypernas.kernels.processor import keep_freed_memory
 from hypernas.records import Job, Notice, State, StudyRow
 from hypernas.search_spaces import load_space
 from hypernas.store import Reader

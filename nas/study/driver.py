@@ -32,7 +32,7 @@ from hypernas.store import Store
 from hypernas.store.weights import keep_weights, should_keep_weights
 from hypernas.study.search import check_device, devices_and_precisions
 from hypernas.training import worker
-from hypernas.training.checkpoints import discard, list_checkpoints, open_folder
+from hypernas.training.checkpoint_files import discard, list_checkpoints, open_folder
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5

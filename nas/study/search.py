@@ -43,7 +43,7 @@ from hypernas.store.weights import find_weights
 from hypernas.strategy.halving import stops_early
 from hypernas.strategy.proposals import Proposals
 from hypernas.strategy.samplers import choose_sampler
-from hypernas.training.checkpoints import checkpoint_path
+from hypernas.training.checkpoint_files import checkpoint_path
 from hypernas.training.device import worker_device
 from hypernas.training.inherit import INHERITED, PARENT
 from hypernas.training.measure import measure_reference
@@ -260,14 +260,15 @@ def check_device(row: StudyRow, before: Collection[tuple[str, str]], seen: Itera
             )
 
 
-def executor_of(config: StudyConfig) -> Executor:
-    """What runs a study's trials. Raises UserError as `make_executor` does."""
+def executor_of(config: StudyConfig, evaluate: str = "training") -> Executor:
+    """What runs a study's trials, each of them an `evaluate`. Raises UserError as `make_executor` does."""
     return make_executor(
         config.engine,
         config.workers,
         address=config.address,
         gpus_per_trial=config.gpus_per_trial,
         timeout=config.trial_timeout,
+        evaluate=evaluate,
     )
 
 

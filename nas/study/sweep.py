@@ -24,7 +24,7 @@ from hypernas.store import Store
 from hypernas.strategy.proposals import config_hash
 from hypernas.study.driver import run
 from hypernas.study.search import Prepared, check_resumed, checkpoints_folder, make_job, open_study
-from hypernas.training.checkpoints import checkpoint_path
+from hypernas.training.checkpoint_files import checkpoint_path
 
 Settings = Mapping[str, Any]  # keys of architecture and training, as `--set` has them, with one value each
 MAX_TRIALS = 2**31 - 1

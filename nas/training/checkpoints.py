@@ -1,15 +1,11 @@
 """A half-trained trial on disk: weights, optimiser, random state and position, so that a lost worker costs one rung.
 
-One file a trial, replaced at each rung, written whole or not at all. A safetensors file: tensors and text, no code. A
-trial of several seeds has a second one, of what those that ended gave (nas/training/worker.py).
-Training resumed from it gives the bits of training that was never disturbed.
+A safetensors file: tensors and text, no code. Training resumed from it gives the bits of training that was never
+disturbed. Where it lies and how it is written: nas/training/checkpoint_files.py.
 """
 
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,11 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hypernas.errors import UserError
 from hypernas.records import Job, Report
-from hypernas.search_spaces.base import digest
-
-_NAME = re.compile(r"trial-(\d+)\.checkpoint(\.seeds)?")
+from hypernas.training.checkpoint_files import identity, write_whole
 
 
 class CheckpointError(RuntimeError):
@@ -41,59 +34,6 @@ class Position:
     report: Report  # of the rung, in case it never arrived
 
 
-def checkpoint_path(folder: str, trial: int) -> str:
-    """Where a trial's checkpoint lies in the folder of its study."""
-    return str(Path(folder) / f"trial-{trial}.checkpoint")
-
-
-def seeds_path(checkpoint: str) -> Path:
-    """Where a trial of several seeds notes those that ended, beside its checkpoint."""
-    return Path(f"{checkpoint}.seeds")
-
-
-def open_folder(folder: str) -> None:
-    """Makes the folder. Raises UserError when nothing can be written there."""
-    probe = Path(folder) / f"probe.{os.getpid()}"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"checkpoints cannot be written to {folder}: {error.strerror}; "
-            "make room there, or name a folder that every worker can write to with --checkpoints"
-        ) from error
-
-
-def list_checkpoints(folder: str) -> set[int]:
-    """The trials that have a checkpoint in the folder."""
-    found = (_NAME.fullmatch(path.name) for path in Path(folder).glob("trial-*"))
-    return {int(name[1]) for name in found if name is not None}
-
-
-def discard(folder: str, trial: int) -> None:
-    """Deletes the trial's checkpoint, if it has one, the note of its seeds, and what a broken write left behind."""
-    name = Path(checkpoint_path(folder, trial)).name
-    with suppress(FileNotFoundError):  # no folder, no checkpoints
-        for path in Path(folder).iterdir():  # a pattern of the trial's own would be compiled for every trial
-            if path.name == name or path.name.startswith(f"{name}."):
-                path.unlink(missing_ok=True)
-
-
-def identity(job: Job) -> str:
-    """Names what is trained, how and on what: a checkpoint fits any lease of the same training, and no other."""
-    trained = {
-        "space": [job.space.name, dict(job.space.settings)],
-        "arch": dict(job.arch),
-        "recipe": asdict(job.recipe),
-        "data": [job.data_hash, job.data_seed],
-        "how": [job.kernels, job.compile, job.micro_batches],
-    }
-    if job.inherits is not None:
-        trained["parent"] = [job.study, job.inherits.trial]
-    return digest(trained)
-
-
 def save_checkpoint(job: Job, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], at: Position) -> None:
     """Replaces the job's checkpoint. Raises OSError when it cannot be written; the one before then stays."""
     assert job.checkpoint is not None
@@ -108,20 +48,6 @@ def save_checkpoint(job: Job, model: nn.Module, optimizers: Sequence[torch.optim
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     metadata = {"identity": identity(job), "position": json.dumps(asdict(at)), "sha256": _sha256(tensors)}
     write_whole(Path(job.checkpoint), save(tensors, metadata=metadata))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replaces a file by these bytes, or leaves it as it was. Raises OSError when it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(job: Job, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Position | None:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hypernas.kernels import cpu_library, dispatch
+from hypernas.kernels import dispatch
 from hypernas.search_spaces import is_built_in
+from hypernas.training.precision import precision, rounds_products
 
 
 def deterministic(space: Any = None) -> None:
@@ -30,11 +31,8 @@ def worker_device(asked: str = "auto") -> torch.device:
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU and on a CPU with matrix units, float32 on any other CPU.
-
-    There bfloat16 gains a third at best and costs reproducibility between machine types.
-    """
-    return torch.bfloat16 if device.type == "cuda" or cpu_library.has_amx() else torch.float32
+    """What matrix products are computed in on the device: bfloat16 or float32, as `rounds_products` says."""
+    return torch.bfloat16 if rounds_products(device.type) else torch.float32
 
 
 def mixed_precision(device: torch.device, products: torch.dtype | None = None) -> torch.autocast:
@@ -55,13 +53,6 @@ def compile_parts(model: nn.Module) -> None:
         part.compile(dynamic=False)  # type: ignore[union-attr]
 
 
-def precision(device: torch.device) -> str:
-    """What a training on the device computes in, in words: rows of two precisions differ in their last digits."""
-    if product_dtype(device) is torch.float32:
-        return "float32"
-    return f"bfloat16 products: {'cuda' if device.type == 'cuda' else 'amx'}"
-
-
 def reading_waits(device: torch.device) -> bool:
     """Whether reading a number from the device stops the host until all that it launched there is done."""
     return device.type == "cuda"
@@ -78,7 +69,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": f"{platform.machine()} {capability}",
-        "precision": precision(device),
+        "precision": precision(device.type),
         "threads": torch.get_num_threads(),
         "kernels": {op: f"{choice.backend}: {choice.reason}" for op, choice in dispatch.list_choices().items()},
         "worker": f"{platform.node()}:{os.getpid()}",

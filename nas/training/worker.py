@@ -4,18 +4,19 @@ import importlib
 import json
 import os
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hypernas.records import EVALUATIONS, Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
 from hypernas.search_spaces.base import SpaceError
-from hypernas.training.checkpoints import identity, seeds_path, write_whole
+from hypernas.training.checkpoint_files import identity, seeds_path, write_whole
+from hypernas.training.precision import precision
 from hypernas.training.repeats import average_results
 
 Event = Notice | Progress | Report | Result
@@ -28,7 +29,7 @@ def run(job: Job) -> Generator[Event]:
     """
     start = time.perf_counter()
     try:
-        module, _, function = EVALUATIONS.get(job.evaluate, job.evaluate).partition(":")
+        module, function = _named(job.evaluate)
         evaluate = getattr(importlib.import_module(module), function)
         yield from _evaluate_seeds(job, evaluate) if job.repeats > 1 else evaluate(job)
     except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's failure, never the search's
@@ -37,10 +38,26 @@ def run(job: Job) -> Generator[Event]:
         failure = Failure(kind, message, traceback.format_exc())
         yield Result(job.trial, job.token, train_seconds=time.perf_counter() - start, failure=failure)
     finally:
-        if torch.cuda.is_initialized():
+        torch = sys.modules.get("torch")  # not every evaluation brings it
+        if torch is not None and torch.cuda.is_initialized():
             from hypernas.training import cuda_graph  # brings the search spaces and their kernels
 
             cuda_graph.release()  # others on this GPU may need the memory before our next job does
+
+
+def warm_up(evaluate: str) -> None:
+    """Imports what an evaluation needs, torch for a training, so that a worker's first job finds it there.
+
+    What cannot be imported is left to that job, whose failure says why.
+    """
+    with suppress(Exception):
+        importlib.import_module(_named(evaluate)[0])
+
+
+def _named(evaluate: str) -> tuple[str, str]:
+    """Module and function of an evaluation."""
+    module, _, function = EVALUATIONS.get(evaluate, evaluate).partition(":")
+    return module, function
 
 
 def inspect_device(gpu: bool) -> Seen:
@@ -48,11 +65,11 @@ def inspect_device(gpu: bool) -> Seen:
 
     Where a cluster declares a GPU on a machine without a driver for one, it trains on the CPU, and `device` says so.
     """
-    from hypernas.training.device import precision
-
-    cpu = Seen("cpu", precision(torch.device("cpu")))
+    cpu = Seen("cpu", precision("cpu"))
     if not gpu:
         return cpu
+    import torch
+
     device = torch.device("cuda")
     try:
         torch.zeros(1, device=device).item()
@@ -63,7 +80,7 @@ def inspect_device(gpu: bool) -> Seen:
         there = torch.cuda.is_available() or driver_lists_gpus()
         return replace(cpu, problem=str(error).strip().partition("\n")[0]) if there else cpu
     memory = float(torch.cuda.get_device_properties(device).total_memory)
-    return Seen(torch.cuda.get_device_name(device), precision(device), memory)
+    return Seen(torch.cuda.get_device_name(device), precision(device.type), memory)
 
 
 def driver_lists_gpus() -> bool:

@@ -4,7 +4,6 @@ import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from hypernas.kernels import (
     cosine_gate,
     cpu_library,
     dispatch,
+    processor,
     sinkhorn,
     stream_boundary,
     stream_chain,
@@ -38,15 +38,9 @@ def test_two_builds_at_once_compile_once_and_leave_one_library(tmp_path, monkeyp
 def test_another_cpu_compiler_or_source_is_another_library(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu_library, "_compile", lambda compiler, sources, target, flags: target.touch())
     here = cpu_library.build(tmp_path)
-    monkeypatch.setattr(cpu_library, "cpu_flags", lambda: "flags: sse2")
+    monkeypatch.setattr(processor, "cpu_flags", lambda: "flags: sse2")
     assert cpu_library.build(tmp_path) != here
     assert cpu_library.build(tmp_path, ("-g",)) != cpu_library.build(tmp_path)
-
-
-@pytest.mark.skipif(torch.cpu._init_amx(), reason="this machine has matrix units")
-def test_matrix_units_that_linux_does_not_give_are_not_used(monkeypatch):
-    monkeypatch.setattr(cpu_library, "cpu_flags", lambda: "flags: amx_tile amx_bf16")
-    assert not cpu_library.has_amx.__wrapped__()
 
 
 def test_a_compiler_that_fails_names_its_error_and_leaves_nothing_behind(tmp_path):
@@ -111,27 +105,6 @@ def test_results_do_not_depend_on_the_number_of_threads(op):
 
     one, three = run(1), run(3)
     assert all(torch.equal(one[name], three[name]) for name in one)
-
-
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages on request")
-def test_a_process_that_keeps_freed_memory_gets_huge_pages_and_keeps_them():
-    program = """
-import torch
-from hypernas.kernels.cpu_library import keep_freed_memory
-keep_freed_memory()
-def huge():
-    return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHuge"))
-x = torch.ones(16 << 20)
-first = huge()
-del x
-print(first, huge())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    held, kept = map(int, done.stdout.split())
-    assert kept >= held >= 32 << 10  # KiB, of a tensor of 64 MiB
 
 
 # Runs every op at odd sizes in a process with the sanitizers' runtime loaded first.

@@ -1,6 +1,7 @@
 """What the jobs of the engines' tests do: named as `tests.nas.evaluations:FUNCTION`, so that workers can import it."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,3 +55,21 @@ def scores_its_seed(job: Job) -> Iterator[Progress | Report | Result]:
     yield Report(job.trial, 0, 1, 1, 1.0, 2.0, 0.1)
     values = {"bits_per_byte": 2.0 + job.recipe.seed, "flops_per_token": 100.0, "training_flops": 7.0}
     yield Result(job.trial, job.token, values, train_seconds=3.0, weights=f"of seed {job.recipe.seed}".encode())
+
+
+def names_its_imports(job: Job) -> Iterator[Result]:
+    yield Result(job.trial, job.token, {"pid": float(os.getpid())}, provenance={"modules": list(sys.modules)})
+
+
+def meets_others(job: Job) -> Iterator[Result]:
+    """Says on which node and GPUs it runs, once as many jobs have left a mark in the folder as its seed says."""
+    import ray
+
+    begun = Path(job.data_path or "")
+    (begun / str(job.trial)).touch()
+    deadline = time.monotonic() + 60
+    while (together := len(list(begun.iterdir()))) < job.recipe.seed and time.monotonic() < deadline:
+        time.sleep(0.05)
+    node = ray.get_runtime_context().get_node_id()
+    found = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    yield Result(job.trial, job.token, {"together": float(together)}, provenance=found)

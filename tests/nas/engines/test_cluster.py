@@ -49,30 +49,18 @@ def cluster(head: Any) -> Iterator[Any]:
         head.remove_node(node)
 
 
-def pooled(cluster: Any, workers: int, engine: str = "ray", gpus: float | None = 0.0) -> Executor:
-    return make_executor(engine, workers, address=cluster.address, gpus_per_trial=gpus, timeout=None)
+MEETS = "tests.nas.evaluations:meets_others"
 
 
-def where(job: Job) -> Iterator[Result]:
-    """On which node and GPUs the job runs, once as many jobs have begun as its seed says."""
-    import os
-
-    import ray
-
-    begun = Path(job.data_path)
-    (begun / str(job.trial)).touch()
-    deadline = time.monotonic() + 60
-    while (together := len(list(begun.iterdir()))) < job.recipe.seed and time.monotonic() < deadline:
-        time.sleep(0.05)
-    node = ray.get_runtime_context().get_node_id()
-    found = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
-    yield Result(job.trial, job.token, {"together": float(together)}, provenance=found)
+def pooled(
+    cluster: Any, workers: int, engine: str = "ray", gpus: float | None = 0.0, evaluate: str = MEETS
+) -> Executor:
+    return make_executor(engine, workers, address=cluster.address, gpus_per_trial=gpus, timeout=None, evaluate=evaluate)
 
 
 def job(trial: int, begun: Path, until: int) -> Job:
     """A job that ends once `until` jobs have begun, which leave a mark in the folder `begun`."""
-    evaluate = "tests.nas.engines.test_cluster:where"
-    return Job("s", trial, 1, SpaceSpec("lm"), {}, Recipe(1.0, seed=until), str(begun), "", 0, evaluate=evaluate)
+    return Job("s", trial, 1, SpaceSpec("lm"), {}, Recipe(1.0, seed=until), str(begun), "", 0, evaluate=MEETS)
 
 
 def ended(pool: Executor, count: int, seconds: float = 60.0) -> list[Result]:
@@ -120,7 +108,7 @@ def test_a_node_that_dies_while_training_costs_a_rung_and_no_trial(cluster: Any,
     cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     doomed = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     settings = TINY | {"data.path": text, "train.tokens": "20000"}
-    pool = pooled(cluster, 2)
+    pool = pooled(cluster, 2, evaluate="training")
     view = Killer(cluster, doomed)
     with Store(str(tmp_path / "nas.db"), create=True) as store:
         config = StudyConfig(study="s", trials=4, preset="quick", halving=False, settings=settings)

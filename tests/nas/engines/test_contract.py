@@ -16,13 +16,16 @@ from hypernas.engines.inline import Inline
 from hypernas.engines.make import make_executor
 from hypernas.engines.protocol import Event, Executor, Lost
 from hypernas.errors import UserError
+from hypernas.kernels.processor import cpu_flags
 from hypernas.records import FailureKind, Job, Progress, Recipe, Report, Result, SpaceSpec, State
 from hypernas.store import Store
 
 
 @pytest.fixture(scope="module", params=["inline", "ray", "tune"])
 def opened(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    executor = make_executor(request.param, 2, address=None, gpus_per_trial=0.0, timeout=None)
+    executor = make_executor(
+        request.param, 2, address=None, gpus_per_trial=0.0, timeout=None, evaluate="tests.nas.evaluations:finishes"
+    )
     yield executor
     executor.close()
 
@@ -84,6 +87,14 @@ def test_workers_of_a_cluster_know_how_much_memory_a_trial_has(engine: Executor)
         assert engine.memory is None
     else:
         assert engine.memory and 1e7 < engine.memory < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.skipif("amx_bf16" in cpu_flags().split(), reason="only torch knows whether matrix units may be used")
+def test_a_worker_whose_evaluation_needs_no_torch_does_without(pool: Executor) -> None:
+    pool.submit(job(1, "names_its_imports"))
+    result = until(pool, Result, 1)[-1]
+    assert isinstance(result, Result) and result.failure is None
+    assert "tests.nas.evaluations" in result.provenance["modules"] and "torch" not in result.provenance["modules"]
 
 
 def test_a_job_that_raises_ends_with_a_typed_failure(engine: Executor) -> None:

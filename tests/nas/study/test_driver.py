@@ -18,7 +18,7 @@ from hypernas.strategy import optuna_study
 from hypernas.study import driver as loop
 from hypernas.study.driver import Outcome, run
 from hypernas.study.search import Search, open_search, prepare
-from hypernas.training.checkpoints import checkpoint_path, list_checkpoints, open_folder
+from hypernas.training.checkpoint_files import checkpoint_path, list_checkpoints, open_folder
 
 TRIVIAL = "trivial"
 

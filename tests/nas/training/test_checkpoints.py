@@ -7,18 +7,11 @@ import pytest
 import torch
 
 from hypernas.data.text import load_corpus
-from hypernas.errors import UserError
 from hypernas.records import Job, Notice, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.training import checkpoints
-from hypernas.training.checkpoints import (
-    CheckpointError,
-    checkpoint_path,
-    discard,
-    list_checkpoints,
-    load_checkpoint,
-    open_folder,
-)
+from hypernas.training import checkpoint_files
+from hypernas.training.checkpoint_files import checkpoint_path, discard, list_checkpoints
+from hypernas.training.checkpoints import CheckpointError, load_checkpoint
 from hypernas.training.model import seeded_build
 from hypernas.training.step import make_optimizers
 from hypernas.training.worker import run
@@ -102,7 +95,7 @@ def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_trial(
 
     _, whole, _ = finish(replace(job(text, tmp_path), checkpoint=None))
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints.os, "fsync", full)
+        patched.setattr(checkpoint_files.os, "fsync", full)
         _, result, notices = finish(job(text, tmp_path))
     assert result.values == whole.values
     assert [notice.message.partition(":")[0] for notice in notices] == [
@@ -118,9 +111,3 @@ def test_only_the_newest_rung_is_kept_and_nothing_once_it_is_discarded(text: str
     (tmp_path / "trial-7.checkpoint.123.partial").write_bytes(b"half")
     discard(str(tmp_path), 7)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written_is_an_error_of_the_user(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--checkpoints"):
-        open_folder(str(tmp_path / "file" / "checkpoints"))

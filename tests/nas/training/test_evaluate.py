@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hypernas.data.tasks import TASKS, steps_of
 from hypernas.data.text import load_corpus
-from hypernas.kernels import cpu_library, dispatch
+from hypernas.kernels import dispatch, processor
 from hypernas.records import FailureKind, Job, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.lm import LanguageModels
@@ -203,9 +203,9 @@ def test_bfloat16_products_move_the_loss_far_less_than_another_seed_does(
         _, result = trained(job(text, recipe=Recipe(9e-3, tokens=4096, batch_tokens=256, seed=seed)))
         return result.values["bits_per_byte"]
 
-    monkeypatch.setattr(cpu_library, "has_amx", lambda: False)
+    monkeypatch.setattr(processor, "has_amx", lambda: False)
     exact, other = loss(), loss(seed=1)
-    monkeypatch.setattr(cpu_library, "has_amx", lambda: True)
+    monkeypatch.setattr(processor, "has_amx", lambda: True)
     rounded = loss()
     # Measured: 0.0008 bits beside 0.147 between the seeds.
     assert 0 < abs(rounded - exact) < 0.25 * abs(other - exact)
@@ -216,7 +216,7 @@ def test_bfloat16_products_move_the_loss_far_less_than_another_seed_does(
 def test_a_row_says_the_precision_it_trained_in(
     amx: bool, said: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_library, "has_amx", lambda: amx)
+    monkeypatch.setattr(processor, "has_amx", lambda: amx)
     recipe = Recipe(3e-3, tokens=256, batch_tokens=256)
     assert trained(job(text, recipe=recipe))[1].provenance["precision"] == said
 

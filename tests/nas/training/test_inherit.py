@@ -21,7 +21,7 @@ from hypernas.store.weights import WEIGHTS, find_weights
 from hypernas.study.driver import retrain, run
 from hypernas.study.replay import replay
 from hypernas.study.search import make_job, open_search, prepare
-from hypernas.training.checkpoints import checkpoint_path, identity
+from hypernas.training.checkpoint_files import checkpoint_path, identity
 from hypernas.training.inherit import INHERITED, PARENT, change, obstacle
 from hypernas.training.worker import run as run_job
 

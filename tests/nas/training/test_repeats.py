@@ -10,7 +10,7 @@ from hypernas.cli.main import main
 from hypernas.records import FailureKind, Job, Notice, Progress, Recipe, Report, Result, SpaceSpec, State
 from hypernas.store import Store
 from hypernas.training import worker
-from hypernas.training.checkpoints import checkpoint_path, discard, list_checkpoints, seeds_path
+from hypernas.training.checkpoint_files import checkpoint_path, discard, list_checkpoints, seeds_path
 from hypernas.training.repeats import of_first_seed, seeds, spread
 
 TINY = {"depth": "1..2", "d_model": "16", "head_dim": "8", "context": "16", "train.tokens": "1024"}
