@@ -40,17 +40,22 @@ def figure(nets: Sequence[Mapping[str, Any]], surprise: Mapping[str, np.ndarray]
         for net in nets
     ]
     drawn = make_subplots(rows=len(nets), cols=1, subplot_titles=titles, vertical_spacing=0.3 / len(nets))
+    outlines: list[dict[str, Any]] = []
     for row, net in enumerate(nets, 1):
         z = permute_evidence(surprise[net["name"]], net)
         # Cells are spread over all coordinates and units, however many fell into one.
         steps = {"x0": net["units"] / z.shape[1] / 2, "dx": net["units"] / z.shape[1]}
         steps |= {"y0": net["coordinates"] / z.shape[0] / 2, "dy": net["coordinates"] / z.shape[0]}
         drawn.add_trace(go.Heatmap(z=z, **steps, coloraxis="coloraxis"), row=row, col=1)
-        for x0, y0, x1, y1 in corners(net):
-            drawn.add_shape(type="rect", x0=x0, y0=y0, x1=x1, y1=y1, line={"color": FRAME, "width": 2}, row=row, col=1)
+        outlines += [
+            {"type": "rect", "x0": x0, "x1": x1, "xref": f"x{row if row > 1 else ''}", "y0": y0, "y1": y1}
+            | {"yref": f"y{row if row > 1 else ''}", "line": {"color": FRAME, "width": 2}}
+            for x0, y0, x1, y1 in corners(net)
+        ]
         drawn.update_xaxes(title_text="hidden units", row=row, col=1)
         drawn.update_yaxes(title_text="coordinates", autorange="reversed", row=row, col=1)
     drawn.update_layout(
+        shapes=outlines,  # all at once: each `add_shape` looks at all before it
         template="plotly_white",
         height=HEIGHT * len(nets),
         width=WIDTH,

@@ -47,43 +47,50 @@ def architecture_figure(arch: Mapping[str, Any], gate_rates: Sequence[float] = (
     figure = blank_figure(LAYER_PIXELS * shown + 110)
     left = -widest - 0.45
     lines = [left - STREAM_GAP * index for index in range(streams)]
-    for x in lines:
-        figure.add_shape(type="line", x0=x, x1=x, y0=-0.2, y1=shown + 0.2, line={"color": GREY, "width": 2})
     names = gate_names(arch)
     rates = dict(zip(names, gate_rates, strict=False))
+    shapes = [_line((x, -0.2), (x, shown + 0.2), 2) for x in lines]
     for layer in range(shown):
         for part, low in (("attention", 0.06), ("ffn", 0.5)):
             bottom, top = layer + low, layer + low + 0.38
-            middle = (bottom + top) / 2
             edge = float(arch["attention.ratio"]) / 2 if part == "attention" else 0.5
-            for y in (bottom + 0.02, top - 0.02):  # read below, write back above
-                figure.add_shape(type="line", x0=lines[-1], x1=-edge, y0=y, y1=y, line={"color": GREY, "width": 1})
-            if part == "attention":
-                _box(figure, float(arch["attention.ratio"]), bottom, top)
-            else:
-                _ffn(figure, arch, bottom, top)
+            # read below, write back above
+            shapes += [_line((lines[-1], y), (-edge, y), 1) for y in (bottom + 0.02, top - 0.02)]
+            shapes += [_attention(arch, bottom, top)] if part == "attention" else _ffn(arch, bottom, top)
             if (layer, part) in names:
-                _gate(figure, left + 0.22, middle, rates.get((layer, part)))
+                _gate(figure, left + 0.22, (bottom + top) / 2, rates.get((layer, part)))
+    # All at once: each `add_shape` looks at all before it, and a deep net took ten seconds.
+    figure.update_layout(shapes=shapes)
     _texts(figure, arch, shown, lines, widest)
     figure.update_xaxes(range=[lines[-1] - 0.3, widest + 1.9])
     figure.update_yaxes(range=[-0.75, shown + 0.75])
     return figure
 
 
-def _box(figure: go.Figure, width: float, bottom: float, top: float) -> None:
-    figure.add_shape(
-        type="rect", x0=-width / 2, x1=width / 2, y0=bottom, y1=top, line={"color": BLUE}, fillcolor=BLUE, opacity=FILL
-    )
+def _line(start: tuple[float, float], end: tuple[float, float], width: int) -> dict[str, Any]:
+    (x0, y0), (x1, y1) = start, end
+    return {"type": "line", "x0": x0, "x1": x1, "y0": y0, "y1": y1, "line": {"color": GREY, "width": width}}
 
 
-def _ffn(figure: go.Figure, arch: Mapping[str, Any], bottom: float, top: float) -> None:
+def _filled(colour: str) -> dict[str, Any]:
+    return {"line": {"color": colour}, "fillcolor": colour, "opacity": FILL}
+
+
+def _attention(arch: Mapping[str, Any], bottom: float, top: float) -> dict[str, Any]:
+    half = float(arch["attention.ratio"]) / 2
+    return {"type": "rect", "x0": -half, "x1": half, "y0": bottom, "y1": top, **_filled(BLUE)}
+
+
+def _ffn(arch: Mapping[str, Any], bottom: float, top: float) -> list[dict[str, Any]]:
     """d_model wide at both ends, d_hidden in the middle; an hourglass is a stack of them."""
     count = int(arch.get("ffn.sub_mlps", 1))
     half, height = float(arch["ffn.ratio"]) / 2, (top - bottom) / count
+    out = []
     for index in range(count):
         low, middle, high = bottom + index * height, bottom + (index + 0.5) * height, bottom + (index + 1) * height
         path = f"M -0.5 {low} L 0.5 {low} L {half} {middle} L 0.5 {high} L -0.5 {high} L {-half} {middle} Z"
-        figure.add_shape(type="path", path=path, line={"color": GREEN}, fillcolor=GREEN, opacity=FILL)
+        out.append({"type": "path", "path": path, **_filled(GREEN)})
+    return out
 
 
 def _gate(figure: go.Figure, x: float, y: float, rate: float | None) -> None:

@@ -18,16 +18,16 @@ def mixing_figure(matrices: Sequence[Sequence[Sequence[float]]], names: Sequence
     down = -(-len(matrices) // across)
     values = np.full((down * (n + 1) - 1, across * (n + 1) - 1), np.nan)
     texts = np.full(values.shape, "", dtype=object)
-    figure = new_figure()
+    annotations = []
     for index, (matrix, name) in enumerate(zip(matrices, names, strict=True)):
         top, left = index // across * (n + 1), index % across * (n + 1)
         values[top : top + n, left : left + n] = matrix
         for to, row in enumerate(matrix):
             for origin, value in enumerate(row):
                 texts[top + to, left + origin] = f"{pseudo(name)}: stream {origin + 1} to {to + 1}, {value:.3f}"
-        figure.add_annotation(
-            text=pseudo(name), x=left + (n - 1) / 2, y=top - 0.55, yanchor="bottom", showarrow=False, font={"size": 11}
-        )
+        where = {"x": left + (n - 1) / 2, "y": top - 0.55, "yanchor": "bottom"}
+        annotations.append({"text": pseudo(name), **where, "showarrow": False, "font": {"size": 11}})
+    figure = new_figure()
     figure.add_trace(
         go.Heatmap(
             z=values,
@@ -43,7 +43,8 @@ def mixing_figure(matrices: Sequence[Sequence[Sequence[float]]], names: Sequence
     )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, range=[len(values) - 0.4, -1.4])
-    figure.update_layout(height=90 + 105 * down)
+    # Names all at once: each `add_annotation` looks at all before it.
+    figure.update_layout(height=90 + 105 * down, annotations=annotations)
     return figure
 
 

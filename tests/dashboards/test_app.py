@@ -61,6 +61,19 @@ def follow(page, path: str) -> None:
     page.locator('nav li[aria-current="page"]').get_by_text(PAGES[path], exact=True).wait_for()
 
 
+def go_back_to(page, address: str) -> None:
+    """To an address as the browser's way back leads there."""
+    page.evaluate(
+        "address => { for (const _ of [1, 2]) history.pushState(null, '', address); history.back() }", address
+    )
+
+
+def choose_study(page, name: str) -> None:
+    page.locator("#studies").click()
+    page.get_by_role("option", name=name, exact=True).click()
+    page.wait_for_url(f"**study={name}*")
+
+
 def says(page, text: str) -> None:
     page.get_by_text(text).first.wait_for()
 
@@ -141,6 +154,7 @@ def test_every_page_waits_for_a_store_that_is_not_there(serve, page, tmp_path: P
         wait_for_marks(page, 1)
 
 
+# What the pages say of a study without trials, and of one with a single trial, that ended, failed or runs.
 SCARCE = {
     "empty": {"/": "none yet", "/trial": "No trial 0 yet", "/cluster": "No trial has failed"},
     "one": {"/": "Best within", "/trial": "Trial 0 of", "/cluster": "No trial has failed"},
@@ -150,28 +164,24 @@ SCARCE = {
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("kind", SCARCE)
-def test_every_page_of_a_scarce_study_looks_intended(serve, page, writer, kind: str):
+def test_every_page_of_a_scarce_study_looks_intended(serve, page, store, write_in):
     from playwright.sync_api import TimeoutError as TimedOut
 
-    if kind == "one":
-        writer.complete(3.0, 1e6, rungs=2, params={"depth": 4})
-    elif kind == "failed":
-        writer.fail("exploded")
-    elif kind == "running":
-        writer.lease()
-    wanted = {"/space": "Importance needs more", "/scale": "nas scale --study first"} | SCARCE[kind]
-    base = serve(writer.store.url.database)
+    studies = {kind: write_in(store, kind) for kind in SCARCE}
+    studies["one"].complete(3.0, 1e6, rungs=2, params={"depth": 4})
+    studies["failed"].fail("exploded")
+    studies["running"].lease()
     wrong = []
-    page.goto(f"{base}/trial?study=first&trial=0")
-    for path in ("/trial", "/", "/space", "/scale", "/cluster"):
-        if path != "/trial":
-            follow(page, path)
-        try:
-            says(page, wanted[path])
-            wait_for_figures(page)
-        except TimedOut as error:
-            wrong.append(f"{path} of a study with {kind}: {error}")
+    page.goto(serve(store.url.database))
+    for kind, said in SCARCE.items():
+        wanted = said | {"/space": "Importance needs more", "/scale": f"nas scale --study {kind}"}
+        for path in PATHS:  # the front first, whose words no other of these studies has
+            go_back_to(page, f"{path}?study={kind}&trial=0")
+            try:
+                says(page, wanted[path])
+                wait_for_figures(page)
+            except TimedOut as error:
+                wrong.append(f"{path} of a study with {kind}: {error}")
     assert wrong == []
 
 
@@ -182,13 +192,12 @@ def test_hostile_texts_are_shown_as_text_on_every_page(serve, page, store, write
     writer.complete(3.0, 1e6, rungs=1, arch={"family": hostile}, params={hostile: hostile})
     writer.complete(2.0, 2e6, rungs=1, arch={"family": hostile}, params={hostile: "other"})
     writer.fail(hostile + "x" * 1_000_000, arch={"family": hostile})
-    base = serve(store.url.database)
-    for path in ("/", "/space", "/scale", "/cluster", "/trial?trial=0&", "/trial?trial=2&", "/trial?trial=<script>&"):
-        if path in ("/space", "/scale", "/cluster"):
-            follow(page, path)
-        else:
-            page.goto(base + path)
-        says(page, "No trial <script> yet" if "script" in path else "alert(1)")
+    page.goto(serve(store.url.database))
+    wanted = dict.fromkeys(("/", "/space", "/scale", "/cluster"), "alert(1)")
+    wanted |= {"/trial?trial=0": "Trial 0 of", "/trial?trial=2": "Trial 2 of"}
+    for path, said in (wanted | {"/trial?trial=<script>": "No trial <script> yet"}).items():
+        go_back_to(page, path)
+        says(page, said)
         wait_for_figures(page)
         assert page.locator("img, main script").count() == 0, path
 
@@ -262,7 +271,9 @@ def test_dragging_the_dotted_line_asks_for_the_best_within_that_budget(serve, pa
 
 
 @pytest.mark.browser
-def test_switching_the_study_shows_the_other_and_comparing_shows_both(serve, page, small, write_in):
+def test_switching_the_study_shows_the_other_and_names_the_tab_after_it_and_comparing_shows_both(
+    serve, page, small, write_in
+):
     other = write_in(small.store, "second")
     other.complete(1.0, 1e6)
     page.goto(serve(small.store.url.database) + "?study=first")
@@ -273,10 +284,9 @@ def test_switching_the_study_shows_the_other_and_comparing_shows_both(serve, pag
         "document.querySelector('#front .js-plotly-plot').data.some(trace => trace.name === 'second')"
     )
     page.keyboard.press("Escape")
-    page.locator("#studies").click()
-    page.get_by_role("option", name="second", exact=True).click()
+    choose_study(page, "second")
     wait_for_marks(page, 1)
-    assert "study=second" in page.url
+    page.wait_for_function("document.title === 'second – hypernas'")
 
 
 @pytest.mark.browser
@@ -326,12 +336,6 @@ def test_a_trials_page_shows_how_its_streams_mix_where_it_ran_and_how_to_train_i
     page.get_by_role("row", name="swiglu cpu: it is there").wait_for()
     says(page, f"nas train --study first --store {store} --trial {number} --out")
     says(page, f"nas export --study first --store {store} --trial {number} --out")
-
-
-@pytest.mark.browser
-def test_the_tab_is_named_after_the_study(serve, page, small):
-    page.goto(serve(small.store.url.database))
-    page.wait_for_function("document.title === 'first – hypernas'")
 
 
 @pytest.mark.browser

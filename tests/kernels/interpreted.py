@@ -157,7 +157,7 @@ def test_stream_chain_moves_the_bytes_of_its_formula_without_races_or_stray_acce
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tokens, n, C, layers", [(1, 2, 1, 1), (37, 4, 70, 3), (5, 8, 130, 6)])
+@pytest.mark.parametrize("tokens, n, C, layers", [(1, 2, 1, 1), (37, 4, 70, 2), (5, 8, 130, 3)])
 def test_recomputed_streams_have_the_bits_that_were_written_forward(tokens, n, C, layers, dtype):
     X, *pairs = stream_chain.example_arguments(tokens, n, C, layers, dtype, CPU)
     phi, bias = stream_boundary.example_arguments(tokens, n, C, dtype, CPU)[3:]
