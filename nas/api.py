@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hypernas.config.study_config import FLAGS, check_least, split_names, wrong_type
-from hypernas.errors import StudyError, UserError
+from hypernas.errors import StudyError, UserError, nearest
 from hypernas.launch import check_search, run_search
 from hypernas.search_spaces import load_space
-from hypernas.search_spaces.base import Space, nearest
+from hypernas.search_spaces.base import Space
 
 if TYPE_CHECKING:
     import pandas as pd

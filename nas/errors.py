@@ -1,6 +1,8 @@
 """Errors that a user can put right. The message is all they need: the command line prints it and exits with 2."""
 
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 
 class UserError(Exception):
@@ -30,3 +32,9 @@ class StoreError(UserError):
 def shown(url: str) -> str:
     """A database's URL as a message may show it: without its password, wherever in it that stands."""
     return re.sub(r"([?&]password=)[^&#]*", r"\1***", re.sub(r"(://[^:/@]*):.*@", r"\1@", url))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for a misspelt name: `did you mean 'depth'?`, or all known names when none is near."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hypernas.config.plan import Plan, make_plan
-from hypernas.config.study_config import StudyConfig, check_evaluation, own_code, resume_settings, without_own_code
+from hypernas.config.plan import Plan, check_evaluation, make_plan
+from hypernas.config.study_config import StudyConfig, own_code, resume_settings, without_own_code
 from hypernas.errors import StoreError, StudyError
 from hypernas.store.files import check_store
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from hypernas.search_spaces.base import Space, SpaceError, nearest
+from hypernas.errors import SpaceError, nearest
+from hypernas.search_spaces.base import Space
 
 SPACES = {"lm": "hypernas.search_spaces.lm:LanguageModels", "vision": "hypernas.search_spaces.vision:ImageClassifiers"}
 

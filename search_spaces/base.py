@@ -7,7 +7,6 @@ dataclass that goes to and from a flat dictionary of keys (`ffn.ratio`, `streams
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
 from itertools import pairwise
@@ -204,12 +203,6 @@ def nearest_default(key: Key, domain: Domain) -> Any:
     if key.default in domain.values or key.kind not in (int, float):
         return key.default if key.default in domain.values else domain.values[0]
     return min(domain.values, key=lambda value: abs(value - key.default))
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for a misspelt name: `did you mean 'depth'?`, or all known names when none is near."""
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Keys given beside `base` override it: `nas search --set base=llama-like --set de
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hypernas.search_spaces.base import SpaceError, nearest
+from hypernas.errors import SpaceError, nearest
 
 
 @dataclass(frozen=True, slots=True)

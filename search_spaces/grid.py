@@ -12,16 +12,15 @@ from functools import cached_property, partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from hypernas.errors import SpaceError, nearest
 from hypernas.search_spaces import gallery
 from hypernas.search_spaces.base import (
     Choices,
     Cost,
     Key,
-    SpaceError,
     Suggest,
     arch_to_json,
     digest,
-    nearest,
     nearest_default,
 )
 

@@ -1,23 +1,14 @@
-"""Keys of --set: what may be searched beside the architecture, and its presets."""
+"""Keys of --set: what may be searched beside the architecture."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any
 
+from hypernas.errors import SpaceError, nearest
 from hypernas.records import Recipe
-from hypernas.search_spaces.base import (
-    Choices,
-    Key,
-    Space,
-    SpaceError,
-    nearest,
-)
+from hypernas.search_spaces.base import Choices, Key, Space
 
-ENGINES = ("ray", "tune", "inline")
-SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "gp", "evolution", "random", "qmc")
-HUB = "hub:"  # before the name of one of OptunaHub's samplers
-KERNELS = ("auto", "reference", "triton", "cpu")
 MEASURED = ("latency_ms", "peak_bytes")  # on the worker: one sample forward; a training step
 OBJECTIVES = {
     "text": ("bits_per_byte", "accuracy", "ceg", "flops_per_token", "parameters", *MEASURED),
@@ -26,26 +17,6 @@ OBJECTIVES = {
 DEFAULT_OBJECTIVES = {"text": ("bits_per_byte", "flops_per_token"), "images": ("accuracy", "flops_per_image")}
 DEFAULT_RATE = 3e-3
 RATE_GRID = tuple(DEFAULT_RATE * 3.0**k for k in (-2, -1, 0, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    trials: int
-    training: Mapping[str, Mapping[str, str]]  # by task
-
-
-def _preset(trials: int, tokens: int, batch_tokens: int, images: int, batch_images: int) -> Preset:
-    text = {"train.tokens": str(tokens), "train.batch_tokens": str(batch_tokens)}
-    return Preset(
-        trials, {"text": text, "images": {"train.images": str(images), "train.batch_images": str(batch_images)}}
-    )
-
-
-PRESETS = {
-    "quick": _preset(trials=16, tokens=250_000, batch_tokens=1024, images=8_000, batch_images=64),
-    "small": _preset(trials=40, tokens=1_000_000, batch_tokens=2048, images=40_000, batch_images=64),
-    "full": _preset(trials=200, tokens=50_000_000, batch_tokens=32_768, images=5_000_000, batch_images=256),
-}
 
 
 def _training_key(name: str, default: Any, search: tuple, help: str, **limits: Any) -> Key:

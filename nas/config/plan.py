@@ -15,16 +15,15 @@ from hypernas.config.keys import (
     LATENCY,
     LIMITS,
     OBJECTIVES,
-    PRESETS,
     SEARCHED,
     TRAINING_KEYS,
     recipe_keys,
     split_settings,
 )
-from hypernas.config.study_config import StudyConfig
-from hypernas.errors import UserError
+from hypernas.config.study_config import PRESETS, StudyConfig
+from hypernas.errors import SpaceError, StudyError, UserError
 from hypernas.pareto import LOGARITHMIC
-from hypernas.records import Recipe, SpaceSpec
+from hypernas.records import EVALUATIONS, OWN, Recipe, SpaceSpec
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import (
     Choices,
@@ -32,7 +31,6 @@ from hypernas.search_spaces.base import (
     Domain,
     Key,
     Space,
-    SpaceError,
     Suggest,
     Uniform,
     nearest_default,
@@ -231,3 +229,12 @@ def _objectives(config: StudyConfig, space: Space) -> tuple[str, ...]:
     if len(set(asked)) < 2 or len(set(asked)) != len(asked):
         raise UserError(f"--objectives {','.join(asked)}: wanted at least two different ones of {', '.join(known)}")
     return asked
+
+
+def check_evaluation(study: str, kept: str, given: str) -> None:
+    """Raises StudyError where a study that is evaluated by code of one's own would go on without being told which."""
+    if kept == OWN and given in (*EVALUATIONS, OWN):
+        raise StudyError(
+            f"study {study!r} is evaluated by code of its own: give evaluate='module:function' again, as no study "
+            "names code for others to run"
+        )

@@ -12,13 +12,34 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin
 
-from hypernas.config.keys import ENGINES, HUB, KERNELS, PRESETS, SAMPLERS
-from hypernas.errors import StudyError, UserError
-from hypernas.records import EVALUATIONS, OWN
-from hypernas.search_spaces.base import nearest
+from hypernas.errors import UserError, nearest
 
+ENGINES = ("ray", "tune", "inline")
+SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "gp", "evolution", "random", "qmc")
+HUB = "hub:"  # before the name of one of OptunaHub's samplers
+KERNELS = ("auto", "reference", "triton", "cpu")
 MAX_REPEATS = 100
 LEAST_SHARE = 0.01  # of a GPU, for a trial
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    trials: int
+    training: Mapping[str, Mapping[str, str]]  # by task
+
+
+def _preset(trials: int, tokens: int, batch_tokens: int, images: int, batch_images: int) -> Preset:
+    text = {"train.tokens": str(tokens), "train.batch_tokens": str(batch_tokens)}
+    return Preset(
+        trials, {"text": text, "images": {"train.images": str(images), "train.batch_images": str(batch_images)}}
+    )
+
+
+PRESETS = {
+    "quick": _preset(trials=16, tokens=250_000, batch_tokens=1024, images=8_000, batch_images=64),
+    "small": _preset(trials=40, tokens=1_000_000, batch_tokens=2048, images=40_000, batch_images=64),
+    "full": _preset(trials=200, tokens=50_000_000, batch_tokens=32_768, images=5_000_000, batch_images=256),
+}
 
 
 class Scope(Enum):
@@ -274,15 +295,6 @@ def own_code(space: str) -> bool:
 def without_own_code(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings without a space of the user's own, which older rows name: code that a store names is not run."""
     return {name: value for name, value in stored.items() if name != "space" or not own_code(value)}
-
-
-def check_evaluation(study: str, kept: str, given: str) -> None:
-    """Raises StudyError where a study that is evaluated by code of one's own would go on without being told which."""
-    if kept == OWN and given in (*EVALUATIONS, OWN):
-        raise StudyError(
-            f"study {study!r} is evaluated by code of its own: give evaluate='module:function' again, as no study "
-            "names code for others to run"
-        )
 
 
 # ---- reading a configuration file ----------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from hypernas import pareto
-from hypernas.config.keys import HUB
+from hypernas.config.study_config import HUB
 from hypernas.errors import UserError
 
 Answers = tuple[tuple[str, Any], ...]  # a trial's parameters, by name

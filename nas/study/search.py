@@ -14,8 +14,8 @@ from uuid import uuid4
 
 from hypernas import pareto
 from hypernas.config.keys import MEASURED
-from hypernas.config.plan import Plan, make_plan, with_data
-from hypernas.config.study_config import Scope, StudyConfig, check_evaluation, names_of, to_json, without_own_code
+from hypernas.config.plan import Plan, check_evaluation, make_plan, with_data
+from hypernas.config.study_config import Scope, StudyConfig, names_of, to_json, without_own_code
 from hypernas.data.tasks import TASKS
 from hypernas.engines.make import make_executor
 from hypernas.engines.protocol import Executor

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from hypernas import pareto
-from hypernas.config.keys import SAMPLERS
 from hypernas.config.plan import make_plan
-from hypernas.config.study_config import StudyConfig
+from hypernas.config.study_config import SAMPLERS, StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.show.views import Silent
 from hypernas.store import Store

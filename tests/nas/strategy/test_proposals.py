@@ -13,9 +13,8 @@ from optuna.trial import TrialState
 
 from hypernas.bench.table import configurations
 from hypernas.cli.main import main
-from hypernas.config.keys import SAMPLERS
 from hypernas.config.plan import make_plan
-from hypernas.config.study_config import StudyConfig
+from hypernas.config.study_config import SAMPLERS, StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.errors import UserError
 from hypernas.integrations.warm_start import warm_start
