@@ -83,15 +83,17 @@ def _where_it_ran(config: StudyConfig, stored: Mapping[str, Any], given: Mapping
 def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progress: bool) -> "tuple[Search, Outcome]":
     """Checks data, workers and devices, then trains."""
     from hypernas.engines.devices import on_what
-    from hypernas.integrations.warm_start import warm_start
-    from hypernas.scaling.baseline import measure_baseline
     from hypernas.store import Store
     from hypernas.study.search import check_resumed, executor_of, open_search, prepare
     from hypernas.training.checkpoint_files import open_folder
 
     say: Callable[[str], None] = partial(click.echo, err=True) if progress else lambda line: None
     prepared = prepare(config, plan)  # whatever is wrong is found before anything is written
-    first = warm_start(config.warm_start, config.store, prepared.plan) if config.warm_start else []
+    first = []
+    if config.warm_start is not None:
+        from hypernas.integrations.warm_start import warm_start
+
+        first = warm_start(config.warm_start, config.store, prepared.plan)
     if config.checkpoints is not None:
         open_folder(config.checkpoints)
     executor = executor_of(config, evaluate)
@@ -102,6 +104,8 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
         say(on_what(executor))
         yardstick = None
         if new and "ceg" in prepared.plan.objectives:
+            from hypernas.scaling.baseline import measure_baseline  # brings SciPy, a second that few searches need
+
             yardstick = measure_baseline(store, executor, config, prepared.plan, say)
         search = open_search(store, prepared, evaluate, first, yardstick)
         return search, _drive(store, search, executor, say, progress)
