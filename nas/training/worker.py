@@ -52,6 +52,8 @@ def warm_up(evaluate: str) -> None:
     """
     with suppress(Exception):
         importlib.import_module(_named(evaluate)[0])
+    if "torch" in sys.modules:
+        importlib.import_module("torch._dynamo")  # the first optimiser would, for seconds of its trial's time
 
 
 def _named(evaluate: str) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def test_every_way_to_fail_is_told_apart_and_the_search_goes_on(tmp_path: Path, 
         halving=False,
         settings=SETTINGS | {"data.path": text},
     )
-    pool = RayPool(2, timeout=15)
+    pool = RayPool(2, timeout=10)
     try:
         with Store(str(tmp_path / "nas.db"), create=True) as store:
             search = open_search(store, prepare(config))
