@@ -268,7 +268,6 @@ class StudyRow:
     reference: Mapping[str, float]  # the hypervolume's reference point, by objective
     data_name: str
     data_hash: str
-    artifacts: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,16 +34,14 @@ def study_list(store: str, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def study_delete(name: str, store: str, yes: bool) -> None:
     """Delete a study, its trials and its weights."""
-    import shutil
-
     from hypernas.store import Store
+    from hypernas.study.delete import delete_study
 
     with Store(store) as opened:
         row = opened.study(name)
         if not yes:
             click.confirm(f"delete study {name!r} with {sum(opened.states(row).values())} trials?", abort=True)
-        opened.delete_study(name)
-    shutil.rmtree(row.artifacts, ignore_errors=True)
+        delete_study(opened, name)
     click.echo(f"deleted study {name}")
 
 
