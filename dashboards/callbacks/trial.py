@@ -122,13 +122,13 @@ def export_zip(store: Reader, study: str, trial: int) -> bytes:
 
 def cost_frame(study: LiveStudy, trial: records.Trial) -> pd.DataFrame | None:
     """Parameters and FLOPs by part; None for a space of the user's own, whose code a page does not run."""
-    from hypernas.search_spaces import SPACES, load_space
+    from hypernas.search_spaces import SPACES, stored_space
     from hypernas.search_spaces.base import SpaceError
 
     if study.row.space.name not in SPACES:
         return None
     try:
-        space = load_space(study.row.space.name, study.row.space.settings)
+        space = stored_space(study.row.space)
         cost = space.cost(space.from_json(trial.arch))
     except SpaceError:
         return None  # an architecture that cannot be built has no cost; its failure says why

@@ -7,6 +7,7 @@ from hypernas.cli.base import (
     format_value,
     json_option,
     new_store_option,
+    own_space_option,
     print_json,
     set_option,
     store_option,
@@ -78,20 +79,21 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
 @study_option()
 @store_option
 @click.option("--trial", type=click.IntRange(0, MAX_COUNT), required=True, metavar="N", help="Number of the trial.")
+@own_space_option
 @json_option
-def show(study: str, store: str, trial: int, as_json: bool) -> None:
+def show(study: str, store: str, trial: int, space: str | None, as_json: bool) -> None:
     """One trial: architecture, parameters and FLOPs by part, curve, timings, provenance."""
-    from hypernas.search_spaces import load_space
+    from hypernas.search_spaces import name_space, stored_space
     from hypernas.show.json_shapes import cost_json, show_json
     from hypernas.show.tables import cost_table, print_table
     from hypernas.store import Reader
 
     with Reader(store) as opened:
-        row = opened.study(study)
+        row = name_space(opened.study(study), space)
         found = opened.trial(row, trial)
         data = show_json(row, found, opened.reports(row, [trial]))
-    space = load_space(row.space.name, row.space.settings)
-    data |= {"cost": cost_json(space, space.from_json(found.arch))}
+    searched = stored_space(row.space)
+    data |= {"cost": cost_json(searched, searched.from_json(found.arch))}
     if as_json:
         print_json(data)
         return

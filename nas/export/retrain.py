@@ -27,7 +27,7 @@ from hypernas.export.write import write_checked
 from hypernas.kernels.dispatch import use_backend
 from hypernas.kernels.processor import keep_freed_memory
 from hypernas.records import Job, Notice, State, StudyRow
-from hypernas.search_spaces import load_space
+from hypernas.search_spaces import stored_space
 from hypernas.store import Reader
 from hypernas.study.search import make_job
 from hypernas.training.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
@@ -111,7 +111,7 @@ def train(
     job = make_job(store, study, replace(trial, recipe=replace(trial.recipe, tokens=tokens or trial.recipe.tokens)))
     job = replace(job, checkpoint=str(checkpoint))
     keep_freed_memory()
-    space = load_space(study.space.name, study.space.settings)
+    space = stored_space(study.space)
     deterministic(space)
     with group(gpus) as here, use_backend(job.kernels):
         model, values = _train(job, job_setting(job, space, here.device), here)

@@ -24,7 +24,7 @@ from hypernas.export.card import CARD, CONFIG_VERSION, digest, list_files
 from hypernas.export.request import GRAPHS, free_folder, wanted_formats
 from hypernas.export.source import write_source
 from hypernas.records import OWN, StudyRow, Trial
-from hypernas.search_spaces import load_space
+from hypernas.search_spaces import stored_space
 from hypernas.search_spaces.base import Space
 from hypernas.show.json_shapes import cost_json, training_json
 from hypernas.show.views import Lines
@@ -77,7 +77,7 @@ def export_trial(
     kinds = wanted_formats(formats)
     folder = free_folder(out)
     chosen = of_first_seed(trial)
-    space = load_space(study.space.name, study.space.settings)
+    space = stored_space(study.space)
     deterministic(space)
     model = load_trained(store, study, chosen, progress=progress)
     with Console(stderr=True, quiet=not progress).status("writing and checking the model"):
@@ -92,7 +92,7 @@ def export_trial(
 
 def load_trained(store: Reader, study: StudyRow, trial: Trial, *, progress: bool = True) -> torch.nn.Module:
     """The trained network, in evaluation mode. Raises StudyError as `trained_weights`."""
-    space = load_space(study.space.name, study.space.settings)
+    space = stored_space(study.space)
     model: torch.nn.Module = space.build(space.from_json(trial.arch))
     model.load_state_dict(load_tensors(trained_weights(store, study, trial, progress=progress)))
     return model.eval()

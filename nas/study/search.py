@@ -345,13 +345,13 @@ def open_study(
         before = without_own_code(row.settings.as_json())
         settings = StudySettings.of(before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path})
         store.update_settings(row, settings)
-        return replace(row, settings=settings)
+        return replace(row, settings=settings, space=plan.space_spec)
     if "ceg" in plan.objectives and yardstick is None:
         raise StudyError(
             f"study {config.study!r} has the objective ceg, and no law of its baseline to measure gains with: "
             "nas search measures one first; start it there"
         )
-    return store.create_study(
+    row = store.create_study(
         config.study,
         space=plan.space_spec,
         objectives=plan.objectives,
@@ -369,6 +369,7 @@ def open_study(
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,
     )
+    return replace(row, space=plan.space_spec)
 
 
 def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:

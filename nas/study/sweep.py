@@ -114,7 +114,7 @@ def _prepare(config: StudyConfig, configurations: Sequence[Settings]) -> tuple[P
     path = {name: text for name, text in training.items() if name == "data.path"}
     plan = make_plan(replace(config, settings=path))
     # A list names its architectures one by one: the preset restricts nothing.
-    plan = replace(plan, space=bare, space_spec=SpaceSpec(config.space), trials=len(configurations))
+    plan = replace(plan, space=bare, space_spec=SpaceSpec(config.space, own=True), trials=len(configurations))
     task = TASKS[bare.task]
     data = task.load(plan.data_path)
     plan = with_data(plan, task.settings(data))
