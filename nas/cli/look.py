@@ -198,9 +198,16 @@ def report(study: str, store: str, out: str, figures: str | None) -> None:
 @new_store_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8050, show_default=True, help="0 takes a free one.")
-def dashboard(store: str, host: str, port: int) -> None:
+@click.option(
+    "--allow-host",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that browsers ask for it by, as behind a proxy. Repeat for more.",
+)
+def dashboard(store: str, host: str, port: int, names: tuple[str, ...]) -> None:
     """Serve the studies of a store as a web app, live while searches run. It writes nothing to the store."""
     check_store(store, create=True)  # a file that is not there yet is waited for
     from hypernas.dashboards.app import serve
 
-    serve(store, host, port)
+    serve(store, host, port, names)

@@ -136,8 +136,8 @@ def generate(
     from hypernas.export.read import generate as continued
 
     device = asked_device(gpus)
-    how = {"count": count, "temperature": temperature, "seed": seed, "device": device, "space": space}
-    click.echo(continued(folder, prompt, **how))
+    text = continued(folder, prompt, count=count, temperature=temperature, seed=seed, device=device, space=space)
+    click.echo(text)
 
 
 @click.command()

@@ -28,6 +28,7 @@ from hypernas.kernels.dispatch import use_backend
 from hypernas.kernels.processor import keep_freed_memory
 from hypernas.records import Job, Notice, State, StudyRow
 from hypernas.search_spaces import stored_space
+from hypernas.show.terminal import make_console
 from hypernas.store import Reader
 from hypernas.study.search import make_job
 from hypernas.training.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
@@ -127,7 +128,7 @@ def train(
 
 def _train(job: Job, setting: Setting, here: Group) -> tuple[nn.Module, dict[str, float]]:
     """The trained network and its values, the latter in the leading process alone."""
-    console = Console(stderr=True, quiet=not here.leads)
+    console = make_console(stderr=True, quiet=not here.leads)
     run = _start(job, setting, here, console)
     began, first = time.monotonic(), run.done
     before, said = run.train_seconds, began
