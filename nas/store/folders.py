@@ -6,6 +6,7 @@ the folder of anybody else. The files' names follow from the numbers of trials.
 
 from pathlib import Path
 
+from hypernas.errors import StoreError
 from hypernas.records import StudyRow
 from hypernas.search_spaces.base import digest
 from hypernas.store.reader import Reader
@@ -19,11 +20,21 @@ def _file_of(store: Reader) -> Path | None:
 def artifacts_folder(store: Reader, study: str) -> Path:
     """Where a study's weights are kept: beside a SQLite file, in the working directory otherwise.
 
-    A store that moves takes them along: of its file the name counts, not the folder.
+    A store that moves takes them along: of its file the name counts, not the folder, unless all of them are on another
+    disk, behind a link. Raises StoreError where the folder itself is a link.
     """
     path = _file_of(store)
     base, name = (Path("nas").resolve(), store.shown) if path is None else (path, f"sqlite:///{path.name}")
-    return base.parent / f"{base.stem}-artifacts" / digest({"store": name, "study": study})
+    root = base.parent / f"{base.stem}-artifacts"
+    if path is not None and root.is_symlink():  # that of a copied folder leads to the original's
+        name = str(path)
+    return _no_link(root / digest({"store": name, "study": study}))
+
+
+def _no_link(folder: Path) -> Path:
+    if folder.is_symlink():
+        raise StoreError(f"{folder} is a link, and would lead to the files of another study: delete the link")
+    return folder
 
 
 def weights_file(store: Reader, study: StudyRow, number: int) -> Path:
@@ -34,6 +45,6 @@ def weights_file(store: Reader, study: StudyRow, number: int) -> Path:
 def checkpoints_folder(store: Reader, study: StudyRow, shared: str | None) -> Path:
     """Where half-trained trials are kept: beside the weights, or in a folder that the studies of many stores share."""
     if shared is None:
-        return artifacts_folder(store, study.name) / "checkpoints"
+        return _no_link(artifacts_folder(store, study.name) / "checkpoints")
     owner = {"store": str(_file_of(store) or store.shown), "study": study.name, "created": study.created.isoformat()}
     return Path(shared).resolve() / digest(owner) / "checkpoints"

@@ -118,6 +118,31 @@ def test_a_row_that_names_somebody_elses_files_deletes_none(original: Path, tmp_
     assert kept_by(original) == set()
 
 
+def test_a_copied_folder_whose_weights_are_behind_a_link_leaves_the_originals(original: Path) -> None:
+    disk = original.with_name("nas-artifacts").rename(original.with_name("disk"))
+    original.with_name("nas-artifacts").symlink_to(disk)
+    with Store(str(original)) as store:
+        assert find_weights(store, store.study("first"), 1) is None
+        add_trials(store, store.study("first"), 3.0)
+    before = files_below(disk)
+    copy = copied(original, original.parent / "copy" / "nas.db")
+    copy.with_name("nas-artifacts").symlink_to(disk)
+    with Store(str(copy)) as store:
+        delete_study(store, "first")
+    assert files_below(disk) == before
+
+
+def test_a_link_in_place_of_a_studys_folder_is_not_followed(original: Path, tmp_path: Path) -> None:
+    copy = copied(original, tmp_path / "copy" / "nas.db")
+    with Store(str(original)) as store:
+        folder = artifacts_folder(store, "first")
+    copy.with_name("nas-artifacts").mkdir()
+    (copy.with_name("nas-artifacts") / folder.name).symlink_to(folder)
+    before = kept_by(original)
+    assert main(["study", "delete", "first", "--store", str(copy), "--yes"]) == 2
+    assert kept_by(original) == before
+
+
 def test_what_a_user_put_beside_the_weights_stays(original: Path) -> None:
     with Store(str(original)) as store:
         note = artifacts_folder(store, "first") / "notes.txt"
