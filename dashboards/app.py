@@ -6,6 +6,7 @@ Each open page asks every two seconds whether its study changed; only then are i
 
 import logging
 import socket
+from collections.abc import Collection
 from pathlib import Path
 from threading import Thread
 
@@ -18,15 +19,16 @@ from hypernas.dashboards.callbacks.scale import wire_scale
 from hypernas.dashboards.callbacks.shell import wire_shell
 from hypernas.dashboards.callbacks.space import wire_space
 from hypernas.dashboards.callbacks.trial import wire_trial
+from hypernas.dashboards.hosts import only_for, own_names
 from hypernas.dashboards.live import Watch
 from hypernas.errors import UserError
 
 TICK = 2_000  # milliseconds
 
 
-def serve(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> None:
+def serve(store_url: str, host: str = "127.0.0.1", port: int = 8050, names: Collection[str] = ()) -> None:
     """Serves the app until interrupted. Raises UserError when the port is taken or the store cannot be opened."""
-    server = make_app_server(store_url, host, port)
+    server = make_app_server(store_url, host, port, names)
     print(f"dashboard of {store_url}: http://{host}:{server.port}/   (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
@@ -36,8 +38,13 @@ def serve(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> None:
         server.server_close()
 
 
-def make_app_server(store_url: str, host: str = "127.0.0.1", port: int = 8050) -> BaseWSGIServer:
-    """A server ready for `serve_forever`; port 0 takes a free one, `server.port` says which. Raises UserError."""
+def make_app_server(
+    store_url: str, host: str = "127.0.0.1", port: int = 8050, names: Collection[str] = ()
+) -> BaseWSGIServer:
+    """A server ready for `serve_forever`; port 0 takes a free one, `server.port` says which. Raises UserError.
+
+    It answers those who ask for it by a name of its own (hosts.py) or one of `names`.
+    """
     watch = Watch(store_url)
     app = make_app(watch)
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -50,7 +57,8 @@ def make_app_server(store_url: str, host: str = "127.0.0.1", port: int = 8050) -
         raise UserError(f"--port {port} on {host}: {reason}; name another port") from error
     listening.listen()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request would bury the address
-    server = make_server(host, port, app.server, threaded=True, fd=listening.fileno())
+    known = own_names(host) | {name.lower() for name in names}
+    server = make_server(host, port, only_for(app.server, known, host), threaded=True, fd=listening.fileno())
     listening.close()  # the server holds its own copy
     Thread(target=watch.warm_up, daemon=True).start()  # while the browser loads its scripts
     return server

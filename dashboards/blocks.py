@@ -7,6 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from hypernas.dashboards.figures.style import NO_UPLOAD
 from hypernas.dashboards.texts import pseudo
 
 CELLS = 256  # along a side at most: of what falls into one cell the strongest is drawn
@@ -57,6 +58,7 @@ def figure(nets: Sequence[Mapping[str, Any]], surprise: Mapping[str, np.ndarray]
     drawn.update_layout(
         shapes=outlines,  # all at once: each `add_shape` looks at all before it
         template="plotly_white",
+        modebar=NO_UPLOAD,
         height=HEIGHT * len(nets),
         width=WIDTH,
         coloraxis={"colorscale": "Cividis", "colorbar": {"title": "-log10 p"}},

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import plotly.io
 
 from hypernas.dashboards import figures, frames
+from hypernas.dashboards.figures.style import CONFIG
 from hypernas.dashboards.live import scale_of
 from hypernas.dashboards.texts import axes
 from hypernas.errors import UserError
@@ -67,7 +68,7 @@ def write_figure(figure: go.Figure, path: str) -> None:
     """HTML, PNG or SVG, by the file's ending. Raises UserError as `check_file`, and where no browser draws pictures."""
     check_file(path)
     if path.endswith(".html"):
-        figure.write_html(path, include_plotlyjs=True)
+        figure.write_html(path, include_plotlyjs=True, config=CONFIG)
         return
     try:
         figure.write_image(path)

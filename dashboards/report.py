@@ -26,7 +26,7 @@ from hypernas.training.repeats import deviations
 DRAW = """
 for (const box of document.querySelectorAll("[data-figure]")) {
   const figure = JSON.parse(document.getElementById(box.dataset.figure).textContent);
-  Plotly.newPlot(box, figure.data, figure.layout, {responsive: true, displaylogo: false});
+  Plotly.newPlot(box, figure.data, figure.layout, {responsive: true, displaylogo: false, showSendToCloud: false});
 }
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => {
   const head = button.closest("th"), table = head.closest("table"), body = table.tBodies[0];

@@ -4,9 +4,10 @@ import re
 from html import escape
 
 from hypernas.pareto import LOGARITHMIC, MAXIMIZED
+from hypernas.show.terminal import INVISIBLE
 
 CLIP = 200  # characters of a text in a hover or a table cell
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_INVISIBLE = re.compile(INVISIBLE)
 
 LABELS = {
     "bits_per_byte": "validation loss (bits per byte)",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hypernas.config.study_config import FLAGS, check_least, split_names, wrong_type
 from hypernas.errors import StudyError, UserError, nearest
 from hypernas.launch import check_search, run_search
-from hypernas.search_spaces import load_space
+from hypernas.search_spaces import name_space, stored_space
 from hypernas.search_spaces.base import Space
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from torch import nn
 
-    from hypernas.records import Recipe, Trial
+    from hypernas.records import Recipe, StudyRow, Trial
+    from hypernas.store import Reader
     from hypernas.study.asking import Asking
     from hypernas.study.driver import Outcome
 
@@ -110,7 +111,7 @@ class Candidate:
         from hypernas.store import Store
 
         with Store(self.study.store) as store:
-            row = store.study(self.study.name)
+            row = self.study._row(store)
             return load_trained(store, row, choose(store, row, self.number, None), progress=progress)
 
     def export(self, out: str, *, formats: str = "py", progress: bool = False) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Candidate:
         from hypernas.store import Store
 
         with Store(self.study.store) as store:
-            row = store.study(self.study.name)
+            row = self.study._row(store)
             trial = choose(store, row, self.number, None)
             return export_trial(store, row, trial, out=out, formats=formats, progress=progress)
 
@@ -193,12 +194,15 @@ class Study:
 
     @property
     def space(self) -> Space:
-        """The space it searches. Raises SpaceError for one that cannot be found here."""
+        """The space it searches. Raises SpaceError for one that is not here, or whose code the store alone names."""
         from hypernas.store import Reader
 
         with Reader(self.store) as reader:
-            spec = reader.study(self.name).space
-        return load_space(self._flags.get("space", spec.name), spec.settings)
+            return stored_space(self._row(reader).space)
+
+    def _row(self, store: "Reader") -> "StudyRow":
+        """The study as stored, its space as it was named here."""
+        return name_space(store.study(self.name), self._flags.get("space"))
 
     def _candidate(self, trial: "Trial") -> Candidate:
         return Candidate(self, trial.number, trial.arch, trial.recipe, trial.values)

@@ -44,7 +44,7 @@ def checks(
         ("largest architecture", lambda: _step(space, largest=True)),
     ]
     if study is not None:
-        listed.append((f"study {study}", lambda: _study(store, study)))
+        listed.append((f"study {study}", lambda: _study(store, study, space)))
     return listed
 
 
@@ -204,21 +204,21 @@ def _step(name: str, *, largest: bool) -> str:
     return f"{result.parameters:,} parameters, one step in {result.train_seconds:.2f} s"
 
 
-def _study(store: str, name: str) -> str:
+def _study(store: str, name: str, space: str) -> str:
     from hypernas.data.tasks import TASKS
-    from hypernas.search_spaces import load_space
+    from hypernas.search_spaces import SPACES, name_space, stored_space
     from hypernas.search_spaces.base import SpaceError
     from hypernas.store import Reader
 
     with Reader(store) as opened:
-        row = opened.study(name)
+        row = name_space(opened.study(name), None if space in SPACES else space)
     try:
-        space = load_space(row.space.name, row.space.settings)
+        task = TASKS[stored_space(row.space).task]
     except SpaceError as error:
         raise UserError(
             f"its space is not here: {error} -> go on where {row.space.name} is, or bring it here"
         ) from error
-    data = TASKS[space.task].load(row.settings.data_path)
+    data = task.load(row.settings.data_path)
     if data.hash != row.data_hash:
         raise UserError(f"its data has another hash here -> resume it where {row.data_name} is the same")
     return f"space {row.space.name} loads, data {row.data_name} is the same"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hypernas.config.plan import Plan, check_evaluation, make_plan
-from hypernas.config.study_config import StudyConfig, own_code, resume_settings, without_own_code
+from hypernas.config.study_config import HUB, StudyConfig, own_code, resume_settings, without_own_code
 from hypernas.errors import StoreError, StudyError
 from hypernas.store.files import check_store
 
@@ -174,6 +174,8 @@ def _again(store: "Reader", search: "Search") -> str:
     command = ["nas", "search", "--study", search.row.name, "--store", store.to_type, "--resume"]
     if own_code(config.space):
         command += ["--space", config.space]
+    if (config.sampler or "").startswith(HUB):
+        command += ["--sampler", str(config.sampler)]
     for flag, value in (("--address", config.address), ("--checkpoints", config.checkpoints)):
         command += [flag, value] if value else []
     command += ["--other-device"] if config.other_device else []
@@ -189,7 +191,8 @@ def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
         with Reader(config.store) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None
-            return without_own_code(store.study(config.study).settings.as_json())
+            row = store.study(config.study)
+            return without_own_code({**row.settings.as_json(), "space": row.space.name})
     except StoreError as error:
         if not error.missing:
             raise

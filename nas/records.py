@@ -65,10 +65,14 @@ POLICIES = {
 
 @dataclass(frozen=True, slots=True)
 class SpaceSpec:
-    """How a worker rebuilds the study's space: its name and the `--set` restrictions."""
+    """How a worker rebuilds the study's space: its name and the `--set` restrictions.
+
+    `own` says that whoever runs this named it, so that its code may be imported; no store and no file can say so.
+    """
 
     name: str
     settings: Mapping[str, str] = field(default_factory=dict)
+    own: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +249,10 @@ class StudySettings:
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "StudySettings":
         known = {f.name for f in fields(cls)} - {"stored"}
-        return cls(**{name: value for name, value in stored.items() if name in known}, stored=stored)
+        kept = {name: value for name, value in stored.items() if name in known}
+        if kept.get("evaluate", "training") not in EVALUATIONS:  # a row's word is no reason to import anything
+            kept["evaluate"] = OWN
+        return cls(**kept, stored=stored)
 
     def as_json(self) -> dict[str, Any]:
         """The stored JSON with what was replaced since; a field that was not stored is there once it has a value."""
@@ -268,7 +275,6 @@ class StudyRow:
     reference: Mapping[str, float]  # the hypervolume's reference point, by objective
     data_name: str
     data_hash: str
-    artifacts: str
 
 
 @dataclass(frozen=True, slots=True)

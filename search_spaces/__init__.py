@@ -4,16 +4,24 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hypernas.errors import SpaceError, nearest
 from hypernas.search_spaces.base import Space
+
+if TYPE_CHECKING:
+    from hypernas.records import SpaceSpec, StudyRow
 
 SPACES = {"lm": "hypernas.search_spaces.lm:LanguageModels", "vision": "hypernas.search_spaces.vision:ImageClassifiers"}
 
 
 def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
-    """The space `lm`, `vision`, `pkg.mod:Class` or `FILE.py:Class`, restricted by `settings`. Raises SpaceError."""
+    """The space `lm`, `vision`, `pkg.mod:Class` or `FILE.py:Class`, restricted by `settings`. Raises SpaceError.
+
+    Imports the code that is named: for names from a store or a file there is `stored_space`.
+    """
     target = SPACES.get(name, name)
     if ":" not in target:
         raise SpaceError(
@@ -31,6 +39,21 @@ def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
         missing = [member for member in Space.__protocol_attrs__ if not hasattr(space, member)]  # type: ignore[attr-defined]
         raise SpaceError(f"space {name!r}: {attribute} lacks {', '.join(sorted(missing))}; docs/space.md says how")
     return space.restrict(settings) if settings else space
+
+
+def stored_space(spec: "SpaceSpec") -> Space:
+    """The space of a study or an export. Raises SpaceError, importing nothing, for code that nobody else names."""
+    if spec.name not in SPACES and not spec.own:
+        raise SpaceError(
+            f"space {spec.name!r} is not one of {', '.join(SPACES)}, and no study or export names code for others to "
+            "run: give --space FILE.py:Class (in Python space=...) if you have its code and trust it"
+        )
+    return load_space(spec.name, spec.settings)
+
+
+def name_space(row: "StudyRow", given: str | None) -> "StudyRow":
+    """The study with its space named by whoever runs this; `given` None leaves the row's word."""
+    return row if given is None else replace(row, space=replace(row.space, name=given, own=True))
 
 
 def is_built_in(space: object) -> bool:

@@ -16,6 +16,7 @@ from hypernas.dashboards import figures, frames, pages
 from hypernas.dashboards.live import LiveStudy, Watch
 from hypernas.dashboards.picture import architecture_figure, connection_names, gate_names
 from hypernas.dashboards.selection import parse_query
+from hypernas.dashboards.texts import plain
 from hypernas.errors import StudyError, UserError
 from hypernas.store import Reader
 from hypernas.store.weights import find_weights
@@ -45,7 +46,7 @@ def _wire_content(app: Dash, watch: Watch) -> None:
             return no_update  # a finished trial never changes
         reports = store.reports(study.row, [found.number])
         pictures = trial_figures(found, reports, frames.loss_name(study.row.objectives))
-        exportable = found.state == records.State.COMPLETE and _is_kept(store, study, found.number)
+        exportable = _is_exportable(store, study, found)
         parts = cost_frame(study, found)
         return pages.trial_content(study.row, found, reports, parts, pictures, watch.url, exportable)
 
@@ -61,14 +62,17 @@ def _wire_download(app: Dash, watch: Watch) -> None:
         running=[(Output("export-button", "disabled"), True, False)],
     )
     def download(clicks: int | None, search: str, shown: dict) -> tuple:
-        store, wanted = watch.store(), parse_query(search, "trial")
-        if not clicks or store is None or wanted is None:
+        study, store = watch.study((shown or {}).get("name", "")), watch.store()
+        if not clicks or study is None or store is None:
             return no_update, no_update
+        found = _find_trial(store, study, parse_query(search, "trial"))
+        if found is None or not _is_exportable(store, study, found):  # who asks need not have seen a button
+            return no_update, "Not exported: here nothing is trained, and no code but hypernas's own is run."
         try:
-            data = export_zip(store, shown["name"], int(wanted))
+            data = export_zip(store, study.row, found)
         except UserError as error:
-            return no_update, str(error)
-        return dcc.send_bytes(data, f"trial-{int(wanted)}.zip"), "Downloaded, and checked to compute the same."
+            return no_update, plain(error)
+        return dcc.send_bytes(data, f"trial-{found.number}.zip"), "Downloaded, and checked to compute the same."
 
 
 def trial_figures(trial: records.Trial, reports: Sequence[records.Report], loss: str) -> dict[str, go.Figure]:
@@ -96,23 +100,21 @@ def _find_trial(store: Reader, study: LiveStudy, wanted: str | None) -> records.
         return None
 
 
-def _is_kept(store: Reader, study: LiveStudy, number: int) -> bool:
-    """Whether an export needs no training, and runs no code but ours."""
+def _is_exportable(store: Reader, study: LiveStudy, trial: records.Trial) -> bool:
+    """Whether the trial has a model, and its export needs no training and runs no code but ours."""
     from hypernas.search_spaces import SPACES
 
-    return study.row.space.name in SPACES and find_weights(store, study.row, number) is not None
+    ours = trial.state == records.State.COMPLETE and study.row.space.name in SPACES
+    return ours and find_weights(store, study.row, trial.number) is not None
 
 
-def export_zip(store: Reader, study: str, trial: int) -> bytes:
-    """`nas export` of a trial as a zip archive. Raises UserError."""
-    from hypernas.export.request import choose
+def export_zip(store: Reader, row: records.StudyRow, trial: records.Trial) -> bytes:
+    """`nas export` of a trial whose weights are kept, as a zip archive. Raises UserError, and trains nothing."""
     from hypernas.export.write import export_trial  # brings torch: only taking a model home needs it
 
-    row = store.study(study)
-    chosen = choose(store, row, trial, None)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / f"trial-{trial}"
-        export_trial(store, row, chosen, out=str(folder), formats="py")
+        folder = Path(scratch) / f"trial-{trial.number}"
+        export_trial(store, row, trial, out=str(folder), formats="py", progress=False, train=False)
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted(folder.rglob("*")):
@@ -122,13 +124,13 @@ def export_zip(store: Reader, study: str, trial: int) -> bytes:
 
 def cost_frame(study: LiveStudy, trial: records.Trial) -> pd.DataFrame | None:
     """Parameters and FLOPs by part; None for a space of the user's own, whose code a page does not run."""
-    from hypernas.search_spaces import SPACES, load_space
+    from hypernas.search_spaces import SPACES, stored_space
     from hypernas.search_spaces.base import SpaceError
 
     if study.row.space.name not in SPACES:
         return None
     try:
-        space = load_space(study.row.space.name, study.row.space.settings)
+        space = stored_space(study.row.space)
         cost = space.cost(space.from_json(trial.arch))
     except SpaceError:
         return None  # an architecture that cannot be built has no cost; its failure says why

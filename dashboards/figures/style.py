@@ -13,6 +13,10 @@ from hypernas.records import State
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, GREY = "#2380C4", "#B87F00", "#009E73", "#D55E00", "#C0659A", "#808080"
 HEIGHT, MESSAGE_HEIGHT = 460, 200  # pixels
 SVG_POINTS = 1_000  # above so many points a figure draws with WebGL
+# Plotly's button "Share chart" sends a figure to a cloud: it is taken off where we draw, and off the figure itself, for
+# whoever else draws it.
+CONFIG = {"displaylogo": False, "showSendToCloud": False}
+NO_UPLOAD = {"remove": ["sendChartToCloud"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ def new_figure(x: str = "", y: str = "") -> go.Figure:
         "font": {"family": "system-ui, sans-serif", "size": 14},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "hoverlabel": {"align": "left"},
+        "modebar": NO_UPLOAD,
         "uirevision": "kept",  # zoom and hidden legend entries outlive an update
         "xaxis": grid | {"title": {"text": x}},
         "yaxis": grid | {"title": {"text": y}},

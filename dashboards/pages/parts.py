@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from dash import dcc, html
 
+from hypernas.dashboards.figures.style import CONFIG
 from hypernas.dashboards.live import LiveStudy
 from hypernas.dashboards.texts import number, plain
 
@@ -23,7 +24,7 @@ def link(path: str, study: str | None, trial: int | None = None) -> str:
 
 def graph(name: str, title: str, **more: Any) -> html.Section:
     """A heading and a figure that callbacks fill."""
-    config = {"displaylogo": False, "responsive": True, **more.pop("config", {})}
+    config = {**CONFIG, "responsive": True, **more.pop("config", {})}
     return html.Section(
         [html.H2(title, id=f"{name}-title"), dcc.Graph(id=name, className="plot", config=config, **more)],
         **{"aria-labelledby": f"{name}-title"},

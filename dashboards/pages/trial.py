@@ -9,6 +9,7 @@ import pandas as pd
 from dash import dcc, html
 
 from hypernas.dashboards import frames
+from hypernas.dashboards.figures.style import CONFIG
 from hypernas.dashboards.live import LiveStudy
 from hypernas.dashboards.pages.parts import facts, link, table, trials_table
 from hypernas.dashboards.texts import duration, label, number, plain, setting, short
@@ -40,7 +41,7 @@ def trial_content(
         *_failure(trial),
     ]
     for title, figure in pictures.items():
-        content += [html.H2(title), dcc.Graph(figure=figure, className="plot", config={"displaylogo": False})]
+        content += [html.H2(title), dcc.Graph(figure=figure, className="plot", config=CONFIG)]
     if parts is not None:
         rows = [[part, f"{count:,}", f"{flops:,}"] for part, count, flops in parts.itertuples(index=False)]
         content += [

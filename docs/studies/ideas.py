@@ -32,7 +32,7 @@ from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
 from hypernas.export.write import trained_weights
 from hypernas.records import State, Trial
-from hypernas.search_spaces import load_space
+from hypernas.search_spaces import load_space, name_space
 from hypernas.search_spaces.gates import gates_of
 from hypernas.store import Store
 from hypernas.study.search import executor_of, ran_on
@@ -238,6 +238,7 @@ REPEATS = 15
 def _timings(bench: Bench, study: str, arms: Sequence[Arm]) -> list[Timing]:
     """Of each arm's net of the first seed, on validation data."""
     row = bench.store.study(study)
+    row = name_space(row, row.space.name)  # written by this file's own search
     deterministic()
     out = []
     for arm in arms:

@@ -65,7 +65,6 @@ def make_study(path: Path, trials: int) -> tuple[Store, StudyRow, int, random.Ra
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="none",
         data_hash="0" * 64,
-        artifacts="nowhere",
     )
     driver = store.start_driver(study, workers=2)
     add_trial(store, study, driver, "first", drawn)

@@ -74,7 +74,6 @@ def _study(store: Store, name: str) -> Any:
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="none",
         data_hash="",
-        artifacts="",
     )
 
 

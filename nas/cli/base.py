@@ -47,6 +47,10 @@ _store = partial(
 new_store_option = _store()
 store_option = _store(callback=require_store)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+# No study and no export names code for others to run: who has a space of their own names it again.
+own_space_option = click.option(
+    "--space", metavar="NAME", help="Its space, if that is your own code: FILE.py:Class or pkg.module:Class."
+)
 set_option = click.option(
     "--set",
     "settings",

@@ -7,6 +7,7 @@ from hypernas.cli.base import (
     format_value,
     json_option,
     new_store_option,
+    own_space_option,
     print_json,
     set_option,
     store_option,
@@ -78,20 +79,21 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
 @study_option()
 @store_option
 @click.option("--trial", type=click.IntRange(0, MAX_COUNT), required=True, metavar="N", help="Number of the trial.")
+@own_space_option
 @json_option
-def show(study: str, store: str, trial: int, as_json: bool) -> None:
+def show(study: str, store: str, trial: int, space: str | None, as_json: bool) -> None:
     """One trial: architecture, parameters and FLOPs by part, curve, timings, provenance."""
-    from hypernas.search_spaces import load_space
+    from hypernas.search_spaces import name_space, stored_space
     from hypernas.show.json_shapes import cost_json, show_json
     from hypernas.show.tables import cost_table, print_table
     from hypernas.store import Reader
 
     with Reader(store) as opened:
-        row = opened.study(study)
+        row = name_space(opened.study(study), space)
         found = opened.trial(row, trial)
         data = show_json(row, found, opened.reports(row, [trial]))
-    space = load_space(row.space.name, row.space.settings)
-    data |= {"cost": cost_json(space, space.from_json(found.arch))}
+    searched = stored_space(row.space)
+    data |= {"cost": cost_json(searched, searched.from_json(found.arch))}
     if as_json:
         print_json(data)
         return
@@ -196,9 +198,16 @@ def report(study: str, store: str, out: str, figures: str | None) -> None:
 @new_store_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8050, show_default=True, help="0 takes a free one.")
-def dashboard(store: str, host: str, port: int) -> None:
+@click.option(
+    "--allow-host",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that browsers ask for it by, as behind a proxy. Repeat for more.",
+)
+def dashboard(store: str, host: str, port: int, names: tuple[str, ...]) -> None:
     """Serve the studies of a store as a web app, live while searches run. It writes nothing to the store."""
     check_store(store, create=True)  # a file that is not there yet is waited for
     from hypernas.dashboards.app import serve
 
-    serve(store, host, port)
+    serve(store, host, port, names)

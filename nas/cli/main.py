@@ -11,6 +11,7 @@ import click
 from hypernas.cli import bench, doctor, look, models, search, studies
 from hypernas.cli.base import CONTEXT, Commands
 from hypernas.errors import UserError
+from hypernas.show.terminal import Visible, visible_streams
 
 
 @click.group(cls=Commands, context_settings=CONTEXT)
@@ -35,7 +36,12 @@ for command in (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line; returns the exit code. What it prints is visible text alone, wherever that comes from."""
+    with visible_streams():
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     try:
         cli.main(args=argv, prog_name="nas", standalone_mode=False)
     except click.exceptions.Abort:
@@ -57,4 +63,5 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> None:
     """The installed command."""
-    sys.exit(main())
+    sys.stdout, sys.stderr = Visible(sys.stdout), Visible(sys.stderr)  # tracebacks, too
+    sys.exit(_run(None))

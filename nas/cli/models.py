@@ -5,9 +5,18 @@ from typing import Any
 
 import click
 
-from hypernas.cli.base import MAX_COUNT, device_option, json_option, print_json, store_option, study_option
+from hypernas.cli.base import (
+    MAX_COUNT,
+    device_option,
+    json_option,
+    own_space_option,
+    print_json,
+    store_option,
+    study_option,
+)
 from hypernas.decompose import request as decompose_request
 from hypernas.export.card import read_card
+from hypernas.search_spaces import name_space, stored_space
 
 
 @click.command()
@@ -19,8 +28,18 @@ from hypernas.export.card import read_card
 @click.option(
     "--formats", default="py", show_default=True, metavar="LIST", help="py, pt2 and onnx: the source, and graphs of it."
 )
+@own_space_option
 @json_option
-def export(study: str, store: str, trial: int | None, pick: str | None, out: str, formats: str, as_json: bool) -> None:
+def export(
+    study: str,
+    store: str,
+    trial: int | None,
+    pick: str | None,
+    out: str,
+    formats: str,
+    space: str | None,
+    as_json: bool,
+) -> None:
     """Write a trained model as a folder that needs only torch and safetensors.
 
     \b
@@ -33,7 +52,8 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
     from hypernas.store import Store
 
     with Store(store) as opened:
-        row = opened.study(study)
+        row = name_space(opened.study(study), space)
+        stored_space(row.space)
         chosen = choose(opened, row, trial, pick)
         from hypernas.export.write import export_trial  # brings torch: once the trial is found
 
@@ -54,10 +74,19 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
+@own_space_option
 @device_option
 @json_option
 def train(
-    study: str, store: str, trial: int, tokens: int | None, resume: bool, out: str, gpus: float | None, as_json: bool
+    study: str,
+    store: str,
+    trial: int,
+    tokens: int | None,
+    resume: bool,
+    out: str,
+    space: str | None,
+    gpus: float | None,
+    as_json: bool,
 ) -> None:
     """Train a trial's architecture again, longer if you like, and export it.
 
@@ -72,7 +101,8 @@ def train(
     from hypernas.store import Store
 
     with Store(store) as opened:
-        row = opened.study(study)
+        row = name_space(opened.study(study), space)
+        stored_space(row.space)
         opened.trial(row, trial)
         from hypernas.export.retrain import train as run_training  # brings torch: once the study is found
 
@@ -95,29 +125,34 @@ def train(
     "--temperature", type=click.FloatRange(0), default=0.8, show_default=True, metavar="X", help="0: the likeliest."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the sampling.")
+@own_space_option
 @device_option
-def generate(folder: str, prompt: str, count: int, temperature: float, seed: int, gpus: float | None) -> None:
+def generate(
+    folder: str, prompt: str, count: int, temperature: float, seed: int, space: str | None, gpus: float | None
+) -> None:
     """Continue a text with an exported language model."""
     read_card(folder)
     from hypernas.engines.devices import asked_device  # brings torch: once the folder is found
     from hypernas.export.read import generate as continued
 
     device = asked_device(gpus)
-    click.echo(continued(folder, prompt, count=count, temperature=temperature, seed=seed, device=device))
+    text = continued(folder, prompt, count=count, temperature=temperature, seed=seed, device=device, space=space)
+    click.echo(text)
 
 
 @click.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--data", metavar="PATH", help="Text or images.  [default: what it was trained on]")
+@own_space_option
 @device_option
 @json_option
-def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -> None:
+def evaluate(folder: str, data: str | None, space: str | None, gpus: float | None, as_json: bool) -> None:
     """Loss and accuracy of an exported model on the validation part of some data."""
     read_card(folder)
     from hypernas.engines.devices import asked_device  # brings torch: once the folder is found
     from hypernas.export.read import evaluate as scored
 
-    found = scored(folder, data, asked_device(gpus))
+    found = scored(folder, data, asked_device(gpus), own=space)
     if as_json:
         print_json(found)
     else:
@@ -162,6 +197,7 @@ def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -
     help="Store of the model's study: the variants are added to its front.  [default: nas.db if it is there]",
 )
 @click.option("--figure", metavar="FILE", help="The evidence, permuted into the blocks, as HTML, PNG or SVG.")
+@own_space_option
 @device_option
 @json_option
 def decompose(
@@ -174,6 +210,7 @@ def decompose(
     retrain: int,
     store: str | None,
     figure: str | None,
+    space: str | None,
     gpus: float | None,
     as_json: bool,
 ) -> None:
@@ -207,6 +244,7 @@ def decompose(
         store=store,
         say=lambda text: click.echo(text, err=True),
         device=asked_device(gpus),
+        space=space,
     )
     if figure is not None:
         from hypernas.dashboards.blocks import figure as drawn

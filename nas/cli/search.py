@@ -11,6 +11,7 @@ from hypernas.cli.base import (
     flag_options,
     given_flags,
     json_option,
+    own_space_option,
     print_json,
     store_option,
     study_option,
@@ -77,6 +78,7 @@ def search(config: str | None, settings: dict[str, str], **flags: Any) -> None:
     help="Seeds per size in the smaller half of the ladder (larger sizes: one).",
 )
 @click.option("--ablate", is_flag=True, help="One trial against the baseline, a component at a time.")
+@own_space_option
 @cluster_options
 @json_option
 def scale(

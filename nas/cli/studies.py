@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from hypernas.cli.base import Commands, json_option, new_store_option, print_json, store_option
+from hypernas.cli.base import Commands, json_option, new_store_option, own_space_option, print_json, store_option
 from hypernas.errors import UserError
 
 
@@ -34,31 +34,32 @@ def study_list(store: str, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def study_delete(name: str, store: str, yes: bool) -> None:
     """Delete a study, its trials and its weights."""
-    import shutil
-
     from hypernas.store import Store
+    from hypernas.study.delete import delete_study
 
     with Store(store) as opened:
         row = opened.study(name)
         if not yes:
             click.confirm(f"delete study {name!r} with {sum(opened.states(row).values())} trials?", abort=True)
-        opened.delete_study(name)
-    shutil.rmtree(row.artifacts, ignore_errors=True)
+        delete_study(opened, name)
     click.echo(f"deleted study {name}")
 
 
 @study_group.command(name="replay")
 @click.argument("name")
 @store_option
-def study_replay(name: str, store: str) -> None:
+@own_space_option
+@click.option("--sampler", metavar="NAME", help="Its sampler, if that is OptunaHub's code: hub:NAME.")
+def study_replay(name: str, store: str, space: str | None, sampler: str | None) -> None:
     """Draw every proposal of a study again, from what was told when, and compare."""
+    from hypernas.search_spaces import name_space
     from hypernas.store import Reader
 
     with Reader(store) as opened:
-        row = opened.study(name)
+        row = name_space(opened.study(name), space)
         from hypernas.study.replay import replay  # brings torch: once the study is found
 
-        found = list(replay(opened, row))
+        found = list(replay(opened, row, sampler))
     other = [entry for entry in found if entry.stored != entry.drawn]
     for entry in other:
         click.echo(f"trial {entry.trial} was {entry.stored}, and is drawn as {entry.drawn}")
@@ -70,7 +71,8 @@ def study_replay(name: str, store: str) -> None:
 @click.argument("name")
 @store_option
 @click.option("--to", required=True, metavar="URL", help="Optuna's database: a SQLite file or postgresql://...")
-def study_export(name: str, store: str, to: str) -> None:
+@own_space_option
+def study_export(name: str, store: str, to: str, space: str | None) -> None:
     """Write a study into a database that Optuna and optuna-dashboard open.
 
     \b
@@ -79,15 +81,18 @@ def study_export(name: str, store: str, to: str) -> None:
     """
     from hypernas.config.plan import make_plan
     from hypernas.config.study_config import resume_settings
+    from hypernas.search_spaces import name_space, stored_space
     from hypernas.store import Reader
 
     with Reader(store) as opened:
-        row = opened.study(name)
+        row = name_space(opened.study(name), space)
         if row.settings.imported:
             raise UserError(f"study {name!r} came from Optuna: its space is not known here")
         from hypernas.integrations.optuna_db import export_study  # brings Optuna: once the study is found
 
-        plan = make_plan(resume_settings({**row.settings.as_json(), "space": row.space.name}, {"study": name}))
+        stored_space(row.space)
+        stored = {**row.settings.as_json(), "space": row.space.name, "sampler": None}  # nothing is proposed
+        plan = make_plan(resume_settings(stored, {"study": name}))
         count = export_study(opened, row, to, plan.suggest, lambda text: click.echo(text, err=True))
     click.echo(f"exported {count} trials of {name}")
 

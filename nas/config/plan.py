@@ -128,7 +128,7 @@ class Plan:
 
 
 def make_plan(config: StudyConfig) -> Plan:
-    """Raises SpaceError and UserError for whatever does not fit together."""
+    """Raises SpaceError and UserError for whatever does not fit together. Imports the code of a space of one's own."""
     bare = load_space(config.space)
     if bare.task not in OBJECTIVES:
         raise UserError(f"space {config.space} has task {bare.task!r}: wanted {' or '.join(OBJECTIVES)}")
@@ -153,7 +153,7 @@ def make_plan(config: StudyConfig) -> Plan:
     recipe = Recipe(**defaults, tokens=fixed[total], batch_tokens=fixed[batch], seed=fixed["train.seed"])
     plan = Plan(
         space=space,
-        space_spec=SpaceSpec(config.space, space_settings),
+        space_spec=SpaceSpec(config.space, space_settings, own=True),
         objectives=_objectives(config, space),
         trials=config.trials or preset.trials,
         domains=domains,
@@ -208,7 +208,7 @@ def with_data(plan: Plan, found: Mapping[str, str]) -> Plan:
             raise UserError(f"{name}={settings[name]}, but the data has {text}: leave it out, or give other data")
     if not decided:
         return plan
-    spec = SpaceSpec(plan.space_spec.name, {**settings, **decided})
+    spec = replace(plan.space_spec, settings={**settings, **decided})
     return replace(plan, space=plan.space.restrict(decided), space_spec=spec)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin
 
-from hypernas.errors import UserError, nearest
+from hypernas.errors import StudyError, UserError, nearest
+from hypernas.search_spaces import SPACES
 
 ENGINES = ("ray", "tune", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "gp", "evolution", "random", "qmc")
@@ -288,13 +289,13 @@ def check_gpus(gpus: float | None) -> None:
 
 
 def own_code(space: str) -> bool:
-    """Whether a space's name is a file of the user's: FILE.py:Class."""
-    return space.rpartition(":")[0].endswith(".py")
+    """Whether a space is not ours, so that its name is code to import: FILE.py:Class or pkg.module:Class."""
+    return space not in SPACES
 
 
 def without_own_code(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings without a space of the user's own, which older rows name: code that a store names is not run."""
-    return {name: value for name, value in stored.items() if name != "space" or not own_code(value)}
+    """Stored settings without a space of the user's own, which a row may name: code that a store names is not run."""
+    return {name: value for name, value in stored.items() if name != "space" or not own_code(str(value))}
 
 
 # ---- reading a configuration file ----------------------------------------------------------------------------
@@ -364,7 +365,10 @@ def to_json(config: StudyConfig) -> dict[str, Any]:
 
 
 def resume_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> StudyConfig:
-    """A stored study's configuration with what this command line gives. Raises UserError when it contradicts."""
+    """A stored study's configuration with what this command line gives. Raises UserError when it contradicts.
+
+    What belongs to a run, and so to a machine, and what names code to run, is taken from the command line alone.
+    """
     for name, value in given.items():
         if FLAGS[name].scope is not Scope.STUDY:
             continue
@@ -377,7 +381,14 @@ def resume_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Stud
                 f"--resume: study {given.get('study', stored.get('study'))!r} was created with {name} {_show(before)}, "
                 f"not {_show(value)}: leave the flag out, or start another study"
             )
-    merged = {name: value for name, value in stored.items() if name in FLAGS} | dict(given) | {"resume": True}
+    sampler = str(stored.get("sampler"))
+    if sampler.startswith(HUB) and "sampler" not in given:
+        raise StudyError(
+            f"study {given.get('study', stored.get('study'))!r} proposes with OptunaHub's code: --resume wants its "
+            f"--sampler {sampler} again, as no study names code for others to run"
+        )
+    kept = {name: value for name, value in stored.items() if name in FLAGS and FLAGS[name].scope is not Scope.RUN}
+    merged = kept | dict(given) | {"resume": True}
     return StudyConfig(**merged | {"objectives": tuple(merged["objectives"])})
 
 

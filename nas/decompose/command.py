@@ -80,19 +80,21 @@ def decompose(
     store: str | None,
     say: Callable[[str], None],
     device: torch.device | None = None,
+    space: str | None = None,
 ) -> dict[str, Any]:
     """Takes the model of an export apart into `out`; returns the report, `nas decompose --json`.
 
     The model written runs the blocks of the strongest `keep` of the confirmed edges. The curve joins the front of the
     model's study in `store`; None: in DEFAULT_STORE, if it is there. All is trained on `device`; None is the GPU, where
-    there is one. Raises UserError before anything is trained, for a folder that is no whole and unchanged export too.
+    there is one. `space` is as in `hypernas.load`. Raises UserError before anything is trained, for a folder that is no
+    whole and unchanged export too.
     """
     config = read_whole_model(folder, controls)
     target = check_target(out)
     joins = joins_front(store, folder, config, say)
-    setting = read_setting(folder, config, data_path, device)
+    setting = read_setting(folder, config, data_path, device, space)
     deterministic(setting.space)
-    original = load(folder).to(setting.device)
+    original = load(folder, space=space).to(setting.device)
     if not nets_of(original):
         raise UserError(f"{folder} has no feed-forward net to take apart: wanted a Transformer")
     scratch = controls_folder(target, config)

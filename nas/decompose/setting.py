@@ -16,10 +16,17 @@ from hypernas.training.run import Setting
 
 
 def read_setting(
-    folder: str, config: Mapping[str, Any], data_path: str | None, device: torch.device | None = None
+    folder: str,
+    config: Mapping[str, Any],
+    data_path: str | None,
+    device: torch.device | None = None,
+    own: str | None = None,
 ) -> Setting:
-    """The setting of an export. Raises UserError, and DataError when the data is not the data it was trained on."""
-    space, arch = space_of(folder, config)
+    """The setting of an export; `own` names its space's code.
+
+    Raises UserError, and DataError when the data is not the data it was trained on.
+    """
+    space, arch = space_of(folder, config, own)
     training, data = config["training"], config["data"]
     if "seed" not in data:
         raise UserError(

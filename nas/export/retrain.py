@@ -27,7 +27,8 @@ from hypernas.export.write import write_checked
 from hypernas.kernels.dispatch import use_backend
 from hypernas.kernels.processor import keep_freed_memory
 from hypernas.records import Job, Notice, State, StudyRow
-from hypernas.search_spaces import load_space
+from hypernas.search_spaces import stored_space
+from hypernas.show.terminal import make_console
 from hypernas.store import Reader
 from hypernas.study.search import make_job
 from hypernas.training.checkpoints import CheckpointError, Position, load_checkpoint, save_checkpoint
@@ -111,7 +112,7 @@ def train(
     job = make_job(store, study, replace(trial, recipe=replace(trial.recipe, tokens=tokens or trial.recipe.tokens)))
     job = replace(job, checkpoint=str(checkpoint))
     keep_freed_memory()
-    space = load_space(study.space.name, study.space.settings)
+    space = stored_space(study.space)
     deterministic(space)
     with group(gpus) as here, use_backend(job.kernels):
         model, values = _train(job, job_setting(job, space, here.device), here)
@@ -127,7 +128,7 @@ def train(
 
 def _train(job: Job, setting: Setting, here: Group) -> tuple[nn.Module, dict[str, float]]:
     """The trained network and its values, the latter in the leading process alone."""
-    console = Console(stderr=True, quiet=not here.leads)
+    console = make_console(stderr=True, quiet=not here.leads)
     run = _start(job, setting, here, console)
     began, first = time.monotonic(), run.done
     before, said = run.train_seconds, began

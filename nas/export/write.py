@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
@@ -24,9 +23,10 @@ from hypernas.export.card import CARD, CONFIG_VERSION, digest, list_files
 from hypernas.export.request import GRAPHS, free_folder, wanted_formats
 from hypernas.export.source import write_source
 from hypernas.records import OWN, StudyRow, Trial
-from hypernas.search_spaces import load_space
+from hypernas.search_spaces import stored_space
 from hypernas.search_spaces.base import Space
 from hypernas.show.json_shapes import cost_json, training_json
+from hypernas.show.terminal import make_console
 from hypernas.show.views import Lines
 from hypernas.show.words import describe_values
 from hypernas.store import Reader, Store
@@ -71,16 +71,21 @@ print(model(images).softmax(-1))
 
 
 def export_trial(
-    store: Reader, study: StudyRow, trial: Trial, *, out: str, formats: str, progress: bool = True
+    store: Reader, study: StudyRow, trial: Trial, *, out: str, formats: str, progress: bool = True, train: bool = True
 ) -> dict[str, Any]:
-    """Writes a trial that `choose` gave to the folder; `nas export --json`. Raises UserError before it writes."""
+    """Writes a trial that `choose` gave to the folder; `nas export --json`. Raises UserError before it writes.
+
+    Without `train` weights that are not kept are refused, not trained again.
+    """
     kinds = wanted_formats(formats)
     folder = free_folder(out)
     chosen = of_first_seed(trial)
-    space = load_space(study.space.name, study.space.settings)
+    if not train and find_weights(store, study, trial.number) is None:
+        raise StudyError(f"the weights of trial {trial.number} are not kept, and here nothing is trained")
+    space = stored_space(study.space)
     deterministic(space)
     model = load_trained(store, study, chosen, progress=progress)
-    with Console(stderr=True, quiet=not progress).status("writing and checking the model"):
+    with make_console(stderr=True, quiet=not progress).status("writing and checking the model"):
         differences = write_checked(folder, study, chosen, space, model, kinds)
     return {
         "trial": chosen.number,
@@ -92,7 +97,7 @@ def export_trial(
 
 def load_trained(store: Reader, study: StudyRow, trial: Trial, *, progress: bool = True) -> torch.nn.Module:
     """The trained network, in evaluation mode. Raises StudyError as `trained_weights`."""
-    space = load_space(study.space.name, study.space.settings)
+    space = stored_space(study.space)
     model: torch.nn.Module = space.build(space.from_json(trial.arch))
     model.load_state_dict(load_tensors(trained_weights(store, study, trial, progress=progress)))
     return model.eval()
@@ -134,7 +139,7 @@ def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: b
             f"the weights of trial {trial.number} are not kept, and no study names the code of one's own that "
             f"evaluates {study.name!r}: they cannot be made again here"
         )
-    console = Console(stderr=True, quiet=not progress)
+    console = make_console(stderr=True, quiet=not progress)
     console.print(f"the weights of trial {trial.number} are not kept: training it again from its row")
     with Lines(1, 0, TASKS[study.settings.task].unit, console) as view:
         result = retrain(replace(make_job(store, study, trial), repeats=1), view)

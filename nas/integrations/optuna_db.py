@@ -164,8 +164,10 @@ def _study(url: str, name: str | None) -> optuna.Study:
 
 def _restore_study(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
     """A study that was ours before."""
-    described = {name: value for name, value in theirs.user_attrs[OURS].items() if name not in ("id", "created")}
-    described |= {"space": SpaceSpec(**described["space"]), "settings": StudySettings.of(described["settings"])}
+    kept = theirs.user_attrs[OURS]
+    described = {name: kept[name] for name in ("name", "objectives", "reference", "data_name", "data_hash")}
+    space = SpaceSpec(kept["space"]["name"], kept["space"]["settings"])
+    described |= {"space": space, "settings": StudySettings.of(kept["settings"])}
     return described, [_restore_trial(frozen) for frozen in theirs.get_trials(deepcopy=False)]
 
 
@@ -200,7 +202,6 @@ def _foreign(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, st
         "reference": {n: max((p[i] for p in points), default=0.0) for i, n in enumerate(objectives)},
         "data_name": "unknown",
         "data_hash": "",
-        "artifacts": "",
     }
     return described, trials
 

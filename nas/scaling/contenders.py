@@ -6,7 +6,7 @@ from typing import Any
 
 from hypernas.errors import UserError
 from hypernas.records import Recipe, StudyRow
-from hypernas.search_spaces import load_space
+from hypernas.search_spaces import stored_space
 from hypernas.search_spaces.base import Space, SpaceError, arch_to_json
 from hypernas.search_spaces.gallery import named_settings
 from hypernas.store import Reader
@@ -41,7 +41,7 @@ def contenders(store: Reader, study: StudyRow, trials: str, baseline: str) -> li
     else:
         # Of a named architecture the shape counts, not how long its windows are.
         settings = {**named_settings(study.space.name, baseline), "context": str(usual.arch["context"])}
-        arch = arch_to_json(load_space(study.space.name).from_json(settings))
+        arch = arch_to_json(stored_space(replace(study.space, settings={})).from_json(settings))
     found = [Contender(baseline, arch, _training(usual.recipe))]
     return found + [Contender(f"trial {t.number}", t.arch, _training(t.recipe), t.number) for t in chosen]
 

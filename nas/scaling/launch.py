@@ -14,7 +14,7 @@ from hypernas.scaling.analysis import analyse, keep
 from hypernas.scaling.contenders import ablation, contenders
 from hypernas.scaling.ladder import climb
 from hypernas.scaling.shape import Ladder
-from hypernas.search_spaces import load_space
+from hypernas.search_spaces import name_space, stored_space
 from hypernas.store import Store
 from hypernas.study.search import check_resumed, executor_of, ran_on
 
@@ -26,12 +26,13 @@ def launch_scale(
     returns what it came to. Raises UserError and SpaceError for bad input, before Ray starts."""
     config = StudyConfig(**given)
     with Store(config.store) as store:
-        searched = store.study(config.study)
+        searched = name_space(store.study(config.study), given.get("space"))
+        space = stored_space(searched.space)
         climbers = contenders(store, searched, trials, baseline)
         if ablate:
             if len(climbers) != 2:
                 raise UserError(f"--ablate takes one trial apart, and there are {len(climbers) - 1}: give --trials N")
-            climbers = ablation(load_space(searched.space.name), *climbers)
+            climbers = ablation(space, *climbers)
         path = searched.settings.data_path
         ladder_study = f"{config.study}-scale"
         config = replace(

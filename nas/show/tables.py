@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hypernas.config.keys import LIMITS, training_keys
 from hypernas.records import State, Trial
 from hypernas.search_spaces.base import Choices, Range, Space
+from hypernas.show.terminal import make_console
 from hypernas.show.words import describe_arch, describe_values
 from hypernas.training.repeats import spread
 
@@ -37,8 +37,8 @@ def front_table(trials: Sequence[Trial], title: str = "") -> Table:
 
 def print_table(table: Table) -> None:
     """A table on stdout; whole lines where stdout is a pipe and has no width."""
-    console = Console()
-    (console if console.is_terminal else Console(width=240)).print(table)
+    console = make_console()
+    (console if console.is_terminal else make_console(width=240)).print(table)
 
 
 def cost_table(data: Mapping[str, Any]) -> Table:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hypernas.records import Progress, Report, Result, Trial
 from hypernas.show.tables import front_table
+from hypernas.show.terminal import make_console
 from hypernas.show.words import describe_arch, describe_values
 
 REFRESH = 4  # a second
@@ -170,5 +171,5 @@ def _clock(seconds: float) -> str:
 
 def make_view(asked: int, finished: int, unit: str, front: Callable[[], Sequence[Trial]]) -> Lines | Screen:
     """A live view where stderr is a terminal, lines otherwise. `unit` is what trials train on: token or image."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     return Screen(asked, finished, front, console) if console.is_terminal else Lines(asked, finished, unit, console)

@@ -57,7 +57,7 @@ class StudyTable(Base):
     reference: Mapped[dict[str, Any]]
     data_name: Mapped[str]
     data_hash: Mapped[str]
-    artifacts: Mapped[str]
+    artifacts: Mapped[str]  # read by older versions alone: folders.py derives it
     next_number: Mapped[int] = mapped_column(default=0)
     seq: Mapped[int] = mapped_column(default=0)
 

@@ -56,7 +56,6 @@ class Reader(Database):
             reference=row["reference"],
             data_name=row["data_name"],
             data_hash=row["data_hash"],
-            artifacts=row["artifacts"],
         )
 
     def studies(self) -> list[dict[str, Any]]:
@@ -198,7 +197,7 @@ class Reader(Database):
         return [(number, finished, volume) for number, finished, volume in self._all(query) if finished is not None]
 
     def artifacts(self, study: StudyRow, kind: str) -> dict[int, tuple[str, str]]:
-        """(uri, sha256) of one kind of artifact, by trial number."""
+        """(file name, sha256) of one kind of artifact, by trial number; where the file lies, folders.py says."""
         query = (
             select(TrialTable.number, ArtifactTable.uri, ArtifactTable.sha256)
             .join(TrialTable, TrialTable.id == ArtifactTable.trial_id)

@@ -80,7 +80,6 @@ class Store(Reader):
         reference: Mapping[str, float],
         data_name: str,
         data_hash: str,
-        artifacts: str,
     ) -> StudyRow:
         """Creates an empty study and returns its row. Raises StudyError when the name is taken."""
         row = {
@@ -93,7 +92,7 @@ class Store(Reader):
             "reference": dict(reference),
             "data_name": data_name,
             "data_hash": data_hash,
-            "artifacts": artifacts,
+            "artifacts": "",  # older versions read a folder here
             "next_number": 0,
             "seq": 0,
         }

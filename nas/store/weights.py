@@ -2,10 +2,10 @@
 
 import os
 from hashlib import sha256
-from pathlib import Path
 
 from hypernas.records import StudyRow
 from hypernas.store import Reader, Store
+from hypernas.store.folders import weights_file
 
 WEIGHTS = "weights"
 
@@ -22,27 +22,26 @@ def should_keep_weights(store: Reader, study: StudyRow, number: int) -> bool:
 
 def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> None:
     """Writes the trial's weights and their row in the store; deletes those of trials that have left the front."""
-    folder = Path(study.artifacts)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"trial-{number}.safetensors"
+    path = weights_file(store, study, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(weights)
     partial.replace(path)
-    store.add_artifact(study, number, WEIGHTS, str(path), sha256(weights).hexdigest(), len(weights))
+    store.add_artifact(study, number, WEIGHTS, path.name, sha256(weights).hexdigest(), len(weights))
     if inherits(study):
         return
     on_front = {trial.number for trial in store.front(study)}
-    for other, (uri, _) in store.artifacts(study, WEIGHTS).items():
+    for other in store.artifacts(study, WEIGHTS):
         if other not in on_front:
             store.drop_artifact(study, other, WEIGHTS)
-            Path(uri).unlink(missing_ok=True)
+            weights_file(store, study, other).unlink(missing_ok=True)
 
 
 def find_weights(store: Reader, study: StudyRow, number: int) -> bytes | None:
     """The trial's weights if they are kept, readable and unchanged, else None: the trial re-trains from its row."""
-    uri, digest = store.artifacts(study, WEIGHTS).get(number, ("", ""))
-    path = Path(uri)
-    if not uri or not path.is_file():
+    _, digest = store.artifacts(study, WEIGHTS).get(number, ("", ""))
+    path = weights_file(store, study, number)
+    if not digest or not path.is_file():
         return None
     weights = path.read_bytes()
     return weights if sha256(weights).hexdigest() == digest else None

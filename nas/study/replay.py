@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hypernas.config.plan import make_plan, with_data
-from hypernas.config.study_config import StudyConfig
+from hypernas.config.study_config import HUB, StudyConfig
 from hypernas.data.tasks import TASKS
+from hypernas.errors import StudyError
 from hypernas.records import State, StudyRow
+from hypernas.search_spaces import stored_space
 from hypernas.store import Reader
 from hypernas.strategy.proposals import JOURNAL
 from hypernas.study.search import by_trial, make_proposals
@@ -26,12 +28,14 @@ class Replayed:
     drawn: Any
 
 
-def replay(store: Reader, row: StudyRow) -> Iterator[Replayed]:
+def replay(store: Reader, row: StudyRow, sampler: str | None = None) -> Iterator[Replayed]:
     """Draws every proposal of the study's sampler again, in its order.
 
     Exact for a search by one driver at a time, resumed or not. Drivers that search together lose proposals to each
-    other, which no trial notes.
+    other, which no trial notes. Raises SpaceError for a space of one's own that nobody but the row named, StudyError
+    for a sampler of OptunaHub other than the `sampler` that is given.
     """
+    stored_space(row.space)
     settings = row.settings
     config = StudyConfig(
         seed=settings.seed,
@@ -52,6 +56,11 @@ def replay(store: Reader, row: StudyRow) -> Iterator[Replayed]:
             continue
         if proposals is None or journal["session"] != session:
             session = journal["session"]
+            if journal["sampler"].startswith(HUB) and journal["sampler"] != sampler:
+                raise StudyError(
+                    f"study {row.name!r} was drawn with OptunaHub's code: give --sampler {journal['sampler']} if you "
+                    "trust it, as no study names code for others to run"
+                )
             then = replace(plan, trials=journal["trials"], memory=journal.get("memory"))
             proposals = make_proposals(row, then, journal["sampler"], "")
         for number, ended in journal["told"]:

@@ -8,7 +8,6 @@ is never trained again.
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -37,8 +36,9 @@ from hypernas.records import (
     StudySettings,
     Trial,
 )
-from hypernas.search_spaces.base import Cost, arch_to_json, digest
+from hypernas.search_spaces.base import Cost, arch_to_json
 from hypernas.store import Reader, Store
+from hypernas.store.folders import checkpoints_folder
 from hypernas.store.weights import find_weights
 from hypernas.strategy.halving import stops_early
 from hypernas.strategy.proposals import Proposals
@@ -58,7 +58,7 @@ class Search:
     ) -> None:
         self.evaluate = evaluate or row.settings.evaluate
         self.store, self.row, self.config, self.plan = store, row, config, plan
-        self.checkpoints = checkpoints_folder(row, config.checkpoints)
+        self.checkpoints = str(checkpoints_folder(store, row, config.checkpoints))
         self.exhausted = False
         self.halving = stops_early(config.halving, plan.trials)
         # Only evolution's proposals have a parent.
@@ -279,19 +279,6 @@ def check_resumed(store: Reader, config: StudyConfig, executor: Executor) -> Non
         check_device(row, devices_and_precisions(store, row), executor.seen)
 
 
-def artifacts_folder(store: Reader, study: str) -> str:
-    """Where the study keeps weights: beside a SQLite file, in the working directory otherwise."""
-    path = store.url.database if store.url.get_backend_name() == "sqlite" else None
-    base = Path(path) if path and path != ":memory:" else Path("nas")
-    return str((base.parent / f"{base.stem}-artifacts" / digest({"store": store.shown, "study": study})).resolve())
-
-
-def checkpoints_folder(row: StudyRow, shared: str | None) -> str:
-    """Where half-trained trials are kept: beside the weights, or in a folder that several studies may share."""
-    study = Path(row.artifacts)
-    return str((Path(shared) / study.name if shared else study).resolve() / "checkpoints")
-
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A configuration that was checked against its space and its data, before any store is touched."""
@@ -358,13 +345,13 @@ def open_study(
         before = without_own_code(row.settings.as_json())
         settings = StudySettings.of(before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path})
         store.update_settings(row, settings)
-        return replace(row, settings=settings)
+        return replace(row, settings=settings, space=plan.space_spec)
     if "ceg" in plan.objectives and yardstick is None:
         raise StudyError(
             f"study {config.study!r} has the objective ceg, and no law of its baseline to measure gains with: "
             "nas search measures one first; start it there"
         )
-    return store.create_study(
+    row = store.create_study(
         config.study,
         space=plan.space_spec,
         objectives=plan.objectives,
@@ -381,8 +368,8 @@ def open_study(
         reference=reference_point(prepared, largest),
         data_name=prepared.data_name,
         data_hash=prepared.data_hash,
-        artifacts=artifacts_folder(store, config.study),
     )
+    return replace(row, space=plan.space_spec)
 
 
 def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:

@@ -21,9 +21,10 @@ from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.show.views import make_view
 from hypernas.store import Store
+from hypernas.store.folders import checkpoints_folder
 from hypernas.strategy.proposals import config_hash
 from hypernas.study.driver import run
-from hypernas.study.search import Prepared, check_resumed, checkpoints_folder, make_job, open_study
+from hypernas.study.search import Prepared, check_resumed, make_job, open_study
 from hypernas.training.checkpoint_files import checkpoint_path
 
 Settings = Mapping[str, Any]  # keys of architecture and training, as `--set` has them, with one value each
@@ -70,7 +71,7 @@ class FixedList:
 
     def __init__(self, store: Store, row: StudyRow, proposals: Iterable[Proposal]) -> None:
         self.store, self.row = store, row
-        self.checkpoints = checkpoints_folder(row, None)
+        self.checkpoints = str(checkpoints_folder(store, row, None))
         self._left = deque(proposals)
 
     @property
@@ -113,7 +114,7 @@ def _prepare(config: StudyConfig, configurations: Sequence[Settings]) -> tuple[P
     path = {name: text for name, text in training.items() if name == "data.path"}
     plan = make_plan(replace(config, settings=path))
     # A list names its architectures one by one: the preset restricts nothing.
-    plan = replace(plan, space=bare, space_spec=SpaceSpec(config.space), trials=len(configurations))
+    plan = replace(plan, space=bare, space_spec=SpaceSpec(config.space, own=True), trials=len(configurations))
     task = TASKS[bare.task]
     data = task.load(plan.data_path)
     plan = with_data(plan, task.settings(data))

@@ -35,7 +35,7 @@ def evaluate(job: Job) -> Iterator[Progress | Notice | Report | Result]:
     architecture cannot be built, DivergedError when the loss is not finite, BackendError when kernels were asked for
     that cannot run here.
     """
-    space = cached_space(job.space.name, tuple(sorted(job.space.settings.items())))
+    space = cached_space(job.space.name, tuple(sorted(job.space.settings.items())), job.space.own)
     deterministic(space)
     device = worker_device(job.device)
     dispatch.forget_choices()

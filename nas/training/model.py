@@ -11,7 +11,8 @@ from torch import nn
 
 from hypernas.data.tasks import TASKS, Batch, Steps, Task, to_device
 from hypernas.errors import DataError
-from hypernas.search_spaces import load_space
+from hypernas.records import SpaceSpec
+from hypernas.search_spaces import stored_space
 
 SCORED_BYTES = 1 << 30  # of activations in a batch that a GPU scores, if all were kept
 
@@ -94,5 +95,6 @@ def load_checked_data(task: str, path: str | None, hash: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def cached_space(name: str, settings: tuple[tuple[str, str], ...]) -> Any:
-    return load_space(name, dict(settings))
+def cached_space(name: str, settings: tuple[tuple[str, str], ...], own: bool) -> Any:
+    """`stored_space`, made once. Raises SpaceError."""
+    return stored_space(SpaceSpec(name, dict(settings), own))

@@ -57,8 +57,10 @@ def warm_up(evaluate: str) -> None:
 
 
 def _named(evaluate: str) -> tuple[str, str]:
-    """Module and function of an evaluation."""
-    module, _, function = EVALUATIONS.get(evaluate, evaluate).partition(":")
+    """Module and function of an evaluation. Raises ValueError for a name that is neither known nor module:function."""
+    module, colon, function = EVALUATIONS.get(evaluate, evaluate).partition(":")
+    if not colon:
+        raise ValueError(f"evaluation {evaluate!r}: wanted {', '.join(EVALUATIONS)} or module:function")
     return module, function
 
 

@@ -34,7 +34,6 @@ def make_study(store: Store, name: str = "first") -> StudyRow:
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="docs",
         data_hash="0" * 64,
-        artifacts="nowhere",
     )
 
 

@@ -15,6 +15,7 @@ import torch
 import hypernas as nas
 from hypernas.records import Failure, FailureKind, State
 from hypernas.store import Reader, Store
+from hypernas.store.folders import weights_file
 
 MODULES = [
     found.name
@@ -98,9 +99,7 @@ def test_a_trial_whose_weights_are_gone_is_trained_again_without_a_word(
     best = study.best("best")
     before = best.load().state_dict()
     with Store(study.store) as store:
-        row = store.study("first")
-        (uri, _) = store.artifacts(row, "weights")[best.number]
-    Path(uri).unlink()
+        weights_file(store, store.study("first"), best.number).unlink()
     again = best.load().state_dict()
     assert all(torch.equal(again[name], before[name]) for name in before)
     assert "training it again" not in capfd.readouterr().err

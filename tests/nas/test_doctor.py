@@ -37,7 +37,7 @@ def test_a_missing_compiler_and_a_full_disk_say_what_to_do(monkeypatch: pytest.M
 def test_a_study_whose_space_is_missing_says_what_to_bring(tmp_path: Path) -> None:
     url = str(tmp_path / "nas.db")
     with Store(url, create=True) as store:
-        kept = {"settings": StudySettings(), "reference": {}, "data_name": "", "data_hash": "", "artifacts": ""}
+        kept = {"settings": StudySettings(), "reference": {}, "data_name": "", "data_hash": ""}
         store.create_study("s", space=SpaceSpec("gone.py:Space"), objectives=("a", "b"), **kept)  # type: ignore[arg-type]
     found = line("study s", lambda: doctor._study(url, "s"))
     assert not found.ok and "its space is not here" in found.found and "where gone.py:Space is" in found.do

@@ -114,13 +114,15 @@ def test_the_printed_command_can_be_pasted_and_goes_on(
 def test_a_space_of_ones_own_is_named_again(flags: Flags, capsys: pytest.CaptureFixture[str]) -> None:
     own = f"{OWN}:Slow"
     assert launch(flags(trials=3, engine="inline", space=own), TRIVIAL) == 0
-    base = ["search", "--study", "s", "--store", flags()["store"], "--resume", "--trials", "4"]
+    store = ["--store", flags()["store"]]
+    base = ["search", "--study", "s", *store, "--resume", "--trials", "4"]
     assert main(base) == 2
     assert "--resume wants its --space FILE.py:Class again" in capsys.readouterr().err
     assert main([*base, "--space", f"{OWN}:Space"]) == 2
     assert "it cannot be resumed with" in capsys.readouterr().err
     assert launch(resumed(flags, trials=4, space=own), TRIVIAL) == 0
-    assert main(["study", "export", "s", "--store", flags()["store"], "--to", f"{flags()['store']}.optuna"]) == 0
+    assert main(["study", "export", "s", *store, "--to", f"{store[1]}.optuna"]) == 2
+    assert main(["study", "export", "s", *store, "--to", f"{store[1]}.optuna", "--space", own]) == 0
 
 
 @pytest.mark.parametrize(

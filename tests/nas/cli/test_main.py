@@ -216,8 +216,6 @@ def test_study_list_and_delete(tmp_path: Path, searched: str, capsys: pytest.Cap
     with Store(searched) as store, store._engine.connect() as connection:
         connection.exec_driver_sql("COMMIT")
         connection.exec_driver_sql(f"VACUUM INTO '{copy}'")
-    with Store(str(copy)) as store, store._engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE studies SET artifacts = '{tmp_path / 'none'}'")
     assert main(["study", "delete", "s", "--store", str(copy), "--yes"]) == 0
     assert json.loads(printed(capsys, "study", "list", "--store", str(copy), "--json")) == []
 

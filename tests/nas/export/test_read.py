@@ -40,7 +40,7 @@ def written(folder: Path, space_name: str, settings: dict, kinds: tuple[str, ...
     study = StudyRow(
         id=1, name="s", created=moment, space=SpaceSpec(space_name), objectives=tuple(values), reference={},
         settings=StudySettings(task=task),
-        data_name="d", data_hash="0" * 64, artifacts="",
+        data_name="d", data_hash="0" * 64,
     )  # fmt: skip
     write_checked(folder, study, trial, space, model.eval(), kinds)
     return model

@@ -26,6 +26,7 @@ from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.show.views import Silent
 from hypernas.store import Store
+from hypernas.store.folders import artifacts_folder
 from hypernas.study.driver import run
 from hypernas.study.search import open_search, prepare
 
@@ -136,7 +137,7 @@ def test_only_weights_of_the_front_are_kept(study: str) -> None:
         row = store.study("s")
         kept = set(store.artifacts(row, "weights"))
         assert kept == {trial.number for trial in store.front(row)}
-        assert {path.name for path in Path(row.artifacts).glob("*.safetensors")} == {
+        assert {path.name for path in artifacts_folder(store, "s").glob("*.safetensors")} == {
             f"trial-{n}.safetensors" for n in kept
         }
 

@@ -21,7 +21,6 @@ def searched(store: Store) -> tuple[StudyRow, int]:
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="words",
         data_hash="0" * 64,
-        artifacts="",
     )
     driver = store.start_driver(study, 1)
     proposal = Proposal({"depth": 2}, {"depth": 2}, "arch", "config", Recipe(1e-3), "sampler", {})

@@ -43,7 +43,6 @@ def new_study(store: Store, name: str = "s") -> StudyRow:
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="words",
         data_hash="0" * 64,
-        artifacts="",
     )
 
 
