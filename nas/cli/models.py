@@ -117,7 +117,7 @@ def evaluate(folder: str, data: str | None, gpus: float | None, as_json: bool) -
     from hypernas.engines.devices import asked_device  # brings torch: once the folder is found
     from hypernas.export.read import evaluate as scored
 
-    found = scored(folder, data, asked_device(gpus))
+    found = scored(folder, data, asked_device(gpus), lambda line: click.echo(line, err=True))
     if as_json:
         print_json(found)
     else:

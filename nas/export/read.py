@@ -4,7 +4,7 @@ The weights are a safetensors file, which holds tensors and no code; the network
 the architecture in config.json.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,15 @@ def generate(
     return bytes(min(token, 255) for token in out[0].tolist()).decode(errors="replace")
 
 
-def evaluate(folder: str, data_path: str | None, device: torch.device | None = None) -> dict[str, Any]:
+def evaluate(
+    folder: str,
+    data_path: str | None,
+    device: torch.device | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Scores the model on the validation part of `data_path`, or of the data it was trained on.
 
-    On `device`; None is the GPU, where there is one.
+    On `device`; None is the GPU, where there is one. `say` takes a line of what was read and what left out.
 
     Returns `nas evaluate --json`: the data's name and hash, loss and accuracy. Raises UserError, and DataError when
     the data cannot be read.
@@ -90,6 +95,7 @@ def evaluate(folder: str, data_path: str | None, device: torch.device | None = N
     task = TASKS[space.task]
     model = _load(folder, config).to(device or worker_device())
     data = task.load(data_path or config["data"]["path"])
+    say(data.reading.describe(data.name))
     trained = config["training"]
     if space.task == "images":
         shape = data.test_images.shape[1:]
