@@ -212,6 +212,8 @@ def _study(store: str, name: str) -> str:
 
     with Reader(store) as opened:
         row = opened.study(name)
+    if row.settings.imported:
+        return "it was imported from Optuna, to be looked at: it needs nothing here"
     try:
         space = load_space(row.space.name, row.space.settings)
     except SpaceError as error:

@@ -9,11 +9,17 @@ from pathlib import Path
 from hypernas.errors import SpaceError, nearest
 from hypernas.search_spaces.base import Space
 
+OF_OPTUNA = "optuna"  # the space of a study that Optuna made: none that is known here
 SPACES = {"lm": "hypernas.search_spaces.lm:LanguageModels", "vision": "hypernas.search_spaces.vision:ImageClassifiers"}
 
 
 def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
     """The space `lm`, `vision`, `pkg.mod:Class` or `FILE.py:Class`, restricted by `settings`. Raises SpaceError."""
+    if name == OF_OPTUNA:
+        raise SpaceError(
+            "a study that was imported from Optuna has no space here: it can be looked at (nas front, show, status, "
+            "report and dashboard), and neither trained nor exported"
+        )
     target = SPACES.get(name, name)
     if ":" not in target:
         raise SpaceError(

@@ -44,7 +44,7 @@ def _wire_content(app: Dash, watch: Watch) -> None:
         if present and ctx.triggered_id == "seq" and found.state in records.FINISHED:
             return no_update  # a finished trial never changes
         reports = store.reports(study.row, [found.number])
-        pictures = trial_figures(found, reports, frames.loss_name(study.row.objectives))
+        pictures = trial_figures(found, reports, frames.loss_name(study.row))
         exportable = found.state == records.State.COMPLETE and _is_kept(store, study, found.number)
         parts = cost_frame(study, found)
         return pages.trial_content(study.row, found, reports, parts, pictures, watch.url, exportable)
