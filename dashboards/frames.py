@@ -7,7 +7,7 @@ A trial is infeasible when a constraint of its search is violated: the sampler's
 writes it, is above 0. A trial without such attributes is feasible.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -16,14 +16,13 @@ import numpy as np
 import pandas as pd
 
 from hypernas import pareto
-from hypernas.records import Report, State, Trial
+from hypernas.records import Report, State, StudyRow, Trial, violation
 from hypernas.show.words import describe_arch
 from hypernas.training.repeats import BY_SEED
 
 LOSSES = ("bits_per_byte", "loss")
 COSTS = ("flops_per_token", "flops_per_image")
 TRAINING = 3  # training FLOPs over forward FLOPs: the backward pass counts twice the forward
-CONSTRAINT = "constraints:"  # how the names of a trial's constraints start among its sampler's attributes
 
 COLUMNS = {
     "trial": "int64",
@@ -50,15 +49,11 @@ COLUMNS = {
 }
 
 
-def loss_name(objectives: Sequence[str]) -> str:
-    """The objective that reports measure at each rung; `loss` for a study that has none."""
-    return next((name for name in objectives if name in LOSSES), "loss")
-
-
-def violation(trial: Trial) -> float:
-    """By how much the trial's constraints are violated, summed; 0 for a feasible one."""
-    values = [value for name, value in trial.sampler_attrs.items() if name.startswith(CONSTRAINT)]
-    return float(sum(value for value in values if value > 0))
+def loss_name(study: StudyRow) -> str:
+    """What reports measure at each rung: one of the objectives, else `loss`; what Optuna was told is not known here."""
+    if study.settings.imported:
+        return "reported value"
+    return next((name for name in study.objectives if name in LOSSES), "loss")
 
 
 def trial_row(trial: Trial, last: Report | None, objectives: Sequence[str]) -> dict[str, Any]:
@@ -74,14 +69,14 @@ def trial_row(trial: Trial, last: Report | None, objectives: Sequence[str]) -> d
         "origin": trial.origin,
         "architecture": describe_arch(dict(trial.arch)),
         "arch_hash": trial.arch_hash,
-        "learning_rate": trial.recipe.learning_rate,
+        "learning_rate": trial.recipe.learning_rate or None,  # Optuna's are not known
         "recipe": repr(replace(trial.recipe, seed=0)),
         "seed": trial.recipe.seed,
         "violation": violation(trial),
         "parameters": trial.parameters,
         "rung": last.rung if last else None,
         "tokens": last.tokens if last else None,
-        "training_flops": trial.values.get("training_flops", last.training_flops if last else None),
+        "training_flops": trial.values.get("training_flops", (last.training_flops or None) if last else None),
         "train_seconds": trial.train_seconds,
         "evaluate_seconds": trial.evaluate_seconds,
         "started": trial.started,
@@ -240,21 +235,34 @@ def variant_frame(variants: Mapping[str, Sequence[Mapping[str, float]]]) -> pd.D
 
 
 def choice_frame(params: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
-    """What the sampler chose, by trial number: a row a trial, `trial` and one column for each searched parameter."""
+    """What the sampler chose, by trial number: a row a trial, `trial` and one column for each searched parameter.
+
+    A parameter that a trial has not is missing there; None as a choice is the text "None".
+    """
     names = dict.fromkeys(name for chosen in params.values() for name in chosen)
     columns: dict[str, Any] = {"trial": pd.Series(list(params), dtype="int64")}
-    return pd.DataFrame(columns | {name: [chosen.get(name) for chosen in params.values()] for name in names})
+    for name in names:
+        found = ["None" if chosen.get(name, "") is None else chosen.get(name) for chosen in params.values()]
+        columns[chosen_name(name, columns)] = found
+    return pd.DataFrame(columns)
+
+
+def chosen_name(name: str, taken: Container[str]) -> str:
+    """The column of a choice, beside columns that are there: Optuna's parameters may have any name."""
+    while name in taken:
+        name += "_chosen"
+    return name
 
 
 def space_frame(frame: pd.DataFrame, choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The COMPLETE trials that the sampler may learn from, `choice_frame` joined to `frame`, and the choices' names.
 
     A choice that every trial made alike is left out, and so is a trial without choices (a baseline outside the search).
+    A choice that a trial did not make (Optuna's may depend on each other) is missing there.
     """
-    varied = [name for name in choices if name != "trial" and choices[name].nunique() > 1]
-    taken = choices[["trial", *varied]].dropna()
-    columns = ["trial", *(name for name in frame if name != "trial" and name not in varied)]
-    return frame.loc[frame["state"] == State.COMPLETE, columns].merge(taken, on="trial"), varied
+    names = {name: chosen_name(name, frame) for name in choices if name != "trial" and choices[name].nunique() > 1}
+    taken = choices[["trial", *names]].rename(columns=names).dropna(how="all", subset=list(names.values()))
+    return frame[frame["state"] == State.COMPLETE].merge(taken, on="trial"), list(names.values())
 
 
 def importance_frame(frame: pd.DataFrame, parameters: Sequence[str], objective: str) -> pd.DataFrame:
@@ -265,8 +273,11 @@ def importance_frame(frame: pd.DataFrame, parameters: Sequence[str], objective: 
     """
     values = pareto.cost_table([objective], frame[[objective]].to_numpy(float))[:, 0]
     shares = {}
+    every = values
     for name in parameters:
-        groups = pd.Series(values).groupby(frame[name].to_numpy())
+        made = frame[name].notna().to_numpy()
+        values = every[made]
+        groups = pd.Series(values).groupby(frame.loc[made, name].astype(object).to_numpy())
         count, kinds = len(values), groups.ngroups
         total = float(((values - values.mean()) ** 2).sum()) if count else 0.0
         if not total or kinds < 2 or count <= kinds:

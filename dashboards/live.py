@@ -12,6 +12,7 @@ from hypernas.dashboards import frames
 from hypernas.errors import StoreError, StudyError
 from hypernas.records import Report, StudyRow, Trial
 from hypernas.store import Reader
+from hypernas.store.files import file_of
 
 MOST_NAMED = 1000  # trials in one query; databases limit the parameters of a statement
 
@@ -154,5 +155,5 @@ def scale_of(store: Reader, study: str) -> Mapping[str, Any] | None:
 
 
 def _is_missing_file(url: str) -> bool:
-    path = url.removeprefix("sqlite:///")
-    return "://" not in path and Path(path).parent.is_dir() and not Path(path).exists()
+    path = file_of(url)
+    return path is not None and Path(path).parent.is_dir() and not Path(path).exists()

@@ -33,7 +33,7 @@ def pareto_figure(study: str, store: str = "nas.db", x: str | None = None, y: st
     with Reader(store) as opened:
         row = opened.study(study)
         table = frames.trial_frame(opened.trials(row), opened.reports(row), row.objectives)
-    cost, quality = axes(row.objectives)
+    cost, quality = axes(row.objectives, imported=row.settings.imported)
     return figures.pareto_figure(table, x or cost, y or quality)
 
 
@@ -43,7 +43,7 @@ def curve_figure(study: str, store: str = "nas.db") -> go.Figure:
         row = opened.study(study)
         reports = opened.reports(row)
         front = [trial.number for trial in opened.front(row)]
-    return figures.curve_figure(frames.curve_frame(reports), front, frames.loss_name(row.objectives))
+    return figures.curve_figure(frames.curve_frame(reports), front, frames.loss_name(row))
 
 
 def hypervolume_figure(study: str, store: str = "nas.db", over: str = "completed") -> go.Figure:

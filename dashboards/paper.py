@@ -43,14 +43,14 @@ def study_figures(store: Reader, study: str) -> dict[str, tuple[pd.DataFrame, go
     trials = frames.trial_frame(store.trials(row), reports, row.objectives)
     curves = frames.curve_frame(reports)
     history = frames.hypervolume_frame(store.hypervolumes(row), trials)
-    x, y = axes(row.objectives)
+    x, y = axes(row.objectives, imported=row.settings.imported)
     front = trials.loc[trials["on_front"], "trial"].tolist()
     scale = scale_of(store, study)
     drawn = figures.pareto_figure(trials, x, y)
     figures.add_variants(drawn, frames.variant_frame(row.settings.variants), x, y)
     return {
         "front": (trials, drawn),
-        "curves": (curves, figures.curve_figure(curves, front, frames.loss_name(row.objectives))),
+        "curves": (curves, figures.curve_figure(curves, front, frames.loss_name(row))),
         "hypervolume": (history, figures.hypervolume_figure(history)),
         **({} if scale is None else figures.ladder_figures(scale)),
     }

@@ -20,6 +20,7 @@ from hypernas.dashboards.texts import LADDER_NOTES, axes, duration, label, numbe
 from hypernas.errors import UserError
 from hypernas.records import StudyRow
 from hypernas.show.status import verdict
+from hypernas.show.words import format_volume
 from hypernas.store import Reader
 from hypernas.training.repeats import deviations
 
@@ -115,9 +116,10 @@ def sections(
     study: StudyRow, frame: pd.DataFrame, curves: pd.DataFrame, history: pd.DataFrame
 ) -> tuple[Section, Section, Section]:
     """The figures of the report, in order."""
-    x, y = axes(study.objectives)
+    x, y = axes(study.objectives, imported=study.settings.imported)
     front = frame[frame["on_front"]].sort_values(x)["trial"].tolist()
     front_figure = figures.pareto_figure(frame, x, y)
+    at_rungs = "What was reported at each step" if study.settings.imported else "Validation loss at each rung"
     figures.add_variants(front_figure, frames.variant_frame(study.settings.variants), x, y)
     unplaced = len(frame) - len(figures.placeable_trials(frame, x, y))
     aside = (
@@ -127,15 +129,16 @@ def sections(
         Section(
             "front",
             "Front",
-            f"Each mark is a trial; the staircase is the best {label(y)} reached at each budget of {label(x)}. "
+            f"Each mark is a trial; the staircase is the best {label(y)} "
+            f"{'so far' if x == 'trial' else f'reached at each budget of {label(x)}'}. "
             f"Only completed trials stand on the front.{aside}",
             front_figure,
         ),
         Section(
             "curves",
             "Learning curves",
-            f"Validation loss at each rung; the front's trials in colour, {figures.HIGHLIGHTED} at most.",
-            figures.curve_figure(curves, front, frames.loss_name(study.objectives)),
+            f"{at_rungs}; the front's trials in colour, {figures.HIGHLIGHTED} at most.",
+            figures.curve_figure(curves, front, frames.loss_name(study)),
         ),
         Section(
             "hypervolume",
@@ -185,7 +188,7 @@ def _facts(study: StudyRow, frame: pd.DataFrame, history: pd.DataFrame) -> str:
         ("Objectives", ", ".join(label(name) for name in study.objectives)),
         ("Trials", ", ".join(states) or "none yet"),
         ("On the front", int(frame["on_front"].sum())),
-        ("Hypervolume", f"{history['hypervolume'].iloc[-1]:.4f}" if len(history) else "–"),
+        ("Hypervolume", format_volume(history["hypervolume"].iloc[-1]) if len(history) else "–"),
         ("Training and evaluation", duration(worked) if worked else "–"),
         ("Created", f"{study.created:%Y-%m-%d %H:%M} UTC"),
     ]

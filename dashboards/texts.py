@@ -53,7 +53,9 @@ def number(name: str, value: float | None) -> str:
     """A measured value in few digits: 1.234 for a loss, 12.3M for a count."""
     if value is None or value != value:
         return "–"
-    return short(value) if name in LOGARITHMIC or name.endswith("_flops") else f"{value:.4f}"
+    if name in LOGARITHMIC or name.endswith("_flops"):
+        return short(value)
+    return f"{value:.4f}" if name in LABELS else f"{value:.6g}"
 
 
 def short(value: float) -> str:
@@ -75,12 +77,19 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def axes(objectives: tuple[str, ...], measured: tuple[str, ...] = ()) -> tuple[str, str]:
-    """What a front is drawn over: (x, y), a cost in compute against a quality."""
-    names = (*objectives, *measured)
-    x = next((name for name in names if name in LOGARITHMIC), "flops_per_token")
-    y = next((name for name in names if name not in LOGARITHMIC and name != "training_flops"), None)
-    return x, y or next((name for name in names if name != x), "parameters")
+def axes(objectives: tuple[str, ...], *, imported: bool = False) -> tuple[str, str]:
+    """What a front is drawn over: (x, y), a cost in compute against a quality.
+
+    A study that was `imported` from Optuna may have no cost: then it is the second objective against the first, and of
+    an only one the best so far, over the trials' numbers.
+    """
+    x = next((name for name in objectives if name in LOGARITHMIC), "flops_per_token")
+    if imported and x not in objectives:
+        return (*objectives[1:2], "trial")[0], objectives[0]
+    y = next((name for name in objectives if name not in LOGARITHMIC and name != "training_flops"), None)
+    if imported and y is None and len(objectives) == 1:
+        return "trial", x
+    return x, y or next((name for name in objectives if name != x), "parameters")
 
 
 def better(name: str) -> str:

@@ -212,6 +212,8 @@ def _study(store: str, name: str, space: str) -> str:
 
     with Reader(store) as opened:
         row = name_space(opened.study(name), None if space in SPACES else space)
+    if row.settings.imported:
+        return "it was imported from Optuna, to be looked at: it needs nothing here"
     try:
         task = TASKS[stored_space(row.space).task]
     except SpaceError as error:

@@ -101,6 +101,7 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
     prepared = replace(prepared, config=config, plan=replace(prepared.plan, memory=executor.memory))
     with closing(executor), Store(config.store, create=True) as store:
         check_resumed(store, config, executor)
+        say(prepared.read)
         say(on_what(executor))
         yardstick = None
         if new and "ceg" in prepared.plan.objectives:

@@ -26,6 +26,8 @@ class State(StrEnum):
     FAILED = "FAILED"
 
 
+CONSTRAINT = "constraints:"  # how the names of a trial's constraints start among its sampler's attributes
+IMPORTED = "imported"  # the origin of a trial that Optuna ran
 FINISHED = (State.COMPLETE, State.STOPPED, State.FAILED)
 
 
@@ -215,6 +217,12 @@ class Trial:
     diagnostics: Mapping[str, Any]
     failure: Failure | None
     seq: int  # grows with every change of any trial: readers ask for what is newer
+
+
+def violation(trial: Trial) -> float:
+    """By how much the trial's constraints are violated, summed; 0 for a feasible one."""
+    values = [value for name, value in trial.sampler_attrs.items() if name.startswith(CONSTRAINT)]
+    return float(sum(value for value in values if isinstance(value, int | float) and value > 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from hypernas.search_spaces.base import Space
 if TYPE_CHECKING:
     from hypernas.records import SpaceSpec, StudyRow
 
+OF_OPTUNA = "optuna"  # the space of a study that Optuna made: none that is known here
 SPACES = {"lm": "hypernas.search_spaces.lm:LanguageModels", "vision": "hypernas.search_spaces.vision:ImageClassifiers"}
 
 
@@ -22,6 +23,11 @@ def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
 
     Imports the code that is named: for names from a store or a file there is `stored_space`.
     """
+    if name == OF_OPTUNA:
+        raise SpaceError(
+            "a study that was imported from Optuna has no space here: it can be looked at (nas front, show, status, "
+            "report and dashboard), and neither trained nor exported"
+        )
     target = SPACES.get(name, name)
     if ":" not in target:
         raise SpaceError(
@@ -43,7 +49,7 @@ def load_space(name: str, settings: Mapping[str, str] | None = None) -> Space:
 
 def stored_space(spec: "SpaceSpec") -> Space:
     """The space of a study or an export. Raises SpaceError, importing nothing, for code that nobody else names."""
-    if spec.name not in SPACES and not spec.own:
+    if spec.name not in (*SPACES, OF_OPTUNA) and not spec.own:
         raise SpaceError(
             f"space {spec.name!r} is not one of {', '.join(SPACES)}, and no study or export names code for others to "
             "run: give --space FILE.py:Class (in Python space=...) if you have its code and trust it"

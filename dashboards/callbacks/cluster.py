@@ -52,7 +52,7 @@ def wire_cluster(app: Dash, watch: Watch) -> None:
             figures.bar_figure(
                 ranks, "rung", "correlation", "rank correlation", "Too few trials with several rungs yet.", 1.0
             ),
-            figures.curve_figure(watch.curves(study, running), running, frames.loss_name(study.row.objectives))
+            figures.curve_figure(watch.curves(study, running), running, frames.loss_name(study.row))
             if running
             else figures.message_figure("Nothing is running."),
         )

@@ -189,7 +189,7 @@ def _wire_curves_and_table(app: Dash, watch: Watch) -> None:
         frame = select_trials(frame, study, selection)
         best = frame[frame["on_front"]]["trial"].tolist()
         drawn = [*best, *frame.loc[~frame["on_front"], "trial"].tolist()[-ALL_CURVES:]]
-        curves = figures.curve_figure(watch.curves(study, sorted(drawn)), best, frames.loss_name(study.row.objectives))
+        curves = figures.curve_figure(watch.curves(study, sorted(drawn)), best, frames.loss_name(study.row))
         return curves, pages.trials_table(study, frame, "Select a region of the front to see its trials alone.")
 
 

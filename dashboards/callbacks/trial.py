@@ -45,7 +45,7 @@ def _wire_content(app: Dash, watch: Watch) -> None:
         if present and ctx.triggered_id == "seq" and found.state in records.FINISHED:
             return no_update  # a finished trial never changes
         reports = store.reports(study.row, [found.number])
-        pictures = trial_figures(found, reports, frames.loss_name(study.row.objectives))
+        pictures = trial_figures(found, reports, frames.loss_name(study.row))
         exportable = _is_exportable(store, study, found)
         parts = cost_frame(study, found)
         return pages.trial_content(study.row, found, reports, parts, pictures, watch.url, exportable)

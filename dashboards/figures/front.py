@@ -64,7 +64,7 @@ def pareto_figure(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
             go.Scatter(
                 x=front[x],
                 y=front[y],
-                name="front",
+                name="best so far" if x == "trial" else "front",
                 mode="lines",
                 line={"color": VERMILLION, "width": 2.5, "shape": "hv"},
                 hoverinfo="skip",
@@ -73,7 +73,7 @@ def pareto_figure(frame: pd.DataFrame, x: str, y: str) -> go.Figure:
     if is_baseline.any():
         figure.add_trace(_points(go.Scatter, shown[is_baseline], BASELINE, x, y))
     if len(front):
-        ring = Mark("on the front", VERMILLION, "circle-open", 14)
+        ring = Mark("best so far" if x == "trial" else "on the front", VERMILLION, "circle-open", 14)
         figure.add_trace(_points(go.Scatter, front, ring, x, y, line_width=2.5))
         spread = seed_frame(front, frame, y)
         if len(spread):
@@ -159,7 +159,10 @@ def hypervolume_figure(frame: pd.DataFrame, over: str = "completed") -> go.Figur
 
 def add_front(figure: go.Figure, frame: pd.DataFrame, x: str, y: str, name: str, index: int) -> None:
     """Another study's front as a staircase, to compare with; `index` picks its colour and dash."""
-    front = front_frame(placeable_trials(frame, x, y), (y, x)).sort_values(x)
+    shown = placeable_trials(frame, x, y)
+    if shown.empty:  # or it measured other things
+        return
+    front = front_frame(shown, (y, x)).sort_values(x)
     if front.empty:
         return
     colour = CURVE_COLOURS[1:][index % (len(CURVE_COLOURS) - 1)]

@@ -34,6 +34,7 @@ def marginal_figure(frame: pd.DataFrame, parameter: str, objective: str) -> go.F
     """One objective for each value of one choice, a box each with its trials beside it. `frame` is space_frame's."""
     if frame.empty:
         return message_figure("No trial has completed yet.")
+    frame = frame[frame[parameter].notna()]
     figure = new_figure(pseudo(parameter), label(objective))
     for value in sorted(frame[parameter].unique(), key=natural_order):
         rows = frame[frame[parameter] == value]
@@ -58,6 +59,7 @@ def tried_figure(frame: pd.DataFrame, parameter: str) -> go.Figure:
     """Which value of one choice each trial got, over the trial's number. `frame` is space_frame's."""
     if frame.empty:
         return message_figure("No trial has completed yet.")
+    frame = frame[frame[parameter].notna()]
     values = sorted(frame[parameter].unique(), key=natural_order)
     figure = new_figure("trial", pseudo(parameter))
     for front, mark in ((False, MARKS[State.COMPLETE]), (True, Mark("on the front", VERMILLION, "diamond", 10))):
@@ -113,6 +115,9 @@ def parallel_figure(frame: pd.DataFrame, parameters: Sequence[str], objectives: 
     """Every COMPLETE trial as a line across its choices and objectives; dragging along an axis keeps a part of it."""
     if frame.empty:
         return message_figure("No trial has completed yet.")
+    frame = frame.dropna(subset=list(parameters))
+    if frame.empty:
+        return message_figure("No trial made all of these choices.")
     dimensions = []
     for name in parameters:
         values = sorted(frame[name].unique(), key=natural_order)

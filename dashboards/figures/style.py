@@ -101,7 +101,7 @@ def hover_text(rows: pd.DataFrame, x: str, y: str) -> dict[str, Any]:
         f"<b>trial {trial}</b> {pseudo(state).lower()}{' (baseline)' if origin == 'baseline' else ''}"
         f"{' infeasible' if violation > 0 else ''}"
         f"<br>{label(y)}: {number(y, quality)}<br>{label(x)}: {number(x, cost)}"
-        f"<br>{pseudo(architecture)}<br>learning rate {rate:.3g}"
+        f"<br>{pseudo(architecture)}" + ("" if pd.isna(rate) else f"<br>learning rate {rate:.3g}")
         for trial, state, origin, violation, quality, cost, architecture, rate in zip(
             *(rows[c] for c in columns), strict=True
         )

@@ -12,6 +12,7 @@ from hypernas.dashboards.pages.parts import facts, field, graph
 from hypernas.dashboards.texts import axes, label, plain
 from hypernas.pareto import LOGARITHMIC
 from hypernas.records import State
+from hypernas.show.words import format_volume
 
 STATES = [State.COMPLETE, State.STOPPED, State.FAILED, State.RUNNING]
 
@@ -45,7 +46,7 @@ def front_page(study: LiveStudy, others: Sequence[str]) -> list[Any]:
 
 def _controls(study: LiveStudy, others: Sequence[str]) -> html.Div:
     """Axes, states and other studies: the row above the front."""
-    x, y = axes(study.row.objectives)
+    x, y = axes(study.row.objectives, imported=study.row.settings.imported)
     costs, qualities = axis_choices(study)
     control = {"clearable": False, "searchable": False}
     states = dcc.Checklist(
@@ -93,6 +94,8 @@ def axis_choices(study: LiveStudy) -> tuple[list[dict[str, str]], list[dict[str,
     names = [name for name in dict.fromkeys([*study.row.objectives, *study.frame.columns]) if name not in own]
     costs = [name for name in names if name in LOGARITHMIC or name == "training_flops"]
     qualities = [name for name in names if name not in costs] or costs
+    if (x := axes(study.row.objectives, imported=study.row.settings.imported)[0]) not in costs:
+        costs = list(dict.fromkeys([x, *qualities, *costs]))
 
     def options(chosen: Sequence[str]) -> list[dict[str, str]]:
         return [{"label": plain(label(name), 60), "value": name} for name in chosen]
@@ -108,7 +111,7 @@ def study_facts(study: LiveStudy, frame: pd.DataFrame, volume: float | None) -> 
         ("Trials", ", ".join(states) or "none yet"),
         *([("Infeasible", infeasible)] if infeasible else []),
         ("On the front", int(frame["on_front"].sum())),
-        ("Hypervolume", "–" if volume is None else f"{volume:.4f}"),
+        ("Hypervolume", "–" if volume is None else format_volume(volume)),
         ("Space", study.row.space.name),
         ("Data", study.row.data_name),
     ]

@@ -71,7 +71,7 @@ def trials_table(study: LiveStudy, rows: pd.DataFrame, note: str) -> list[Any]:
                 dcc.Link(str(trial), href=link("/trial", study.row.name, trial)),
                 state + (", on the front" if record["on_front"] else ""),
                 *(number(name, record[name]) for name in head[2:-2]),
-                f"{record['learning_rate']:.3g}",
+                "–" if pd.isna(record["learning_rate"]) else f"{record['learning_rate']:.3g}",
                 record["architecture"],
             ]
         )

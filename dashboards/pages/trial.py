@@ -8,12 +8,11 @@ from typing import Any
 import pandas as pd
 from dash import dcc, html
 
-from hypernas.dashboards import frames
 from hypernas.dashboards.figures.style import CONFIG
 from hypernas.dashboards.live import LiveStudy
 from hypernas.dashboards.pages.parts import facts, link, table, trials_table
 from hypernas.dashboards.texts import duration, label, number, plain, setting, short
-from hypernas.records import Report, State, StudyRow, Trial
+from hypernas.records import IMPORTED, Report, State, StudyRow, Trial, violation
 
 TRACEBACK = 100_000  # characters
 
@@ -56,9 +55,12 @@ def _facts(trial: Trial, last: Report | None) -> html.Dl:
     pairs: list[tuple[str, object]] = [("State", str(trial.state).lower()), ("Origin", trial.origin)]
     pairs += [(label(name), number(name, value)) for name, value in trial.values.items()]
     if trial.state != State.COMPLETE and last:
-        pairs.append(("Last report", f"rung {last.rung}, loss {last.loss:.4f} after {short(last.tokens)} seen"))
-    if trial.state == State.COMPLETE and frames.violation(trial):
-        pairs.append(("Infeasible", f"violates its constraints by {frames.violation(trial):.4g}"))
+        said = f"rung {last.rung}, loss {last.loss:.4f} after {short(last.tokens)} seen"
+        if trial.origin == IMPORTED:
+            said = f"{last.loss:.6g} at step {last.step}"
+        pairs.append(("Last report", said))
+    if trial.state == State.COMPLETE and violation(trial):
+        pairs.append(("Infeasible", f"violates its constraints by {violation(trial):.4g}"))
     pairs += [
         ("Waited", duration(_seconds(trial.created, trial.started))),
         ("Training", duration(trial.train_seconds)),
@@ -83,8 +85,8 @@ def _failure(trial: Trial) -> list[Any]:
 def _settings(trial: Trial) -> list[Any]:
     """Tables of the architecture, the recipe, where it ran and on which kernels; an empty one is left out."""
     tables = {
-        "Architecture": trial.arch,
-        "Training": {name: getattr(trial.recipe, name) for name in trial.recipe.__slots__},
+        "Parameters" if trial.origin == IMPORTED else "Architecture": trial.arch,
+        "Training": {name: getattr(trial.recipe, name) for name in trial.recipe.__slots__ if trial.origin != IMPORTED},
         "Provenance": {name: value for name, value in trial.provenance.items() if name != "kernels"},
         "Kernels that ran, and why": trial.provenance.get("kernels", {}),
     }
@@ -105,7 +107,7 @@ def _seconds(start: datetime, end: datetime | None) -> float | None:
 
 def _export(study: StudyRow, trial: Trial, store: str, exportable: bool) -> list[Any]:
     """The commands that export and retrain a COMPLETE trial, and the download."""
-    if trial.state != State.COMPLETE:
+    if trial.state != State.COMPLETE or study.settings.imported:
         return []
     names = f"--study {quote(study.name)} --store {quote(store)} --trial {trial.number}"
     again = f"nas train {names} --out trial-{trial.number}-trained"

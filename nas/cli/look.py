@@ -23,6 +23,7 @@ from hypernas.store.files import check_store
 def status(study: str, store: str, as_json: bool) -> None:
     """How far a study is: states, rate, workers, utilisation, failures by cause."""
     from hypernas.show.status import status_of
+    from hypernas.show.words import format_volume
     from hypernas.store import Reader
 
     with Reader(store) as opened:
@@ -39,7 +40,7 @@ def status(study: str, store: str, as_json: bool) -> None:
         f"trials per hour {format_value(data['trials_per_hour'], '{:.1f}')}, "
         f"ETA {format_value(data['eta_seconds'], '{:.0f} s')}"
     )
-    click.echo(f"hypervolume {data['hypervolume']:.4f}")
+    click.echo(f"hypervolume {format_volume(data['hypervolume'])}")
     for name, value in data.get("spread", {}).items():
         click.echo(f"spread of {name} over seeds: {value:.4g} (median standard deviation on the front)")
     for rung, value in data["rank_correlation"].items():
@@ -92,25 +93,32 @@ def show(study: str, store: str, trial: int, space: str | None, as_json: bool) -
         row = name_space(opened.study(study), space)
         found = opened.trial(row, trial)
         data = show_json(row, found, opened.reports(row, [trial]))
-    searched = stored_space(row.space)
-    data |= {"cost": cost_json(searched, searched.from_json(found.arch))}
+    if not row.settings.imported:
+        searched = stored_space(row.space)
+        data |= {"cost": cost_json(searched, searched.from_json(found.arch))}
     if as_json:
         print_json(data)
         return
     click.echo(f"trial {trial} of {study}: {found.state}")
     for name, value in found.arch.items():
         click.echo(f"  {name} = {value}")
-    click.echo("training: " + ", ".join(f"{name} {value}" for name, value in data["training"].items()))
+    if data["training"]:
+        click.echo("training: " + ", ".join(f"{name} {value}" for name, value in data["training"].items()))
     for name, value in found.values.items():
         click.echo(f"  {name} = {value:.6g}")
-    print_table(cost_table(data["cost"]))
+    if "cost" in data:
+        print_table(cost_table(data["cost"]))
     for report in data["curve"]:
-        click.echo(f"  rung {report['rung']}: loss {report['loss']:.4f} after {report['tokens']:,} {data['unit']}s")
+        if row.settings.imported:
+            click.echo(f"  step {report['step']}: reported {report['loss']:.6g}")
+        else:
+            click.echo(f"  rung {report['rung']}: loss {report['loss']:.4f} after {report['tokens']:,} {data['unit']}s")
     click.echo(
         f"train {format_value(found.train_seconds, '{:.1f} s')}, "
         f"evaluate {format_value(found.evaluate_seconds, '{:.1f} s')}"
     )
-    click.echo("provenance: " + ", ".join(f"{name} {value}" for name, value in found.provenance.items()))
+    if found.provenance:
+        click.echo("provenance: " + ", ".join(f"{name} {value}" for name, value in found.provenance.items()))
     if found.failure:
         click.echo(f"failed ({found.failure.kind}): {found.failure.message}\n{found.failure.traceback}")
 

@@ -152,7 +152,7 @@ def evaluate(folder: str, data: str | None, space: str | None, gpus: float | Non
     from hypernas.engines.devices import asked_device  # brings torch: once the folder is found
     from hypernas.export.read import evaluate as scored
 
-    found = scored(folder, data, asked_device(gpus), own=space)
+    found = scored(folder, data, asked_device(gpus), lambda line: click.echo(line, err=True), own=space)
     if as_json:
         print_json(found)
     else:

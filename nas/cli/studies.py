@@ -107,5 +107,5 @@ def study_import(name: str | None, store: str, source: str) -> None:
     from hypernas.store import Store
 
     with Store(store, create=True) as opened:
-        row, count = import_study(opened, source, name)
+        row, count = import_study(opened, source, name, lambda line: click.echo(line, err=True))
     click.echo(f"imported {count} trials of {row.name}")

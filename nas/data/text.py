@@ -8,12 +8,12 @@ unlike NUL it occurs in all text anyway, so no byte value is spent on a separato
 
 Formats: plain text by its bytes, whatever the encoding; .jsonl with a `text` field a line; .gz of both; .parquet
 with a `text` column. In a folder (searched recursively, hidden files and folders left out) only files with a known
-extension are read. A single file with an unknown extension is plain text unless it contains a NUL byte.
+extension are read; `Corpus.reading` counts the others. A single file with an unknown extension is plain text unless it
+contains a NUL byte.
 
 Preparing streams: memory grows by about 150 bytes a document, not with the text.
 """
 
-import gzip
 import json
 import math
 import os
@@ -21,16 +21,17 @@ import sys
 import sysconfig
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from io import BufferedIOBase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
 
+from hypernas.data.files import Reading, kind, open_binary, reading_of, sort_files, unreadable, walk
 from hypernas.errors import DataError
 
 PLAIN_SUFFIXES = (
@@ -44,7 +45,7 @@ KNOWN = (
 VALIDATION_SHARE = 20  # one byte in 20
 FEW_DOCUMENTS = 40  # from here on the smallest document is at most half of the validation part, so one always fits
 CHUNK = 1 << 20  # bytes
-CACHE_FORMAT = 1  # goes up when the split or the files change, so that old caches are not read
+CACHE_FORMAT = 2  # goes up when the split or the files change, so that old caches are not read
 
 # Left out of the standard library: tests; packages installed beside it; and `encodings`, whose code-page tables are
 # near-duplicates of each other, so that the ones trained on would give away the ones validated on.
@@ -58,7 +59,8 @@ class Corpus:
 
     `hash` is the SHA-256 (hex) of contents and split. `unigram_bits` is what a model that knows only byte
     frequencies scores: bits per byte of the validation text under the training text's byte distribution
-    (add-one smoothed), the hypervolume's reference loss. `path` is None for the default corpus.
+    (add-one smoothed), the hypervolume's reference loss. `path` is None for the default corpus. `reading` says of which
+    files it is, and what was left out.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Corpus:
     hash: str
     unigram_bits: float
     path: str | None
+    reading: Reading = field(default_factory=Reading)
 
 
 def load_corpus(path: str | None, cache: Path | None = None) -> Corpus:
@@ -75,14 +78,14 @@ def load_corpus(path: str | None, cache: Path | None = None) -> Corpus:
     Prepared on first use and kept below `cache` (default: $XDG_CACHE_HOME or ~/.cache, then `hypernas`) under a key
     of its path, file sizes and modification times. Raises DataError for text that cannot be read or split.
     """
-    root, files = _stdlib_files() if path is None else _user_files(path)
+    root, files, left_out = _stdlib_files() if path is None else _user_files(path)
     name = f"python-{sys.version_info.major}.{sys.version_info.minor}-stdlib" if path is None else root.name
     cache = cache or _default_cache()
     folder = cache / f"text-{_key(root, files)}"
     try:
         if not folder.exists():
             _prepare(files, folder, str(root))
-        return _open(folder, name, None if path is None else str(root))
+        return _open(folder, name, None if path is None else str(root), reading_of(files, left_out))
     except OSError as error:
         raise DataError(
             f"cannot keep the prepared text below {cache}: {error}. Wanted a folder that can be written, "
@@ -129,7 +132,7 @@ def _require_window(corpus: Corpus, part: str, text: np.ndarray, context: int) -
 # --- which files
 
 
-def _stdlib_files() -> tuple[Path, list[Path]]:
+def _stdlib_files() -> tuple[Path, list[Path], Counter[str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
         file
@@ -141,38 +144,26 @@ def _stdlib_files() -> tuple[Path, list[Path]]:
             f"no .py files in {root}: this Python has no library source to train on; "
             "give a text of your own with --set data.path=FILE_OR_FOLDER"
         )
-    return root, files
+    return root, files, Counter()
 
 
-def _user_files(path: str) -> tuple[Path, list[Path]]:
+def _user_files(path: str) -> tuple[Path, list[Path], Counter[str]]:
     given = Path(path).expanduser()
     try:
         if not path.strip() or not given.exists():
             raise DataError(f"data.path={path!r} does not exist: wanted a file or folder of {KNOWN}")
         root = given.resolve()
         if root.is_file():
-            return root, [root]
+            return root, [root], Counter()
         if not root.is_dir():
             raise DataError(f"data.path={path!r} is neither a file nor a folder: wanted {KNOWN}")
     except OSError as error:
         raise unreadable(given, error) from error
-    files = list(walk(root))
-    known = [file for file in files if _format(file) is not None]
-    if not known:
-        found = ", ".join(sorted({file.suffix or file.name for file in files})[:8]) or "no files"
+    files, left_out = sort_files(root, lambda file: None if _format(file) else kind(file))
+    if not files:
+        found = ", ".join(f"{count} {why}" for why, count in left_out.items() if count) or "no files"
         raise DataError(f"data.path={path!r} holds no text ({found}): wanted {KNOWN}")
-    return root, known
-
-
-def walk(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Files below `root` in an order that every machine agrees on; hidden ones and linked folders left out."""
-
-    def fail(error: OSError) -> None:
-        raise unreadable(Path(error.filename), error) from error
-
-    for folder, subfolders, names in os.walk(root, onerror=fail):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in skip)
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    return root, files, left_out
 
 
 def _format(file: Path) -> str | None:
@@ -200,11 +191,6 @@ def _documents(files: Iterable[Path]) -> Iterator[Document]:
                 yield _chunks(file)
             case None:
                 yield _chunks_without_nul(file)
-
-
-def open_binary(file: Path) -> BufferedIOBase:
-    """The bytes of a file, decompressed when its name ends in .gz."""
-    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def _chunks(file: Path) -> Iterator[bytes]:
@@ -268,6 +254,10 @@ def parquet_rows(file: Path, *columns: tuple[str, ...]) -> Iterator[tuple[int, t
         with ParquetFile(file) as table:
             there = table.schema_arrow.names
             names = [next((name for name in column if name in there), None) for column in columns]
+            if twice := [name for name in names if name is not None and there.count(name) > 1]:
+                raise DataError(
+                    f"{file}: {there.count(twice[0])} columns named `{twice[0]}`; keep one, rename the others"
+                )
             if None in names:
                 missing = " or ".join(f"`{name}`" for name in columns[names.index(None)])
                 raise DataError(f"{file}: no {missing} column, but {', '.join(there) or 'none'}; rename that one")
@@ -286,13 +276,6 @@ def _encode(text: Any, where: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: half a surrogate pair at character {error.start}: mend or remove it") from error
-
-
-def unreadable(file: Path, error: Exception, where: str = "") -> DataError:
-    """The error for a file that `error` kept from being read, `where` in it."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    at = f"{file}, {where}" if where else f"{file}"
-    return DataError(f"{at}: cannot be read ({reason}); wanted a whole, readable file: mend, replace or remove it")
 
 
 # --- the prepared text on disk
@@ -320,7 +303,7 @@ def _prepare(files: Iterable[Path], folder: Path, source: str) -> None:
     with TemporaryDirectory(dir=folder.parent, prefix=".preparing-") as scratch:
         spool, whole = Path(scratch, "documents.bin"), Path(scratch, "corpus")
         whole.mkdir()
-        lengths, order = _spool(_documents(files), spool)
+        lengths, order, left_out = _spool(_documents(files), spool)
         held_out = _held_out(lengths, order)
         _split(spool, lengths, held_out, whole)
         spool.unlink()
@@ -336,6 +319,7 @@ def _prepare(files: Iterable[Path], folder: Path, source: str) -> None:
             "bytes": [len(train), len(validation)],
             "hash": sha256(train_hash + validation_hash).hexdigest(),
             "unigram_bits": _cross_entropy_bits(train_counts, validation_counts),
+            "left_out": left_out,
         }
         (whole / "meta.json").write_text(json.dumps(meta, indent=1))
         try:
@@ -346,9 +330,11 @@ def _prepare(files: Iterable[Path], folder: Path, source: str) -> None:
             # Another process was first with the same text; what it wrote is as good.
 
 
-def _spool(documents: Iterable[Document], file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Write every different document to `file`, end to end: their lengths, and the numbers that order them by hash."""
+def _spool(documents: Iterable[Document], file: Path) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
+    """Write every different document to `file`, end to end: their lengths, the numbers that order them by hash, and how
+    many were left out, by why."""
     lengths, prefixes, seen = array("Q"), array("Q"), set()
+    left_out: Counter[str] = Counter()
     with file.open("wb") as out:
         for document in documents:
             start, state = out.tell(), sha256()
@@ -359,12 +345,15 @@ def _spool(documents: Iterable[Document], file: Path) -> tuple[np.ndarray, np.nd
             if digest in seen:
                 out.seek(start)
                 out.truncate()
-            elif length:
+                left_out["documents that repeat"] += 1
+            elif not length:
+                left_out["empty documents"] += 1
+            else:
                 seen.add(digest)
                 lengths.append(length)
                 prefixes.append(int.from_bytes(digest[:8], "big"))
     order = np.argsort(np.array(prefixes, dtype=np.uint64), kind="stable")
-    return np.array(lengths, dtype=np.int64), order
+    return np.array(lengths, dtype=np.int64), order, left_out
 
 
 def _held_out(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -419,13 +408,14 @@ def _map(file: Path) -> np.ndarray:
     return np.memmap(file, dtype=np.uint8, mode="r")
 
 
-def _open(folder: Path, name: str, path: str | None) -> Corpus:
+def _open(folder: Path, name: str, path: str | None, reading: Reading) -> Corpus:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         train, validation = _map(folder / "train.bin"), _map(folder / "validation.bin")
         if [len(train), len(validation)] != meta["bytes"]:
             raise ValueError(f"{meta['bytes']} bytes were written, {len(train)} and {len(validation)} are there")
-        return Corpus(name, train, validation, meta["hash"], meta["unigram_bits"], path)
+        reading = replace(reading, left_out={**reading.left_out, **meta["left_out"]})
+        return Corpus(name, train, validation, meta["hash"], meta["unigram_bits"], path, reading)
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise DataError(
             f"the prepared text in {folder} is damaged ({error}): delete that folder and try again"

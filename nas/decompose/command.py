@@ -93,6 +93,7 @@ def decompose(
     target = check_target(out)
     joins = joins_front(store, folder, config, say)
     setting = read_setting(folder, config, data_path, device, space)
+    say(setting.data.reading.describe(setting.data.name))
     deterministic(setting.space)
     original = load(folder, space=space).to(setting.device)
     if not nets_of(original):

@@ -4,7 +4,7 @@ The weights are a safetensors file, which holds tensors and no code; the network
 the architecture in config.json.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,17 @@ def generate(
 
 
 def evaluate(
-    folder: str, data_path: str | None, device: torch.device | None = None, *, own: str | None = None
+    folder: str,
+    data_path: str | None,
+    device: torch.device | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    own: str | None = None,
 ) -> dict[str, Any]:
     """Scores the model on the validation part of `data_path`, or of the data it was trained on.
 
-    On `device`; None is the GPU, where there is one. `own` names its space's code, as `space` of `load`.
+    On `device`; None is the GPU, where there is one. `say` takes a line of what was read and what left out. `own` names
+    its space's code, as `space` of `load`.
 
     Returns `nas evaluate --json`: the data's name and hash, loss and accuracy. Raises UserError, and DataError when
     the data cannot be read.
@@ -103,6 +109,7 @@ def evaluate(
     task = TASKS[space.task]
     model = _load(folder, config, own).to(device or worker_device())
     data = task.load(data_path or config["data"]["path"])
+    say(data.reading.describe(data.name))
     trained = config["training"]
     if space.task == "images":
         shape = data.test_images.shape[1:]

@@ -171,6 +171,7 @@ def _start(job: Job, setting: Setting, here: Group, console: Console) -> Run:
         for event in start_from_parent(run, job):
             if isinstance(event, Notice):
                 console.print(f"trial {job.trial} {event.message}")
+    console.print(setting.data.reading.describe(setting.data.name), soft_wrap=True, markup=False, highlight=False)
     console.print(
         f"trial {job.trial}: {setting.recipe.tokens:,} {setting.task.unit}s in {run.steps} steps on {here.size} x "
         f"{here.device.type}" + (f", resumed at step {run.done}" if run.done else "")

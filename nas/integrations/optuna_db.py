@@ -6,9 +6,10 @@ imported to be looked at: parameters, values, states, curves and constraints.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hypernas.config.keys import LATENCY
 from hypernas.errors import StoreError, StudyError, shown
 from hypernas.records import (
     FINISHED,
+    IMPORTED,
     Failure,
     FailureKind,
     Recipe,
@@ -32,8 +34,10 @@ from hypernas.records import (
     StudySettings,
     Trial,
 )
+from hypernas.search_spaces import OF_OPTUNA
 from hypernas.search_spaces.base import digest
 from hypernas.store import Reader, Store
+from hypernas.store.files import file_of, is_url, url_of
 from hypernas.strategy.optuna_study import _Recorder
 from hypernas.strategy.proposals import latency_excess
 
@@ -48,6 +52,10 @@ STATES = {
 }
 FROM_OPTUNA = {theirs: ours for ours, theirs in STATES.items()}
 PROGRESS_EVERY = 100
+LONGEST_NAME = 200  # characters, of a study
+# What readers have names for already: an objective of Optuna's that is called so gets an ending.
+TAKEN = {f.name for kind in (Trial, Report, Recipe) for f in fields(kind) if f.name != "loss"}
+TAKEN |= {"architecture", "by_seed", "failure", "message", "on_front", "violation"}
 
 Suggest = Callable[[Any], Any]  # draws one proposal from anything with Optuna's three methods
 
@@ -131,16 +139,21 @@ def _both_forms(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def import_study(store: Store, url: str, name: str | None) -> tuple[StudyRow, int]:
+def import_study(
+    store: Store, url: str, name: str | None, say: Callable[[str], None] = lambda line: None
+) -> tuple[StudyRow, int]:
     """Reads one study of Optuna's database at `url` into the store; its row, and the number of its trials.
 
-    `name` may be left out where the database holds one. A trial that was RUNNING waits for a worker again. Raises
-    StudyError when there is no such study or the store has one of that name, StoreError for a bad database.
+    `name` may be left out where the database holds one. A trial that was RUNNING waits for a worker again. `say` takes
+    a line for whatever is not as it was. Raises StudyError when there is no such study or the store has one of that
+    name, StoreError for a bad database.
     """
     theirs = _study(url, name)
-    kept = theirs.user_attrs.get(OURS)
-    read = _restore_study if kept else _foreign
-    described, trials = read(theirs)
+    if any(study["name"] == theirs.study_name for study in store.studies()):
+        raise StudyError(
+            f"study {theirs.study_name!r} is in {store.shown} already: delete it there, or import into another store"
+        )
+    described, trials = _restore_study(theirs) if theirs.user_attrs.get(OURS) else _foreign(theirs, say)
     row = store.create_study(**described)
     store.fill(row, trials)
     return row, len(trials)
@@ -183,20 +196,28 @@ def _restore_trial(frozen: FrozenTrial) -> tuple[Trial, str, list[Report]]:
     return trial, digest({"arch": trial.arch_hash, **asdict(recipe)}), curve
 
 
-def _foreign(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
-    """A study of Optuna's own: to be looked at, not to be searched on."""
-    names = theirs.metric_names or [f"value_{i}" for i in range(len(theirs.directions))]
-    objectives = []
-    for name, direction in zip(names, theirs.directions, strict=True):
-        up = direction == StudyDirection.MAXIMIZE
-        if name in pareto.MAXIMIZED and not up:
-            raise StudyError(f"study {theirs.study_name!r} minimises {name}, which is maximised here")
-        objectives.append(f"-{name}" if up and name not in pareto.MAXIMIZED else name)
-    trials = [_foreign_trial(frozen, objectives) for frozen in theirs.get_trials(deepcopy=False)]
+def _foreign(
+    theirs: optuna.Study, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
+    """A study of Optuna's own: to be looked at, not to be searched on. A maximised value is kept as a cost, negated."""
+    if len(theirs.study_name) > LONGEST_NAME:
+        raise StudyError(f"the study's name has {len(theirs.study_name)} characters: wanted at most {LONGEST_NAME}")
+    maximised = [direction == StudyDirection.MAXIMIZE for direction in theirs.directions]
+    objectives = _objectives(theirs, maximised)
+    kept_as = zip(objectives, maximised, strict=True)
+    signs = {name: -1.0 if up and name not in pareto.MAXIMIZED else 1.0 for name, up in kept_as}
+    told = theirs.get_trials(deepcopy=False)
+    trials = [_foreign_trial(frozen, signs) for frozen in told]
+    if dropped := sum(len(frozen.intermediate_values) for frozen in told) - sum(len(curve) for _, _, curve in trials):
+        say(f"left out {dropped} reports that are no finite numbers (NaN or infinite)")
+    if failed := sum(
+        trial.failure is not None and trial.failure.kind == FailureKind.DIVERGED for trial, _, _ in trials
+    ):
+        say(f"{failed} trials count as failed, as their values are no finite numbers")
     points = [pareto.costs(objectives, trial.values) for trial, _, _ in trials if trial.state == State.COMPLETE]
     described = {
         "name": theirs.study_name,
-        "space": SpaceSpec("optuna"),
+        "space": SpaceSpec(OF_OPTUNA),
         "objectives": objectives,
         "settings": StudySettings.of({"trials": len(trials), "task": "text", "imported": True}),
         "reference": {n: max((p[i] for p in points), default=0.0) for i, n in enumerate(objectives)},
@@ -206,42 +227,69 @@ def _foreign(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, st
     return described, trials
 
 
-def _foreign_trial(frozen: FrozenTrial, objectives: Sequence[str]) -> tuple[Trial, str, list[Report]]:
+def _objectives(theirs: optuna.Study, maximised: Sequence[bool]) -> list[str]:
+    """A name for each objective: different ones, and none that readers have for something else."""
+    given = theirs.metric_names or [""] * len(maximised)
+    found: list[str] = []
+    for place, (name, up) in enumerate(zip(given, maximised, strict=True)):
+        if name in pareto.MAXIMIZED and not up:
+            raise StudyError(f"study {theirs.study_name!r} minimises {name}, which is maximised here")
+        own = f"value_{place}" if not name.strip() else f"{name}_value" if name in TAKEN else name
+        if name.strip() and name in given[:place]:
+            own += f"_{place}"
+        own = f"-{own}" if up and own not in pareto.MAXIMIZED else own
+        found.append(f"{own}_{place}" if own in found else own)
+    return found
+
+
+def _foreign_trial(frozen: FrozenTrial, signs: Mapping[str, float]) -> tuple[Trial, str, list[Report]]:
+    """A trial of Optuna's own; `signs` by objective are -1 where a value is kept negated."""
     state = FROM_OPTUNA[frozen.state]
-    complete = state == State.COMPLETE and frozen.values is not None
-    values = frozen.values if complete else []
+    told = list(frozen.values or ()) if state == State.COMPLETE else []
+    failure = Failure(FailureKind.ERROR, "it failed in Optuna") if state == State.FAILED else None
+    if not all(map(isfinite, told)):
+        state, failure = State.FAILED, Failure(FailureKind.DIVERGED, f"Optuna was told {told}: no finite numbers")
+        told = []
     started, finished = (_aware(frozen.datetime_start), _aware(frozen.datetime_complete))
+    created = started or datetime.now(UTC)
+    params = _plain_json(frozen.params)
     trial = Trial(
         number=frozen.number,
         state=State.WAITING if state == State.RUNNING else state,
-        params=dict(frozen.params),
-        arch=dict(frozen.params),
-        arch_hash=digest(dict(frozen.params)),
+        params=params,
+        arch=params,
+        arch_hash=digest(params),
         recipe=Recipe(learning_rate=0.0, tokens=0, batch_tokens=0),
-        origin="imported",
-        sampler_attrs=dict(frozen.system_attrs),
+        origin=IMPORTED,
+        sampler_attrs=_plain_json(_both_forms(frozen.system_attrs)),
         token=1,
         attempts=1,
-        values={n: -v if n.startswith("-") else v for n, v in zip(objectives, values, strict=bool(values))},
+        values={name: sign * value for (name, sign), value in zip(signs.items(), told, strict=bool(told))},
         parameters=None,
         driver=None,
         worker=None,
-        created=started or datetime.now(UTC),
+        created=created,
         started=started,
-        finished=finished,
+        finished=(finished or created) if state in FINISHED else None,
         train_seconds=frozen.duration.total_seconds() if frozen.duration else None,
         evaluate_seconds=None,
         provenance={},
-        diagnostics={"user_attrs": dict(frozen.user_attrs)} if frozen.user_attrs else {},
-        failure=Failure(FailureKind.ERROR, "it failed in Optuna") if state == State.FAILED else None,
+        diagnostics={"user_attrs": _plain_json(frozen.user_attrs)} if frozen.user_attrs else {},
+        failure=failure,
         seq=0,
     )
-    curve = [Report(frozen.number, rung, step, 0, 0.0, loss, 0.0) for rung, (step, loss) in _numbered(frozen)]
+    reported = [(step, value) for step, value in sorted(frozen.intermediate_values.items()) if isfinite(value)]
+    curve = [Report(frozen.number, rung, step, 0, 0.0, value, 0.0) for rung, (step, value) in enumerate(reported)]
     return trial, digest({"number": frozen.number}), curve
 
 
-def _numbered(frozen: FrozenTrial) -> Iterable[tuple[int, tuple[int, float]]]:
-    return enumerate(sorted(frozen.intermediate_values.items()))
+def _plain_json(value: Any) -> Any:
+    """What every database takes as JSON: a number that is not finite becomes its name."""
+    if isinstance(value, Mapping):
+        return {name: _plain_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_json(part) for part in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def _storage(url: str, *, there: bool = False) -> RDBStorage:
@@ -249,8 +297,8 @@ def _storage(url: str, *, there: bool = False) -> RDBStorage:
 
     Raises StoreError.
     """
-    full = url if "://" in url else f"sqlite:///{url}"
-    if there and full.startswith("sqlite:///") and not Path(full.removeprefix("sqlite:///")).exists():
+    full = url if is_url(url) else url_of(url)
+    if there and (path := file_of(url)) is not None and not Path(path).exists():
         raise StoreError(f"{url}: there is no such file")
     for prefix in ("postgresql://", "postgres://"):  # the driver of PostgreSQL that is installed
         if full.startswith(prefix):

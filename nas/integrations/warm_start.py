@@ -70,6 +70,11 @@ def _study(source: str, store: str, plan: Plan) -> list[dict[str, Any]]:
     address, _, name = source.rpartition("#")
     with Reader(address or store) as opened:
         row = opened.study(name)
+        if row.settings.imported:
+            raise UserError(
+                f"--warm-start {shown(source)}: that study was imported from Optuna; optuna:URL#STUDY reads Optuna's "
+                "own database, where its parameters are those of this search"
+            )
         if row.space.name != plan.space_spec.name:
             raise UserError(
                 f"--warm-start {shown(source)}: that study searches space {row.space.name}, "
@@ -85,7 +90,10 @@ def _optuna(source: str, plan: Plan) -> list[tuple[Any, Recipe]]:
     if not hash or not address or not name:
         raise UserError(f"--warm-start {shown(source)}: wanted optuna:URL#STUDY, like optuna:sqlite:///old.db#first")
     found = []
-    for number, params in best_params(address, name):
+    best = best_params(address, name)
+    if not best:
+        raise UserError(f"--warm-start {shown(source)}: there is no architecture in it yet")
+    for number, params in best:
         try:
             arch, recipe = plan.suggest(FixedTrial(params))
             plan.params(arch, recipe)

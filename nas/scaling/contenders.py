@@ -26,6 +26,8 @@ class Contender:
 
 def contenders(store: Reader, study: StudyRow, trials: str, baseline: str) -> list[Contender]:
     """The baseline, then the trials named (`front`, or numbers like 3,14). Raises UserError and SpaceError."""
+    if study.settings.imported:
+        raise UserError(f"study {study.name!r} was imported from Optuna: its space is not known here")
     task = study.settings.task
     if task != "text":
         raise UserError(f"study {study.name!r} trains on {task}: nas scale compares language models, space lm")

@@ -73,7 +73,9 @@ def climb(
 
     tuning, steps = _trainings(climbers, ladder)
     everything = [t.settings(ladder, scaled[t.contender.name, t.size]) for t in (*tuning, *steps)]
-    seconds = expected_seconds(space, config, everything, worker_device("auto" if executor.gpus else "cpu"))
+    data = TASKS[space.task].load(config.settings.get("data.path"))
+    say(data.reading.describe(data.name))
+    seconds = expected_seconds(space, data, everything, worker_device("auto" if executor.gpus else "cpu"))
     say(
         f"{len(tuning)} trainings to find learning rates, then {len(steps)}; all of them take about "
         f"{_lasting(seconds / executor.workers)} with {executor.workers} workers, by the time of a step of each"
@@ -203,13 +205,12 @@ def extrapolated_rate(best: Mapping[int, float | None], size: int) -> float:
 
 
 def expected_seconds(
-    space: Space, config: StudyConfig, configurations: Sequence[Mapping[str, Any]], device: torch.device
+    space: Space, data: Any, configurations: Sequence[Mapping[str, Any]], device: torch.device
 ) -> float:
     """Of one worker on such a device for all of them: every different net takes three steps here, the last two on the
     clock."""
     deterministic(space)
     task = TASKS[space.task]
-    data = task.load(config.settings.get("data.path"))
     seconds_of: dict[tuple, float] = {}
     total = 0.0
     for given in configurations:

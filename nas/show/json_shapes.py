@@ -13,7 +13,9 @@ from hypernas.training.repeats import seeds, spread
 
 
 def training_json(study: StudyRow, trial: Trial) -> dict[str, Any]:
-    """The trial's recipe under the names of `--set`."""
+    """The trial's recipe under the names of `--set`; nothing of a trial of Optuna's, whose recipe is not known."""
+    if study.settings.imported:
+        return {}
     recipe = trial.recipe
     total, batch = COUNTED[study.settings.task]
     return {**recipe_keys(recipe), total: recipe.tokens, batch: recipe.batch_tokens, "train.seed": recipe.seed}
@@ -42,7 +44,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     flat = [
         {"trial": row["trial"], "arch_hash": row["arch_hash"], **row["values"], "parameters": row["parameters"]}
         | {f"spread.{name}": value for name, value in row["spread"].items()}
-        | dict(row["arch"])
+        | _choices(row)
         | dict(row["training"])
         for row in rows
     ]
@@ -52,6 +54,12 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(flat)
     return out.getvalue()
+
+
+def _choices(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture's keys; one that is also a column's name has an ending: Optuna's may have any."""
+    taken = {"trial", "arch_hash", "parameters", *row["values"]}
+    return {f"{name}_chosen" if name in taken else name: value for name, value in row["arch"].items()}
 
 
 def show_json(study: StudyRow, trial: Trial, reports: Sequence[Report]) -> dict[str, Any]:

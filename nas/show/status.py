@@ -31,7 +31,8 @@ def status_of(store: Reader, study: StudyRow) -> dict[str, Any]:
         "trials_per_hour": rate,
         "eta_seconds": 3600 * left / rate if rate and left > 0 and live else None,
         "hypervolume": history[-1][2] if history else 0.0,
-        "rank_correlation": rank_correlations(trials, store.reports(study)),
+        # Optuna's steps are no rungs: none of them is the end.
+        "rank_correlation": {} if study.settings.imported else rank_correlations(trials, store.reports(study)),
         **({"spread": between_seeds} if between_seeds else {}),
     }
 
@@ -93,6 +94,8 @@ def utilisation(trials: Sequence[Trial]) -> float | None:
 
 def verdict(store: Reader, study: StudyRow) -> str:
     """Whether a found architecture beats the best baseline at equal or fewer FLOPs, and by how much."""
+    if study.settings.imported:
+        return "imported from Optuna: there is no baseline to compare with"
     loss = pareto.quality(study.objectives)
     if any(name.startswith("flops") for name in study.objectives):  # then whatever beats a baseline stands on the front
         baselines = store.trials(study, states=(State.COMPLETE,), origin="baseline")

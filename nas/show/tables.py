@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hypernas.config.keys import LIMITS, training_keys
-from hypernas.records import State, Trial
+from hypernas.records import IMPORTED, State, Trial
 from hypernas.search_spaces.base import Choices, Range, Space
 from hypernas.show.terminal import make_console
 from hypernas.show.words import describe_arch, describe_values
@@ -15,8 +15,11 @@ from hypernas.training.repeats import spread
 
 
 def _outcome(trial: Trial) -> str:
-    complete = trial.state == State.COMPLETE
-    return describe_values(trial.values, spread(trial, trial.values)) if complete else str(trial.state)
+    if trial.state != State.COMPLETE:
+        return str(trial.state)
+    if trial.origin == IMPORTED:  # its values are Optuna's, by their own names
+        return ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
+    return describe_values(trial.values, spread(trial, trial.values))
 
 
 def front_table(trials: Sequence[Trial], title: str = "") -> Table:
@@ -27,10 +30,10 @@ def front_table(trials: Sequence[Trial], title: str = "") -> Table:
     for trial in trials:
         table.add_row(
             f"{trial.number}{'*' if trial.origin == 'baseline' else ''}",
-            _outcome(trial),
+            Text(_outcome(trial)),
             f"{trial.parameters:,}" if trial.parameters else "-",
             Text(describe_arch(dict(trial.arch))),
-            f"{trial.recipe.learning_rate:.3g}",
+            "-" if trial.origin == IMPORTED else f"{trial.recipe.learning_rate:.3g}",
         )
     return table
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 def describe_arch(arch: dict) -> str:
     """An architecture in a line: what differs from trial to trial, shortly."""
-    if arch.get("family") != "transformer":
+    if arch.get("family") != "transformer" or "ffn.shape" not in arch:  # Optuna's may have a family, too
         return " ".join(
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in arch.items()
         )
@@ -43,3 +43,8 @@ def describe_values(values: Mapping[str, float], spread: Mapping[str, float] | N
                 shown += f" ± {format(spread[name] * unit, digits)}"
             out.append(form.format(shown))
     return ", ".join(out)
+
+
+def format_volume(value: float) -> str:
+    """A hypervolume in four decimals, or in four digits where it is huge: Optuna's objectives have any scale."""
+    return f"{value:.4f}" if abs(value) < 1e9 else f"{value:.4g}"

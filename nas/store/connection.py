@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.pool import NullPool
 
 from hypernas.errors import StoreError
-from hypernas.store.files import check_file
+from hypernas.store.files import check_file, is_url
 from hypernas.store.models import READABLE, SCHEMA
 
 T = TypeVar("T")
@@ -125,19 +125,29 @@ class Database:
         raise AssertionError("unreachable")
 
 
-def parse_url(url: str) -> URL:
-    """`nas.db`, `sqlite:///nas.db` or `postgresql://...`; a plain path is a SQLite file. Raises StoreError."""
+def parse_url(store: str) -> URL:
+    """Of `sqlite:///nas.db`, `postgresql://...`, or the name of a SQLite file. Raises StoreError."""
     try:
-        parsed = make_url(url if "://" in url else f"sqlite:///{url}")
+        parsed = make_url(store) if is_url(store) else URL.create("sqlite", database=store)
     except (ArgumentError, ValueError) as error:
         raise StoreError("--store: wanted a file name, sqlite:///FILE or postgresql://USER@HOST/NAME") from error
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+    sqlite = parsed.get_backend_name() == "sqlite"
+    if sqlite and (parsed.host or any(map(_is_refused, parsed.query.items()))):
+        wanted = "wanted a file name, or sqlite:///FILE with at most ?timeout=SECONDS"
+        raise StoreError(f"--store {parsed.render_as_string()}: {wanted}")
+    if sqlite and parsed.database in (None, "", ":memory:"):
         raise StoreError("--store names no file: a study in memory would be gone with the search; wanted FILE.db")
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise StoreError(f"--store: {parsed.drivername!r} is not supported; wanted sqlite:/// or postgresql://")
     return parsed
+
+
+def _is_refused(option: tuple[str, object]) -> bool:
+    """Whether SQLite's driver would refuse an option of a URL, leave it out, or open another file for it."""
+    name, value = option
+    return name != "timeout" or not str(value).isdecimal()
 
 
 def _open_read_only(path: Path) -> sqlite3.Connection:

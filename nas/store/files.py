@@ -1,15 +1,31 @@
 """The file of a SQLite store, found without SQLAlchemy: whether there is one to open."""
 
+import re
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from hypernas.errors import StoreError
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]*://")
 
-def file_of(url: str) -> str | None:
-    """The file that a store's URL names; None for a server's, and for one that names none."""
-    scheme, _, rest = (url if "://" in url else f"sqlite:///{url}").partition(":///")
-    path = rest.partition("?")[0]
-    return path if scheme in ("sqlite", "sqlite+pysqlite") and path not in ("", ":memory:") else None
+
+def is_url(store: str) -> bool:
+    """Whether a store is given as a URL: it begins with a scheme. Anything else is a file's name, to the letter."""
+    return _SCHEME.match(store) is not None
+
+
+def file_of(store: str) -> str | None:
+    """The file of a store that is given as a file's name or as a URL; None for a server, and where none is named."""
+    path = store
+    if is_url(store):
+        scheme, _, rest = store.partition(":///")
+        path = unquote(rest.partition("?")[0]) if scheme in ("sqlite", "sqlite+pysqlite") else ""
+    return path if path not in ("", ":memory:") else None
+
+
+def url_of(path: str) -> str:
+    """The URL of a SQLite file: what a URL gives a meaning to (`?`, `%`) is escaped in it."""
+    return f"sqlite:///{quote(path, safe=' +/')}"
 
 
 def check_file(path: str, shown: str, *, create: bool = False) -> None:
@@ -22,7 +38,7 @@ def check_file(path: str, shown: str, *, create: bool = False) -> None:
         raise StoreError(message, missing=True)
 
 
-def check_store(url: str, *, create: bool = False) -> None:
-    """`check_file` for the file that a store's URL names, if it names one."""
-    if (path := file_of(url)) is not None:
-        check_file(path, f"sqlite:///{path}", create=create)
+def check_store(store: str, *, create: bool = False) -> None:
+    """`check_file` for the file that a store names, if it names one."""
+    if (path := file_of(store)) is not None:
+        check_file(path, url_of(path), create=create)

@@ -27,6 +27,7 @@ from hypernas.records import (
     StudyRow,
     StudySettings,
     Trial,
+    violation,
 )
 from hypernas.store.connection import Database, T
 from hypernas.store.front import Front, extend_front, front_before
@@ -119,7 +120,7 @@ class Store(Reader):
                     connection.execute(INSERT_VALUES, values)
                 if curve:
                     connection.execute(INSERT_REPORT, [report_row(report, trial_id) for report in curve])
-                if trial.state == State.COMPLETE:
+                if trial.state == State.COMPLETE and not violation(trial):
                     result = Result(trial.number, trial.token, trial.values)
                     front = extend_front(connection, study, trial_id, result, seq, front)
             numbers = [trial.number for trial, _, _ in given]

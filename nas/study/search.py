@@ -289,6 +289,7 @@ class Prepared:
     data_hash: str
     scaling: Mapping[str, list[float]]  # how inputs are normalised
     worst: Mapping[str, float]  # scores of a model that learned nothing
+    read: str = ""  # which data was read, and what was left out of it, in a line
 
 
 def prepare(config: StudyConfig, plan: Plan | None = None) -> Prepared:
@@ -303,7 +304,8 @@ def prepare(config: StudyConfig, plan: Plan | None = None) -> Prepared:
     for arch in (plan.space.baseline(), plan.space.largest()):
         task.batch(data, arch, config.seed, 0, 1)
         next(task.validation(data, arch, plan.recipe, 1))
-    return Prepared(config, plan, data.name, data.hash, task.scaling(data), task.worst(data))
+    read = data.reading.describe(data.name)
+    return Prepared(config, plan, data.name, data.hash, task.scaling(data), task.worst(data), read)
 
 
 def open_search(

@@ -69,6 +69,21 @@ def test_a_resumed_search_runs_on_what_it_ran_on_unless_flags_say_otherwise(
     assert (kept["engine"], kept["workers"], kept["gpus_per_trial"]) == ("inline", 1, 0.0)
 
 
+def test_a_search_says_first_what_it_reads_and_what_it_leaves_out(
+    flags: Flags, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "words.txt").write_bytes(words := Path(text).read_bytes())
+    (folder / "scan.pdf").write_bytes(b"%PDF")
+    given = flags(trials=3, engine="inline")
+    given["settings"] = {**given["settings"], "data.path": str(folder)}
+    assert launch(given, TRIVIAL) == 0
+    said = capsys.readouterr()
+    line = f"data books: 1 file, {len(words):,} bytes read; left out: 1 of type .pdf"
+    assert said.err.splitlines()[0] == line and line not in said.out
+
+
 @pytest.mark.slow
 def test_a_study_older_than_these_settings_goes_on_on_cpus_if_all_of_it_was_trained_there(
     flags: Flags, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

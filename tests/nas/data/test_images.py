@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import pickle
 import re
 import struct
@@ -338,6 +339,33 @@ def test_too_few_images_to_split_is_an_error(tmp_path):
     write_folder(tmp_path, each=4)
     with pytest.raises(DataError, match="no scored images: give at least 5 of each class"):
         load_images(str(tmp_path))
+
+
+def test_files_beside_those_of_a_known_format_are_counted(tmp_path):
+    write_mnist(tmp_path)
+    write_folder(tmp_path / "photographs")
+    assert load_images(str(tmp_path)).reading.left_out["of type .png"] == 20
+    (tmp_path / "rows").mkdir()
+    for name in ("train", "test", "extra"):
+        write_parquet(tmp_path / "rows" / f"{name}.parquet")
+    left_out = load_images(str(tmp_path / "rows")).reading.left_out
+    assert left_out["files beside those of train and test"] == 1
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        load_images(str(tmp_path / "pipe"))
+
+
+@pytest.mark.parametrize("twice", ["image", "label"])
+def test_a_column_that_is_there_twice_is_named(twice, tmp_path):
+    columns = {"image": [b""], "label": [0]}
+    names = ["image", "label", twice]
+    table = pyarrow.Table.from_arrays([pyarrow.array(columns[name]) for name in names], names=names)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet: 2 columns named `{twice}`"):
+        load_images(str(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("path", ["", "nowhere/at-all", "nul\0byte", "x" * 5000])

@@ -1,6 +1,7 @@
 import gzip
 import json
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -208,6 +209,38 @@ def test_folder_is_read_in_order_without_hidden_and_unknown_files(tmp_path, cach
     assert [line.rstrip(".") for line in lines(corpus.train)] == ["B.txt", "z.txt", "sub/a.txt"]
 
 
+def test_what_a_folder_holds_besides_is_counted_by_why(tmp_path, cache):
+    folder = tmp_path / "text"
+    (folder / ".git").mkdir(parents=True)
+    (tmp_path / "more").mkdir()
+    for name, content in (("a.txt", TEXT), ("copy.txt", TEXT), ("b.md", b""), ("c.pdf", b"%PDF"), ("d.tar.gz", b"")):
+        (folder / name).write_bytes(content)
+    for name in ("LICENSE", ".hidden.txt"):
+        (folder / name).write_bytes(TEXT)
+    (folder / "linked").symlink_to(tmp_path / "more")
+    os.mkfifo(folder / "pipe.txt")  # opened, it would never end
+    for _ in range(2):  # also when the prepared text is there
+        reading = load_corpus(str(folder), cache).reading
+        assert (reading.files, reading.bytes) == (3, 2 * len(TEXT))
+        assert reading.left_out == {
+            "hidden": 2,
+            "links to folders": 1,
+            "of type .pdf": 1,
+            "of type .tar.gz": 1,
+            "without an extension": 1,
+            "no regular file (a pipe, socket or device)": 1,
+            "documents that repeat": 1,
+            "empty documents": 1,
+        }
+    assert "left out: 2 hidden, 1 documents that repeat, 1 empty documents, 1 links" in reading.describe("text")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, cache):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        load_corpus(str(tmp_path / "pipe.txt"), cache)
+
+
 def test_text_in_no_encoding_is_taken_byte_by_byte(tmp_path, cache):
     text = bytes(range(256)) * 20
     (tmp_path / "a.txt").write_bytes(text)
@@ -270,6 +303,20 @@ def test_parquet_without_text_column_names_its_columns(tmp_path, cache):
         load_corpus(str(tmp_path / "a.parquet"), cache)
 
 
+def test_parquet_with_a_column_twice_is_one_sentence(tmp_path, cache):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: 2 columns named `text`; keep one, rename the others"):
+        load_corpus(str(tmp_path / "a.parquet"), cache)
+
+
+def test_another_column_twice_is_no_matter(tmp_path, cache):
+    texts = pyarrow.array(documents(50))
+    table = pyarrow.Table.from_arrays([texts, texts, texts], names=["id", "text", "id"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert len(load_corpus(str(tmp_path / "a.parquet"), cache).train)
+
+
 def test_parquet_row_without_text_is_named(tmp_path, cache):
     pyarrow.parquet.write_table(pyarrow.table({"text": ["x", None]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet, row 2: `text` is NoneType"):
@@ -284,7 +331,7 @@ def test_path_that_does_not_exist_says_what_was_wanted(path, cache):
 
 def test_folder_without_text_names_what_it_has_and_what_is_known(tmp_path, cache):
     (tmp_path / "photo.png").write_bytes(b"png")
-    with pytest.raises(DataError, match=r"holds no text \(\.png\): wanted .*\.jsonl"):
+    with pytest.raises(DataError, match=r"holds no text \(1 of type \.png\): wanted .*\.jsonl"):
         load_corpus(str(tmp_path), cache)
 
 

@@ -58,9 +58,10 @@ def trained(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_trained_again_as_it_was_it_has_the_same_weights_and_values(store: str, tmp_path: Path):
+def test_trained_again_as_it_was_it_has_the_same_weights_and_values(store: str, tmp_path: Path, capsys):
     out = tmp_path / "again"
     assert main(command(store, out)) == 0
+    assert "data words.txt: 1 file, " in capsys.readouterr().err
     exported = tmp_path / "exported"
     assert main(["export", "--study", "s", "--store", store, "--trial", "0", "--out", str(exported)]) == 0
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, exported))
@@ -119,7 +120,9 @@ def test_a_killed_training_goes_on_where_it_was_to_the_same_bits(store: str, tra
 
 def test_an_export_is_scored_as_it_was_and_on_other_text(trained: Path, text: str, tmp_path: Path, capsys):
     assert main(["evaluate", str(trained), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert f"data {Path(text).name}: 1 file, " in said.err
     values = json.loads((trained / "config.json").read_text())["values"]
     assert found["trained_on_it"] and found["bits_per_byte"] == pytest.approx(values["bits_per_byte"], abs=1e-4)
     other = tmp_path / "other.txt"
