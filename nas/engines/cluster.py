@@ -4,8 +4,10 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +21,8 @@ from hypernas.records import Failure, FailureKind, Job, Result
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a worker trains on one thread
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
-COMPUTES = ("data", "kernels", "search_spaces", "training", "errors", "pareto", "records", "version", "yardstick")
+COMPUTES = ("data", "kernels", "search_spaces", "training")  # and of the ground:
+COMPUTES += ("errors", "files", "pareto", "records", "version", "yardstick")
 SOURCES = (".py", ".cpp", ".h")
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
@@ -95,13 +98,23 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
     if address is None:
-        ray.init(
-            address="local",
-            num_cpus=workers or cores(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **settings,
-        )
+        try:
+            with _sessions_of_their_own():
+                ray.init(
+                    address="local",
+                    num_cpus=workers or cores(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **settings,
+                )
+        except KeyboardInterrupt:
+            ray.shutdown()  # what has started by now
+            raise
+        except OSError as error:  # a folder for its sockets that is too long, full or not ours
+            raise UserError(
+                f"Ray cannot start here: {error}; RAY_TMPDIR=/tmp, say, names it another folder, and --engine inline "
+                "does without it"
+            ) from error
     else:
         try:
             ray.init(address=address, **settings)
@@ -113,6 +126,20 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
     except UserError:
         ray.shutdown()
         raise
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Ray's servers start in sessions of their own: a signal to the driver's process group, as `timeout`, systemd and
+    a supervisor send it, is the driver's alone to answer, which then ends them in order."""
+    from ray._private import services
+
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _share_out(
@@ -197,7 +224,14 @@ def check_home(ray: Any, node: str) -> None:
 
 
 def node_lives(ray: Any, node: str) -> bool:
-    """Whether the Ray node is up: Ray's list says so, and its server answers. The list is seconds late."""
+    """Whether the Ray node is up: Ray's list says so, and its server answers. The list is seconds late.
+
+    The list is kept by the head's server (GCS). Where that is gone Ray would wait for it for a minute, and then end
+    this process: whether it is there is asked first.
+    """
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    if _listens(host, int(port)) is not None:
+        return False
     entry = next((entry for entry in ray.nodes() if entry["NodeID"] == node and entry["Alive"]), None)
     return entry is not None and _listens(entry["NodeManagerAddress"], entry["NodeManagerPort"]) is None
 
