@@ -15,7 +15,7 @@ import click
 
 from hypernas.config.plan import Plan, check_evaluation, make_plan
 from hypernas.config.study_config import StudyConfig, own_code, resume_settings, without_own_code
-from hypernas.errors import StoreError, StudyError
+from hypernas.errors import ClusterError, StoreError, StudyError
 from hypernas.store.files import check_store
 
 if TYPE_CHECKING:
@@ -140,15 +140,18 @@ def _drive(
     if progress:
         watching = make_view(plan.trials, finished, unit, lambda: store.front(search.row))
     with watching as view:
-        return run(
-            search,
-            executor,
-            view,
-            seconds=config.time,
-            device_hours=config.device_hours,
-            other_device=config.other_device,
-            interrupt=interrupt,
-        )
+        try:
+            return run(
+                search,
+                executor,
+                view,
+                seconds=config.time,
+                device_hours=config.device_hours,
+                other_device=config.other_device,
+                interrupt=interrupt,
+            )
+        except ClusterError as error:
+            raise ClusterError(f"{error}. Continue with: {_again(store, search)}") from error
 
 
 def _conclude(store: "Reader", search: "Search", outcome: "Outcome") -> int:

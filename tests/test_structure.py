@@ -33,7 +33,7 @@ OWNERS = {
     "triton": ("kernels/",),
     "sqlalchemy": ("nas/store/",),
     "alembic": ("nas/store/",),
-    "psutil": ("nas/store/",),
+    "psutil": ("nas/store/", "nas/engines/"),
     "optuna": ("nas/strategy/", "nas/integrations/"),
     "ray": ("nas/engines/", "nas/integrations/"),
     "pyarrow": ("nas/data/",),

@@ -5,7 +5,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from hypernas.engines.devices import cores
 from hypernas.engines.protocol import Event, Lost
-from hypernas.errors import UserError
+from hypernas.errors import ClusterError, UserError
 from hypernas.records import Failure, FailureKind, Job, Result
 
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a worker trains on one thread
@@ -218,9 +220,22 @@ def classify_loss(ray: Any, job: Job, error: str, node: str) -> Event:
 
 
 def check_home(ray: Any, node: str) -> None:
-    """Raises UserError when this process' own Ray node is gone: no worker would ever be heard of again."""
+    """Raises ClusterError when this process' own Ray node is gone: no worker would ever be heard of again."""
     if not node_lives(ray, node):
-        raise UserError("the Ray node of this search died (ray's logs say why); nothing is lost: --resume goes on")
+        raise ClusterError("the Ray node of this search died (Ray's logs say why); nothing is lost")
+
+
+def leave_cluster(ray: Any, node: str) -> None:
+    """Ends Ray in this process, and the cluster that was started for it.
+
+    Without its head's server (GCS) Ray's node does not end in order: its helpers would stay for minutes.
+    """
+    servers = [] if node_lives(ray, node) else [p for p in psutil.Process().children() if p.name() == "raylet"]
+    helpers = [helper for server in servers for helper in server.children(recursive=True)]
+    ray.shutdown()
+    for helper in helpers:
+        with suppress(psutil.NoSuchProcess):
+            helper.kill()
 
 
 def node_lives(ray: Any, node: str) -> bool:

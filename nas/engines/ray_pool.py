@@ -24,6 +24,7 @@ from hypernas.engines.cluster import (
     code_hash,
     cpu_memory,
     join_cluster,
+    leave_cluster,
     node_lives,
     ray_node,
 )
@@ -216,7 +217,7 @@ class RayPool:
         if node_lives(self._ray, self._home):  # without it, Ray would wait to be told so
             for slot in self._slots:
                 self._ray.kill(slot.actor)
-        self._ray.shutdown()
+        leave_cluster(self._ray, self._home)
 
 
 class _Worker:
