@@ -16,11 +16,10 @@ def explain(error: BaseException) -> str | None:
     families = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     if isinstance(error, OSError):
         return _of_system(error)
-    if "sqlalchemy" in families or "sqlite3" in families or "psycopg" in families:
-        said = _first_line(getattr(error, "orig", None) or error)
-        damaged = "malformed" in said or "not a database" in said
-        todo = "use a copy, or what `sqlite3 FILE .recover` saves" if damaged else "what was stored before stays"
-        return f"the store's database failed: {said}; {todo}"
+    if families & {"sqlalchemy", "sqlite3", "psycopg"}:
+        from hypernas.store.connection import reason  # brings SQLAlchemy, which is here already
+
+        return f"the store's database failed: {reason(error)}"
     if "ray" in families:
         return f"Ray failed: {_first_line(error)} (its logs are under /tmp/ray); what is stored stays, --resume goes on"
     if "pyarrow" in families:

@@ -32,8 +32,8 @@ class Ladder:
         points = len(self.sizes) * len(self.tokens_per_parameter)
         if points < MIN_SIZES:
             raise UserError(
-                f"--ladder {','.join(map(str, self.sizes))}: a law is fitted to {MIN_SIZES} trainings of each family or "
-                f"more, and these are {points}; give more sizes, or several --tokens-per-parameter"
+                f"--ladder {','.join(map(str, self.sizes))}: a law is fitted to {MIN_SIZES} trainings of each family "
+                f"or more, and these are {points}; give more sizes, or several --tokens-per-parameter"
             )
         if self.budget not in BUDGETS:
             raise UserError(f"--budget {self.budget!r} is unknown; wanted one of {', '.join(BUDGETS)}")
