@@ -18,6 +18,7 @@ from hypernas.dashboards import figures, frames
 from hypernas.dashboards.live import scale_of
 from hypernas.dashboards.texts import LADDER_NOTES, axes, duration, label, number, plain
 from hypernas.errors import UserError
+from hypernas.files import write_whole
 from hypernas.records import StudyRow
 from hypernas.show.status import verdict
 from hypernas.show.words import format_volume
@@ -69,7 +70,7 @@ def write_report(store: Reader, study: str, out: str) -> Path:
         raise UserError(f"--out {out} is a folder: name a file in it, like {path / 'report.html'}")
     page = render(store, row)
     try:
-        path.write_text(page, encoding="utf-8")
+        write_whole(path, page.encode())
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
     return path

@@ -17,6 +17,10 @@ class StudyError(UserError):
     """A study that is unknown, already there, or asked for something it cannot do."""
 
 
+class ClusterError(UserError):
+    """The cluster under a search is gone: what is stored stays, and the search can be resumed."""
+
+
 class SpaceError(UserError, ValueError):
     """A key or value that a search space does not know; the message names the legal ones."""
 

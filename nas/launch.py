@@ -15,13 +15,13 @@ import click
 
 from hypernas.config.plan import Plan, check_evaluation, make_plan
 from hypernas.config.study_config import HUB, StudyConfig, own_code, resume_settings, without_own_code
-from hypernas.errors import StoreError, StudyError
+from hypernas.errors import ClusterError, StoreError, StudyError
 from hypernas.store.files import check_store
 
 if TYPE_CHECKING:
     from hypernas.engines.protocol import Executor
     from hypernas.store import Reader, Store
-    from hypernas.study.driver import Outcome
+    from hypernas.study.driver import Interrupt, Outcome
     from hypernas.study.search import Search
 
 
@@ -29,8 +29,9 @@ def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
     """Runs a search to its end and says what came of it; the exit code. Raises as `run_search`."""
     search, outcome = run_search(given, evaluate, progress=True)
     from hypernas.store import Reader
+    from hypernas.study.driver import Interrupt
 
-    with Reader(search.config.store) as store:
+    with Interrupt().caught(), Reader(search.config.store) as store:  # all is done but for saying so
         return _conclude(store, search, outcome)
 
 
@@ -84,6 +85,7 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
     """Checks data, workers and devices, then trains."""
     from hypernas.engines.devices import on_what
     from hypernas.store import Store
+    from hypernas.study.driver import Interrupt
     from hypernas.study.search import check_resumed, executor_of, open_search, prepare
     from hypernas.training.checkpoint_files import open_folder
 
@@ -99,7 +101,8 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
     executor = executor_of(config, evaluate)
     config = replace(config, gpus_per_trial=executor.gpus)
     prepared = replace(prepared, config=config, plan=replace(prepared.plan, memory=executor.memory))
-    with closing(executor), Store(config.store, create=True) as store:
+    interrupt = Interrupt()
+    with interrupt.caught(), closing(executor), Store(config.store, create=True) as store:
         check_resumed(store, config, executor)
         say(prepared.read)
         say(on_what(executor))
@@ -109,11 +112,16 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
 
             yardstick = measure_baseline(store, executor, config, prepared.plan, say)
         search = open_search(store, prepared, evaluate, first, yardstick)
-        return search, _drive(store, search, executor, say, progress)
+        return search, _drive(store, search, executor, say, progress, interrupt)
 
 
 def _drive(
-    store: "Store", search: "Search", executor: "Executor", say: Callable[[str], None], progress: bool
+    store: "Store",
+    search: "Search",
+    executor: "Executor",
+    say: Callable[[str], None],
+    progress: bool,
+    interrupt: "Interrupt",
 ) -> "Outcome":
     """Says what is searched, and trains, under a live view where there is `progress` to be shown."""
     from hypernas.data.tasks import TASKS
@@ -133,14 +141,18 @@ def _drive(
     if progress:
         watching = make_view(plan.trials, finished, unit, lambda: store.front(search.row))
     with watching as view:
-        return run(
-            search,
-            executor,
-            view,
-            seconds=config.time,
-            device_hours=config.device_hours,
-            other_device=config.other_device,
-        )
+        try:
+            return run(
+                search,
+                executor,
+                view,
+                seconds=config.time,
+                device_hours=config.device_hours,
+                other_device=config.other_device,
+                interrupt=interrupt,
+            )
+        except ClusterError as error:
+            raise ClusterError(f"{error}. Continue with: {_again(store, search)}") from error
 
 
 def _conclude(store: "Reader", search: "Search", outcome: "Outcome") -> int:

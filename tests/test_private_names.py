@@ -3,6 +3,7 @@
 The upper bounds in pyproject.toml keep versions out in which nobody has run this.
 """
 
+import inspect
 import re
 import tomllib
 from collections.abc import Mapping
@@ -51,6 +52,13 @@ def test_ray_tunes_private_names_are_there() -> None:
     assert missing(names) == []
 
 
+def test_rays_private_names_are_there() -> None:
+    from ray._private import services
+
+    assert missing({"services.ConsolePopen": services}) == []
+    assert "ConsolePopen(" in inspect.getsource(services.start_ray_process)
+
+
 def test_torchs_private_names_are_there() -> None:
     import torch
 
@@ -77,6 +85,7 @@ def test_torchs_private_names_are_there() -> None:
             {"nas/strategy/optuna_study.py", "nas/strategy/samplers.py"},
         ),
         (r"\.(get_json_state|temporary_state)\b", {"nas/engines/tune_pool.py"}),
+        (r"\bConsolePopen\b", {"nas/engines/cluster.py"}),
         (r"_dynamo_marked_constant", {"kernels/dispatch.py"}),
     ],
 )

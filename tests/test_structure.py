@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"nas": "hypernas", **{name: f"hypernas.{name}" for name in ("kernels", "search_spaces", "dashboards")}}
 # From the ground up; what stands on one floor knows nothing of its neighbours there.
 FLOORS = (
-    ("errors", "records", "pareto", "version", "yardstick"),
+    ("errors", "files", "records", "pareto", "version", "yardstick"),
     ("kernels",),
     ("search_spaces",),
     ("data", "store"),
@@ -33,7 +33,7 @@ OWNERS = {
     "triton": ("kernels/",),
     "sqlalchemy": ("nas/store/",),
     "alembic": ("nas/store/",),
-    "psutil": ("nas/store/",),
+    "psutil": ("nas/store/", "nas/engines/"),
     "optuna": ("nas/strategy/", "nas/integrations/"),
     "ray": ("nas/engines/", "nas/integrations/"),
     "pyarrow": ("nas/data/",),

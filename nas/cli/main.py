@@ -4,11 +4,13 @@ Heavy libraries are imported inside the commands, so that `nas --help` answers a
 finished (interrupted, or a check failed), 2 bad input.
 """
 
+import os
+import signal
 import sys
 
 import click
 
-from hypernas.cli import bench, doctor, look, models, search, studies
+from hypernas.cli import bench, borders, doctor, look, models, search, studies
 from hypernas.cli.base import CONTEXT, Commands
 from hypernas.errors import UserError
 from hypernas.show.terminal import Visible, visible_streams
@@ -43,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     try:
+        _check_utf8(sys.argv[1:] if argv is None else argv)
         cli.main(args=argv, prog_name="nas", standalone_mode=False)
+        sys.stdout.flush()  # what cannot be written is known here, not when Python ends
     except click.exceptions.Abort:
         click.echo("aborted", err=True)
         return 1
@@ -58,10 +62,29 @@ def _run(argv: list[str] | None) -> int:
     except UserError as error:
         click.echo(f"nas: {error}", err=True)
         return 2
+    except Exception as error:
+        said = borders.explain(error)
+        if said is None:
+            raise
+        click.echo(f"nas: {said}", err=True)
+        return 2
     return 0
+
+
+def _check_utf8(arguments: list[str]) -> None:
+    """Raises UserError for an argument that no database and no JSON can hold."""
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise UserError(f"{argument!r} is not UTF-8: studies, stores and files are named in UTF-8")
 
 
 def entry() -> None:
     """The installed command."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended in order
     sys.stdout, sys.stderr = Visible(sys.stdout), Visible(sys.stderr)  # tracebacks, too
-    sys.exit(_run(None))
+    code = _run(None)
+    try:
+        sys.stdout.flush()
+    except OSError:  # _run has said so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try once more, and say it its way
+    sys.exit(code)

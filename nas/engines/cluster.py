@@ -4,22 +4,27 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from hypernas.engines.devices import cores
 from hypernas.engines.protocol import Event, Lost
-from hypernas.errors import UserError
+from hypernas.errors import ClusterError, UserError
 from hypernas.records import Failure, FailureKind, Job, Result
 
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a worker trains on one thread
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
-COMPUTES = ("data", "kernels", "search_spaces", "training", "errors", "pareto", "records", "version", "yardstick")
+COMPUTES = ("data", "kernels", "search_spaces", "training")  # and of the ground:
+COMPUTES += ("errors", "files", "pareto", "records", "version", "yardstick")
 SOURCES = (".py", ".cpp", ".h")
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
@@ -95,13 +100,23 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
     if address is None:
-        ray.init(
-            address="local",
-            num_cpus=workers or cores(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **settings,
-        )
+        try:
+            with _sessions_of_their_own():
+                ray.init(
+                    address="local",
+                    num_cpus=workers or cores(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **settings,
+                )
+        except KeyboardInterrupt:
+            ray.shutdown()  # what has started by now
+            raise
+        except OSError as error:  # a folder for its sockets that is too long, full or not ours
+            raise UserError(
+                f"Ray cannot start here: {error}; RAY_TMPDIR=/tmp, say, names it another folder, and --engine inline "
+                "does without it"
+            ) from error
     else:
         try:
             ray.init(address=address, **settings)
@@ -113,6 +128,20 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
     except UserError:
         ray.shutdown()
         raise
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Ray's servers start in sessions of their own: a signal to the driver's process group, as `timeout`, systemd and
+    a supervisor send it, is the driver's alone to answer, which then ends them in order."""
+    from ray._private import services
+
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _share_out(
@@ -191,13 +220,33 @@ def classify_loss(ray: Any, job: Job, error: str, node: str) -> Event:
 
 
 def check_home(ray: Any, node: str) -> None:
-    """Raises UserError when this process' own Ray node is gone: no worker would ever be heard of again."""
+    """Raises ClusterError when this process' own Ray node is gone: no worker would ever be heard of again."""
     if not node_lives(ray, node):
-        raise UserError("the Ray node of this search died (ray's logs say why); nothing is lost: --resume goes on")
+        raise ClusterError("the Ray node of this search died (Ray's logs say why); nothing is lost")
+
+
+def leave_cluster(ray: Any, node: str) -> None:
+    """Ends Ray in this process, and the cluster that was started for it.
+
+    Without its head's server (GCS) Ray's node does not end in order: its helpers would stay for minutes.
+    """
+    servers = [] if node_lives(ray, node) else [p for p in psutil.Process().children() if p.name() == "raylet"]
+    helpers = [helper for server in servers for helper in server.children(recursive=True)]
+    ray.shutdown()
+    for helper in helpers:
+        with suppress(psutil.NoSuchProcess):
+            helper.kill()
 
 
 def node_lives(ray: Any, node: str) -> bool:
-    """Whether the Ray node is up: Ray's list says so, and its server answers. The list is seconds late."""
+    """Whether the Ray node is up: Ray's list says so, and its server answers. The list is seconds late.
+
+    The list is kept by the head's server (GCS). Where that is gone Ray would wait for it for a minute, and then end
+    this process: whether it is there is asked first.
+    """
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    if _listens(host, int(port)) is not None:
+        return False
     entry = next((entry for entry in ray.nodes() if entry["NodeID"] == node and entry["Alive"]), None)
     return entry is not None and _listens(entry["NodeManagerAddress"], entry["NodeManagerPort"]) is None
 

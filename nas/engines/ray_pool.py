@@ -24,6 +24,8 @@ from hypernas.engines.cluster import (
     code_hash,
     cpu_memory,
     join_cluster,
+    leave_cluster,
+    node_lives,
     ray_node,
 )
 from hypernas.engines.devices import check_usable, hide_gpus, place_job, share_of_gpu
@@ -87,7 +89,7 @@ class RayPool:
         try:
             while self.free < self.workers and (left := until - time.monotonic()) > 0:
                 self._warm(left)
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             self.close()
             raise
 
@@ -212,9 +214,10 @@ class RayPool:
                 self._replace(slot)
 
     def close(self) -> None:
-        for slot in self._slots:
-            self._ray.kill(slot.actor)
-        self._ray.shutdown()
+        if node_lives(self._ray, self._home):  # without it, Ray would wait to be told so
+            for slot in self._slots:
+                self._ray.kill(slot.actor)
+        leave_cluster(self._ray, self._home)
 
 
 class _Worker:

@@ -31,6 +31,7 @@ from hypernas.engines.cluster import (
     code_hash,
     cpu_memory,
     join_cluster,
+    leave_cluster,
     node_lives,
     ray_node,
 )
@@ -259,7 +260,7 @@ class TunePool:
         self._offers.close()
         if node_lives(self._ray, self._home):  # without it, Ray may keep the thread waiting for ever
             self._thread.join(CLOSE_SECONDS)
-        self._ray.shutdown()
+        leave_cluster(self._ray, self._home)
 
     def _experiment(self) -> None:
         """What the thread does: Tune's own loop, until the pool is closed."""

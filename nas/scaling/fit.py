@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 
 from hypernas.errors import UserError
+from hypernas.scaling.shape import MIN_SIZES
 from hypernas.yardstick import Law, law_gain
 
 Array = NDArray[np.float64]
 
-MIN_SIZES = 4  # points of a frontier: three would leave a law with its own E nothing to be wrong about
 MIN_DECADES = 0.75  # of compute: below, E and alpha cannot be told apart at all
 LEVEL = 95.0  # per cent, of every interval
 ROUNDS = 6  # of reweighting; the seventh changes no digit that is shown

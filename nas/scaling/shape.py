@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hypernas.config.keys import RATE_GRID
 from hypernas.errors import UserError
 
+MIN_SIZES = 4  # points of a frontier: three would leave a law with its own E nothing to be wrong about
 KAPLAN = 0.27 / 0.73  # tokens grow as parameters to this power
 
 
@@ -28,6 +29,12 @@ class Ladder:
             raise UserError(f"--ladder {','.join(map(str, self.sizes))}: wanted two rising sizes or more")
         if not self.tokens_per_parameter or not all(0 < ratio < math.inf for ratio in self.tokens_per_parameter):
             raise UserError(f"--tokens-per-parameter {self.tokens_per_parameter}: wanted numbers above 0")
+        points = len(self.sizes) * len(self.tokens_per_parameter)
+        if points < MIN_SIZES:
+            raise UserError(
+                f"--ladder {','.join(map(str, self.sizes))}: a law is fitted to {MIN_SIZES} trainings of each family "
+                f"or more, and these are {points}; give more sizes, or several --tokens-per-parameter"
+            )
         if self.budget not in BUDGETS:
             raise UserError(f"--budget {self.budget!r} is unknown; wanted one of {', '.join(BUDGETS)}")
         if self.seeds < 1:

@@ -193,5 +193,8 @@ def is_passing(error: DBAPIError, url: URL) -> bool:
     return error.connection_invalidated or isinstance(error, OperationalError)
 
 
-def reason(error: SQLAlchemyError) -> str:
-    return str(getattr(error, "orig", error)).strip().splitlines()[0]
+def reason(error: Exception) -> str:
+    """What the database said, in one line, and what to do where that is known."""
+    said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    damaged = "malformed" in said
+    return f"{said}: use a copy, or what `sqlite3 FILE .recover` saves" if damaged else said

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from types import FrameType
@@ -145,19 +145,21 @@ def run(
     seconds: float | None = None,
     device_hours: float | None = None,
     other_device: bool = False,
+    interrupt: "Interrupt | None" = None,
 ) -> Outcome:
     """Trains until the work is done, a budget is used up or the user interrupts.
 
-    `seconds` counts from here; `device_hours` all that the study's trials have trained and evaluated. Raises UserError
-    when checkpoints cannot be written, and, but for `other_device`, before a worker is given a trial that would train
-    in another precision or on another kind of device than the study's trials were.
+    `seconds` counts from here; `device_hours` all that the study's trials have trained and evaluated. `interrupt`
+    catches signals already, for longer than this call. Raises UserError when checkpoints cannot be written, and, but
+    for `other_device`, before a worker is given a trial that would train in another precision or on another kind of
+    device than the study's trials were.
     """
     store, row = work.store, work.row
     before = set() if other_device else devices_and_precisions(store, row)
     _discard_old_checkpoints(work)
     session = _Session(work, executor, view, store.start_driver(row, executor.workers))
     _take_over(work, view)
-    interrupt = Interrupt()
+    catching: AbstractContextManager[Interrupt] = Interrupt().caught() if interrupt is None else nullcontext(interrupt)
     deadline = inf if seconds is None else time.monotonic() + seconds
 
     def is_spent() -> bool:
@@ -165,7 +167,7 @@ def run(
             return True
         return device_hours is not None and store.device_seconds(row) >= 3600 * device_hours
 
-    with interrupt.caught():
+    with catching as interrupt:
         try:
             spent = _train(session, before, interrupt, is_spent)
         finally:

@@ -1,4 +1,4 @@
-"""Where half-trained trials lie, what names their training, and how a file is written whole. Needs no torch.
+"""Where half-trained trials lie, and what names their training. Needs no torch.
 
 A trial's checkpoint is one file, replaced at each rung. A trial of several seeds has a second one, of what those that
 ended gave (nas/training/worker.py).
@@ -68,17 +68,3 @@ def identity(job: Job) -> str:
     if job.inherits is not None:
         trained["parent"] = [job.study, job.inherits.trial]
     return digest(trained)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replaces a file by these bytes, or leaves it as it was. Raises OSError when it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

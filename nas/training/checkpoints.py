@@ -1,7 +1,7 @@
 """A half-trained trial on disk: weights, optimiser, random state and position, so that a lost worker costs one rung.
 
 A safetensors file: tensors and text, no code. Training resumed from it gives the bits of training that was never
-disturbed. Where it lies and how it is written: nas/training/checkpoint_files.py.
+disturbed. Where it lies: nas/training/checkpoint_files.py.
 """
 
 import json
@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from hypernas.files import write_whole
 from hypernas.records import Job, Report
-from hypernas.training.checkpoint_files import identity, write_whole
+from hypernas.training.checkpoint_files import identity
 
 
 class CheckpointError(RuntimeError):

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hypernas.files import write_whole
 from hypernas.records import EVALUATIONS, Failure, FailureKind, Job, Notice, Progress, Report, Result, Seen
 from hypernas.search_spaces.base import SpaceError
-from hypernas.training.checkpoint_files import identity, seeds_path, write_whole
+from hypernas.training.checkpoint_files import identity, seeds_path
 from hypernas.training.precision import precision
 from hypernas.training.repeats import average_results
 

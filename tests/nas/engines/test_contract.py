@@ -211,8 +211,11 @@ def test_a_job_over_its_time_is_killed(pool: Executor, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["raylet", "gcs_server"])
 @pytest.mark.parametrize("engine", ["ray", "tune"])
-def test_a_search_whose_own_ray_node_dies_ends_and_says_so(engine: str, tmp_path: Path) -> None:
+def test_a_search_whose_own_ray_node_dies_ends_says_how_to_go_on_and_leaves_no_process(
+    engine: str, server: str, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "hypernas", "search", "--store", str(tmp_path / "nas.db"), "--engine", engine]
     command += ["--preset", "quick", "--workers", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as search:
@@ -221,8 +224,10 @@ def test_a_search_whose_own_ray_node_dies_ends_and_says_so(engine: str, tmp_path
             if "starts" in line:
                 break
         children = psutil.Process(search.pid).children(recursive=True)
-        next(child for child in children if child.name() == "raylet").kill()
+        next(child for child in children if child.name() == server).kill()
         said = search.stderr.read()
-        assert search.wait(60) == 2 and "nothing is lost: --resume goes on" in said and "Traceback" not in said
+        assert search.wait(60) == 2 and "nothing is lost. Continue with: nas search" in said, said
+        assert "Traceback" not in said
+    assert psutil.wait_procs(children, timeout=20)[1] == []
     with Store(str(tmp_path / "nas.db")) as store:
         assert {trial.state for trial in store.trials(store.study("default"))} == {State.WAITING}

@@ -27,6 +27,7 @@ def test_what_is_no_size_is_refused(text):
     [
         ({"sizes": (5, 3)}, "two rising sizes"),
         ({"sizes": (5,)}, "two rising sizes"),
+        ({"sizes": (4000, 6000, 9000)}, "4 trainings of each family or more, and these are 3"),
         ({"tokens_per_parameter": (0.0,)}, "above 0"),
         ({"budget": "moon"}, "chinchilla, kaplan"),
         ({"seeds": 0}, "1 or more"),
@@ -38,9 +39,9 @@ def test_a_ladder_that_cannot_be_climbed_is_refused(wrong, said):
 
 
 def test_tokens_grow_with_size_or_more_slowly_from_the_same_start():
-    plain = Ladder(sizes=(1000, 8000))
+    plain = Ladder(sizes=(1000, 2000, 4000, 8000))
     slow = replace(plain, budget="kaplan")
-    assert [plain.tokens(size, 20) for size in plain.sizes] == [20_000, 160_000]
+    assert [plain.tokens(size, 20) for size in plain.sizes] == [20_000, 40_000, 80_000, 160_000]
     assert slow.tokens(1000, 20) == 20_000
     assert slow.tokens(8000, 20) == pytest.approx(20_000 * 8 ** (0.27 / 0.73), rel=1e-4)
 

@@ -1,6 +1,7 @@
 """Whole searches, small but real: real text, real training, a real Ray cluster, a real store."""
 
 import ipaddress
+import os
 import random
 import signal
 import subprocess
@@ -230,7 +231,9 @@ def test_a_search_whose_latency_limit_nothing_meets_ends_and_says_why(
 
 def start(store: Path, text: str, *extra: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "hypernas", "search", "--study", "s", "--store", str(store), *flags(text)]
-    return subprocess.Popen([*command, *extra], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*command, *extra], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def wait_for(store: Path, done: int, process: subprocess.Popen[str], state: State = State.COMPLETE) -> None:
@@ -289,7 +292,7 @@ def test_one_interrupt_finishes_running_trials_and_says_how_to_resume(tmp_path: 
     assert states["RUNNING"] == states["WAITING"] == 0
 
 
-def test_a_search_on_ray_listens_on_loopback_alone_and_two_interrupts_hand_its_trials_back(
+def test_a_search_on_ray_listens_on_loopback_alone_and_two_signals_to_its_group_hand_its_trials_back(
     tmp_path: Path, text: str
 ) -> None:
     store = tmp_path / "nas.db"
@@ -305,9 +308,9 @@ def test_a_search_on_ray_listens_on_loopback_alone_and_two_interrupts_hand_its_t
     ]
     assert listening
     assert {ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback for ip in listening} == {True}
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and supervisors do
     time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in errors, errors
     with Store(str(store)) as opened:

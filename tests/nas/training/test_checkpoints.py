@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypernas import files
 from hypernas.data.text import load_corpus
 from hypernas.records import Job, Notice, Recipe, Report, Result, SpaceSpec
 from hypernas.search_spaces.lm import LanguageModels
-from hypernas.training import checkpoint_files
 from hypernas.training.checkpoint_files import checkpoint_path, discard, list_checkpoints
 from hypernas.training.checkpoints import CheckpointError, load_checkpoint
 from hypernas.training.model import seeded_build
@@ -95,7 +95,7 @@ def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_trial(
 
     _, whole, _ = finish(replace(job(text, tmp_path), checkpoint=None))
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_files.os, "fsync", full)
+        patched.setattr(files.os, "fsync", full)
         _, result, notices = finish(job(text, tmp_path))
     assert result.values == whole.values
     assert [notice.message.partition(":")[0] for notice in notices] == [
