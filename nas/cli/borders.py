@@ -8,7 +8,7 @@ traceback.
 import errno
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: Exception) -> str | None:
     """One sentence for an exception of a library's own or of the system's; None for one that is neither.
 
     A family is known by the module of the exception's classes, so that none of the libraries is imported for it.

@@ -23,8 +23,8 @@ from hypernas.records import Failure, FailureKind, Job, Result
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # a worker trains on one thread
 WARM_UP_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
-COMPUTES = ("data", "kernels", "search_spaces", "training")  # and of the ground:
-COMPUTES += ("errors", "files", "pareto", "records", "version", "yardstick")
+GROUND = ("errors", "files", "pareto", "records", "version", "yardstick")
+COMPUTES = ("data", "kernels", "search_spaces", "training", *GROUND)
 SOURCES = (".py", ".cpp", ".h")
 STOP_SECONDS = 10.0  # a worker that has not put a stopped job down by then is replaced
 OBJECT_STORE_BYTES = 256 << 20  # holds the weights of finished trials on their way to the driver
@@ -134,8 +134,9 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
 def _sessions_of_their_own() -> Iterator[None]:
     """Ray's servers start in sessions of their own: a signal to the driver's process group, as `timeout`, systemd and
     a supervisor send it, is the driver's alone to answer, which then ends them in order."""
-    from ray._private import services
+    from ray._private import services as found
 
+    services: Any = found
     popen = services.ConsolePopen
     services.ConsolePopen = partial(popen, start_new_session=True)
     try:
