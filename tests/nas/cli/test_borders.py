@@ -16,7 +16,7 @@ def make_store(path: Path) -> None:
     with Store(str(path), create=True) as store:
         store.create_study(
             "s", space=SpaceSpec("lm"), objectives=("bits_per_byte", "flops_per_token"), reference={},
-            settings=StudySettings(trials=1, seed=0), data_name="docs", data_hash="0" * 64, artifacts="nowhere",
+            settings=StudySettings(trials=1, seed=0), data_name="docs", data_hash="0" * 64,
         )  # fmt: skip
 
 
