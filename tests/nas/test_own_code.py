@@ -14,6 +14,7 @@ import torch
 import hypernas as nas
 from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig, resume_settings, to_json
+from hypernas.doctor import checks
 from hypernas.export.card import CARD, digest, list_files
 from hypernas.records import Proposal, Recipe, Result, SpaceSpec, State, StudyRow, StudySettings, Trial
 from hypernas.search_spaces import load_space, name_space, stored_space
@@ -102,8 +103,8 @@ def test_no_command_imports_a_space_that_the_store_alone_names(
     for words in READERS.values():
         assert main([*words, "--store", url]) == 2, words
         assert "names code for others to run" in capsys.readouterr().err
-    assert main(["doctor", "--store", url, "--study", "s"]) == 1
-    assert "names code for others to run" in capsys.readouterr().out
+    with pytest.raises(nas.UserError, match="names code for others to run"):
+        dict(checks(url, "s"))["study s"]()
     with pytest.raises(nas.SpaceError, match="names code for others to run"):
         nas.open_study("s", store=url).best(0).build()
     assert not (code / "ran").exists() and not (code / "out").exists()
@@ -164,7 +165,7 @@ def test_a_record_that_was_stored_does_not_say_that_its_space_was_named_here(cod
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of an untrained language model."""
-    from hypernas.export.write import write_checked
+    from hypernas.export.write import write_folder
 
     space = load_space("lm")
     arch = space.from_json(SMALL)
@@ -182,7 +183,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reference={}, settings=StudySettings(), data_name="d", data_hash="0" * 64,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("made") / "winner"
-    write_checked(folder, study, trial, space, model, ("py",))
+    write_folder(folder, study, trial, space, model, ("py",))
     return folder
 
 
