@@ -17,6 +17,10 @@ class StudyError(UserError):
     """A study that is unknown, already there, or asked for something it cannot do."""
 
 
+class StudyExistsError(StudyError):
+    """A study that was to be created, and is there already."""
+
+
 class SpaceError(UserError, ValueError):
     """A key or value that a search space does not know; the message names the legal ones."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from hypernas.cli.base import MAX_COUNT, device_option, json_option, print_json, store_option, study_option
+from hypernas.cli.base import MAX_COUNT, data_option, device_option, json_option, print_json, store_option, study_option
 from hypernas.decompose import request as decompose_request
 from hypernas.export.card import read_card
 
@@ -19,8 +19,18 @@ from hypernas.export.card import read_card
 @click.option(
     "--formats", default="py", show_default=True, metavar="LIST", help="py, pt2 and onnx: the source, and graphs of it."
 )
+@data_option
 @json_option
-def export(study: str, store: str, trial: int | None, pick: str | None, out: str, formats: str, as_json: bool) -> None:
+def export(
+    study: str,
+    store: str,
+    trial: int | None,
+    pick: str | None,
+    out: str,
+    formats: str,
+    data: str | None,
+    as_json: bool,
+) -> None:
     """Write a trained model as a folder that needs only torch and safetensors.
 
     \b
@@ -36,13 +46,14 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
         row = opened.study(study)
         chosen = choose(opened, row, trial, pick)
         from hypernas.export.write import export_trial  # brings torch: once the trial is found
+        from hypernas.study.search import with_data_at
 
-        data = export_trial(opened, row, chosen, out=out, formats=formats)
+        done = export_trial(opened, with_data_at(row, data), chosen, out=out, formats=formats)
     if as_json:
-        print_json(data)
+        print_json(done)
     else:
-        click.echo(f"trial {data['trial']} of {study} is in {data['folder']}: {', '.join(data['files'])}")
-        click.echo(f"checked: loaded without hypernas; largest difference from the trained model: {data['checked']}")
+        click.echo(f"trial {done['trial']} of {study} is in {done['folder']}: {', '.join(done['files'])}")
+        click.echo(f"checked: loaded without hypernas; largest difference from the trained model: {done['checked']}")
 
 
 @click.command()
@@ -54,10 +65,19 @@ def export(study: str, store: str, trial: int | None, pick: str | None, out: str
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
+@data_option
 @device_option
 @json_option
 def train(
-    study: str, store: str, trial: int, tokens: int | None, resume: bool, out: str, gpus: float | None, as_json: bool
+    study: str,
+    store: str,
+    trial: int,
+    tokens: int | None,
+    resume: bool,
+    out: str,
+    data: str | None,
+    gpus: float | None,
+    as_json: bool,
 ) -> None:
     """Train a trial's architecture again, longer if you like, and export it.
 
@@ -75,16 +95,17 @@ def train(
         row = opened.study(study)
         opened.trial(row, trial)
         from hypernas.export.retrain import train as run_training  # brings torch: once the study is found
+        from hypernas.study.search import with_data_at
 
-        data = run_training(opened, row, trial, tokens=tokens, resume=resume, out=out, gpus=gpus)
-    if data is None:  # another process says it
+        done = run_training(opened, with_data_at(row, data), trial, tokens=tokens, resume=resume, out=out, gpus=gpus)
+    if done is None:  # another process says it
         return
     if as_json:
-        print_json(data)
+        print_json(done)
     else:
-        for name, value in data["values"].items():
+        for name, value in done["values"].items():
             click.echo(f"{name} = {value:.6g}")
-        click.echo(f"trial {trial} of {study}, trained on {data['tokens']:,}, is in {out}")
+        click.echo(f"trial {trial} of {study}, trained on {done['tokens']:,}, is in {out}")
 
 
 @click.command()
