@@ -21,6 +21,10 @@ class ClusterError(UserError):
     """The cluster under a search is gone: what is stored stays, and the search can be resumed."""
 
 
+class StudyExistsError(StudyError):
+    """A study that was to be created, and is there already."""
+
+
 class SpaceError(UserError, ValueError):
     """A key or value that a search space does not know; the message names the legal ones."""
 

@@ -15,7 +15,7 @@ import click
 
 from hypernas.config.plan import Plan, check_evaluation, make_plan
 from hypernas.config.study_config import HUB, StudyConfig, own_code, resume_settings, without_own_code
-from hypernas.errors import ClusterError, StoreError, StudyError
+from hypernas.errors import ClusterError, StoreError, StudyError, StudyExistsError
 from hypernas.store.files import check_store
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
     from hypernas.store import Reader
     from hypernas.study.driver import Interrupt
 
+    search.store.check_held()  # or a file that came in its place would be read
     with Interrupt().caught(), Reader(search.config.store) as store:  # all is done but for saying so
         return _conclude(store, search, outcome)
 
@@ -46,7 +47,13 @@ def run_search(
     if stored is not None:
         check_evaluation(config.study, stored.get("evaluate", "training"), evaluate)
         config = _where_it_ran(config, stored, given)
-    return _run_search(config, plan, stored is None, evaluate, progress)
+    try:
+        return _run_search(config, plan, stored is None, evaluate, progress)
+    except StudyExistsError:
+        if not config.resume:
+            raise
+    # Another driver has just created it: this one starts again, to go on with the study as it is.
+    return run_search(given, evaluate, progress=progress)
 
 
 def check_search(given: Mapping[str, Any]) -> tuple[StudyConfig, Plan, Mapping[str, Any] | None]:
@@ -111,6 +118,8 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
             from hypernas.scaling.baseline import measure_baseline  # brings SciPy, a second that few searches need
 
             yardstick = measure_baseline(store, executor, config, prepared.plan, say)
+        if new:  # whatever the flags say: one that came into being since was not compared with them
+            prepared = replace(prepared, config=replace(config, resume=False))
         search = open_search(store, prepared, evaluate, first, yardstick)
         return search, _drive(store, search, executor, say, progress, interrupt)
 
@@ -170,6 +179,7 @@ def _conclude(store: "Reader", search: "Search", outcome: "Outcome") -> int:
         click.echo(f"{search.proposals.cache_hits} proposals were known already and not trained again")
     if search.proposals.refused:
         click.echo(f"{search.proposals.refused} proposals exceeded a limit or a worker's memory and were drawn again")
+    search.store.check_held()
     click.echo(f"finished {outcome.finished} of {outcome.asked} trials")
     if outcome.finished >= outcome.asked:
         return 0

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from hypernas.config.study_config import DEFAULTS, FLAGS, KINDS, check_gpus, check_least, option_of, split_names
+from hypernas.config.study_config import (
+    DATA_PATH,
+    DEFAULTS,
+    FLAGS,
+    KINDS,
+    check_gpus,
+    check_least,
+    option_of,
+    split_names,
+)
 from hypernas.store.files import check_store
 
 MAX_COUNT = 2**31 - 1  # what every database holds in an integer
@@ -58,6 +67,23 @@ set_option = click.option(
     metavar=FLAGS["settings"].metavar,
     callback=parse_settings,
     help=FLAGS["settings"].help,
+)
+
+
+def parse_data_path(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> str | None:
+    given = parse_settings(ctx, param, values)
+    if other := next((name for name in given if name != DATA_PATH), None):
+        raise click.BadParameter(f"{other}: wanted {DATA_PATH}=PATH alone; all else is as the trial was trained")
+    return given.get(DATA_PATH)
+
+
+data_option = click.option(
+    "--set",
+    "data",
+    multiple=True,
+    metavar=f"{DATA_PATH}=PATH",
+    callback=parse_data_path,
+    help="Where the study's data lies now, if it was moved.",
 )
 
 

@@ -7,6 +7,7 @@ import click
 
 from hypernas.cli.base import (
     MAX_COUNT,
+    data_option,
     device_option,
     json_option,
     own_space_option,
@@ -29,6 +30,7 @@ from hypernas.search_spaces import name_space, stored_space
     "--formats", default="py", show_default=True, metavar="LIST", help="py, pt2 and onnx: the source, and graphs of it."
 )
 @own_space_option
+@data_option
 @json_option
 def export(
     study: str,
@@ -38,6 +40,7 @@ def export(
     out: str,
     formats: str,
     space: str | None,
+    data: str | None,
     as_json: bool,
 ) -> None:
     """Write a trained model as a folder that needs only torch and safetensors.
@@ -56,13 +59,14 @@ def export(
         stored_space(row.space)
         chosen = choose(opened, row, trial, pick)
         from hypernas.export.write import export_trial  # brings torch: once the trial is found
+        from hypernas.study.search import with_data_at
 
-        data = export_trial(opened, row, chosen, out=out, formats=formats)
+        done = export_trial(opened, with_data_at(row, data), chosen, out=out, formats=formats)
     if as_json:
-        print_json(data)
+        print_json(done)
     else:
-        click.echo(f"trial {data['trial']} of {study} is in {data['folder']}: {', '.join(data['files'])}")
-        click.echo(f"checked: loaded without hypernas; largest difference from the trained model: {data['checked']}")
+        click.echo(f"trial {done['trial']} of {study} is in {done['folder']}: {', '.join(done['files'])}")
+        click.echo(f"checked: loaded without hypernas; largest difference from the trained model: {done['checked']}")
 
 
 @click.command()
@@ -75,6 +79,7 @@ def export(
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--out", required=True, metavar="DIR", help="Folder to write; it must not exist or be an older export.")
 @own_space_option
+@data_option
 @device_option
 @json_option
 def train(
@@ -85,6 +90,7 @@ def train(
     resume: bool,
     out: str,
     space: str | None,
+    data: str | None,
     gpus: float | None,
     as_json: bool,
 ) -> None:
@@ -105,16 +111,17 @@ def train(
         stored_space(row.space)
         opened.trial(row, trial)
         from hypernas.export.retrain import train as run_training  # brings torch: once the study is found
+        from hypernas.study.search import with_data_at
 
-        data = run_training(opened, row, trial, tokens=tokens, resume=resume, out=out, gpus=gpus)
-    if data is None:  # another process says it
+        done = run_training(opened, with_data_at(row, data), trial, tokens=tokens, resume=resume, out=out, gpus=gpus)
+    if done is None:  # another process says it
         return
     if as_json:
-        print_json(data)
+        print_json(done)
     else:
-        for name, value in data["values"].items():
+        for name, value in done["values"].items():
             click.echo(f"{name} = {value:.6g}")
-        click.echo(f"trial {trial} of {study}, trained on {data['tokens']:,}, is in {out}")
+        click.echo(f"trial {trial} of {study}, trained on {done['tokens']:,}, is in {out}")
 
 
 @click.command()

@@ -158,12 +158,17 @@ def make_plan(config: StudyConfig) -> Plan:
         trials=config.trials or preset.trials,
         domains=domains,
         recipe=recipe,
-        data_path=str(Path(fixed["data.path"]).resolve()) if fixed["data.path"] else None,
+        data_path=resolve_data_path(fixed["data.path"]),
         limits=limits,
         latency=latency,
     )
     _check_limits(plan)
     return plan
+
+
+def resolve_data_path(text: str) -> str | None:
+    """Where `data.path` points to, from whatever folder it is read later; None for the default data."""
+    return str(Path(text).expanduser().resolve()) if text else None
 
 
 def _check_limits(plan: Plan) -> None:

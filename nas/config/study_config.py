@@ -240,6 +240,7 @@ class StudyConfig:
             )
 
 
+DATA_PATH = "data.path"  # the key that is no part of what a study is
 FLAGS: Mapping[str, Flag] = MappingProxyType({f.name: f.metadata["flag"] for f in fields(StudyConfig)})
 DEFAULTS: Mapping[str, Any] = MappingProxyType({f.name: f.default for f in fields(StudyConfig)})
 
@@ -375,12 +376,17 @@ def resume_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Stud
             continue
         if name == "space" and name not in stored:  # a file of code, which a study's row compares by itself
             continue
-        before = stored.get(name)
+        before: Any = stored.get(name)
         before = tuple(before) if isinstance(before, list) else before
-        if before != value:
+        asked = value
+        if name == "settings":
+            before, asked = _without_path(before or {}), _without_path(value)
+            if not asked:  # nothing but where the data lies now
+                continue
+        if before != asked:
             raise UserError(
                 f"--resume: study {given.get('study', stored.get('study'))!r} was created with {name} {_show(before)}, "
-                f"not {_show(value)}: leave the flag out, or start another study"
+                f"not {_show(asked)}: leave the flag out, or start another study"
             )
     sampler = str(stored.get("sampler"))
     if sampler.startswith(HUB) and "sampler" not in given:
@@ -390,7 +396,19 @@ def resume_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Stud
         )
     kept = {name: value for name, value in stored.items() if name in FLAGS and FLAGS[name].scope is not Scope.RUN}
     merged = kept | dict(given) | {"resume": True}
+    merged["settings"] = _resumed_keys(stored, given)
     return StudyConfig(**merged | {"objectives": tuple(merged["objectives"])})
+
+
+def _resumed_keys(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, str]:
+    """The study's keys of --set. Its data is known by a hash: `data.path` is where it lay last, or was said to lie."""
+    keys: Mapping[str, str] = stored.get("settings") or {}
+    path = given.get("settings", {}).get(DATA_PATH, stored.get("data_path") or keys.get(DATA_PATH, ""))
+    return _without_path(keys) | ({DATA_PATH: path} if path else {})
+
+
+def _without_path(keys: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in keys.items() if name != DATA_PATH}
 
 
 def _show(value: Any) -> str:

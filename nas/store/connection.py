@@ -3,18 +3,31 @@
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from random import random
 from time import sleep
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    func,
+    inspect,
+    literal,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hypernas.errors import StoreError
-from hypernas.store.files import check_file, is_url
-from hypernas.store.models import READABLE, SCHEMA
+from hypernas.store.files import Held, check_file, is_url
+from hypernas.store.models import READABLE, SCHEMA, UtcDateTime
 
 T = TypeVar("T")
 RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)  # longer than a database server takes to restart
@@ -39,15 +52,20 @@ class Database:
         if path and path != ":memory:":
             check_file(path, self.shown, create=create)
         self._engine = make_engine(self.url, writes=writes)
+        self._held: Held | None = None
+        self._lost: StoreError | None = None
         self._writing = self._engine.execution_options(writes=True)
         # A statement of PostgreSQL's sees what was committed before it, in a transaction or not: a store reads without
         # one, which saves two round trips. What may only read needs one, as it is the transaction that is read-only.
         alone = writes and self.url.get_backend_name() == "postgresql"
         self._reading = self._engine.execution_options(**{"isolation_level": "AUTOCOMMIT"} if alone else {})
         try:
-            self._check_schema(writes=writes, create=create)
+            self._schema = self._open(writes=writes, create=create)
         except SQLAlchemyError as error:
             raise StoreError(f"--store {self.shown}: cannot be opened: {reason(error)}") from error
+        if writes and path:
+            self._held = Held.of(path)
+            event.listen(self._engine, "connect", lambda *_: self.check_held(), insert=True)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -58,7 +76,45 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_schema(self, *, writes: bool, create: bool) -> None:
+    def _clock(self) -> Any:
+        """The moment it is by the database's clock, to be stored or selected; SQLite's is this machine's."""
+        if self.url.get_backend_name() == "postgresql":
+            return func.clock_timestamp(type_=UtcDateTime())
+        return literal(datetime.now(UTC), UtcDateTime())
+
+    def check_held(self) -> None:
+        """Raises StoreError when the file that this store opened to write to is no longer the one of that name.
+
+        What is written on is then in no file that anybody finds. A file that came in its place is left as it is.
+        """
+        if self._lost is None and self._held is not None and (found := self._held.found()) is not None:
+            self._lost = StoreError(
+                f"--store {self.shown}: the file was {found} while it was in use, and nothing was written since: put "
+                "it back, if you have it, and go on with --resume, or start another study"
+            )
+            with suppress(SQLAlchemyError, StoreError), self._engine.connect() as connection:
+                # What the log beside it holds belongs into the file, and would be read as the new one's.
+                connection.exec_driver_sql("COMMIT")
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._held.remove_log()
+        if self._lost is not None:
+            raise self._lost
+
+    def _open(self, *, writes: bool, create: bool) -> str:
+        """Checks the schema, and brings an older one up to date; the schema there is now.
+
+        On SQLite again while another process has the whole file to itself, as it does while it makes the tables.
+        """
+        for pause in RETRY_SECONDS[:-3]:
+            try:
+                return self._check_schema(writes=writes, create=create)
+            except DBAPIError as error:
+                if self.url.get_backend_name() != "sqlite" or not is_passing(error, self.url):
+                    raise
+                sleep(pause * (0.5 + random()))
+        return self._check_schema(writes=writes, create=create)
+
+    def _check_schema(self, *, writes: bool, create: bool) -> str:
         with self._engine.connect() as connection:
             tables = set(inspect(connection).get_table_names())
             found = (
@@ -67,7 +123,7 @@ class Database:
                 else None
             )
         if found == SCHEMA:
-            return
+            return SCHEMA
         if found is not None and found > SCHEMA:
             raise StoreError(
                 f"--store {self.shown} has schema {found}, newer than this version's {SCHEMA}: upgrade hypernas"
@@ -76,9 +132,11 @@ class Database:
             raise StoreError(f"--store {self.shown} holds tables of another program: name another store")
         if writes and (create or found is not None):
             self._migrate()
-        elif found is None or found < READABLE:
+            return SCHEMA
+        if found is None or found < READABLE:
             what = f"has the older schema {found}" if found else "is empty"
             raise StoreError(f"--store {self.shown} {what}: nas search brings it up to date", missing=found is None)
+        return str(found)
 
     def _migrate(self) -> None:
         # Alembic takes 0.25 s to import, and is needed once in a store's life.
@@ -107,6 +165,7 @@ class Database:
 
     def _patiently(self, work: Callable[[Connection], T], *, writes: bool) -> T:
         engine = self._writing if writes else self._reading
+        self.check_held()
         for pause in (*RETRY_SECONDS, None):
             try:
                 with engine.connect() as connection, connection.begin():

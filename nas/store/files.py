@@ -1,7 +1,9 @@
-"""The file of a SQLite store, found without SQLAlchemy: whether there is one to open."""
+"""The file of a SQLite store, found without SQLAlchemy: whether there is one to open, and still the same."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote, unquote
 
 from hypernas.errors import StoreError
@@ -42,3 +44,41 @@ def check_store(store: str, *, create: bool = False) -> None:
     """`check_file` for the file that a store names, if it names one."""
     if (path := file_of(store)) is not None:
         check_file(path, url_of(path), create=create)
+
+
+Identity = tuple[int, int]  # device and inode
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An open store's file and the log beside it, by what a name alone does not say."""
+
+    path: Path
+    log_path: Path  # beside the file that a link names
+    file: Identity | None
+    log: Identity | None
+
+    @classmethod
+    def of(cls, path: str) -> Self:
+        name = Path(path).absolute()
+        log = Path(f"{name.resolve()}-wal")
+        return cls(name, log, _identity(name), _identity(log))
+
+    def found(self) -> str | None:
+        """What became of the file: "deleted" or "replaced by another"; None while it is where it was."""
+        there = _identity(self.path)
+        return None if there == self.file else "deleted" if there is None else "replaced by another"
+
+    def remove_log(self) -> None:
+        """Deletes the log that the file left behind, unless it is another's by now."""
+        if self.log is not None and _identity(self.log_path) == self.log:
+            self.log_path.unlink(missing_ok=True)
+            Path(str(self.log_path).removesuffix("-wal") + "-shm").unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -21,8 +21,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA = "0002"  # the newest migration
+SCHEMA = "0003"  # the newest migration
 READABLE = "0001"  # the oldest schema that is read as it is
+SINCE = "since"  # of a column that came later: the schema that added it
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -69,11 +70,14 @@ class DriverTable(Base):
     study_id: Mapped[int] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), index=True)
     host: Mapped[str]
     pid: Mapped[int]
-    process_started: Mapped[float]  # a pid alone may be somebody else's by now
+    process_started: Mapped[float]  # ticks since boot: a pid alone may be somebody else's by now
     workers: Mapped[int]
     started: Mapped[datetime]
-    heartbeat: Mapped[datetime]
+    heartbeat: Mapped[datetime]  # by the database's clock
     stopped: Mapped[datetime | None]
+    boot: Mapped[str | None] = mapped_column(info={SINCE: "0003"})  # of the machine, as are the next two
+    pid_namespace: Mapped[str | None] = mapped_column(info={SINCE: "0003"})
+    uptime: Mapped[float | None] = mapped_column(info={SINCE: "0003"})  # seconds since boot at the last heartbeat
 
 
 class TrialTable(Base):

@@ -1,11 +1,9 @@
 """Everything that is read from a store, as frozen records."""
 
-import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-import psutil
 from sqlalchemy import Connection, RowMapping, func, select
 from sqlalchemy.orm import aliased
 
@@ -13,7 +11,10 @@ from hypernas import pareto
 from hypernas.errors import StudyError
 from hypernas.records import FINISHED, Report, SpaceSpec, State, StudyRow, StudySettings, Trial
 from hypernas.store.connection import Database
+from hypernas.store.liveness import is_alive
 from hypernas.store.models import (
+    READABLE,
+    SINCE,
     ArtifactTable,
     DriverTable,
     FrontHistoryTable,
@@ -23,9 +24,9 @@ from hypernas.store.models import (
     ValueTable,
 )
 from hypernas.store.rows import trial_of_row
-from hypernas.store.statements import CHANGED_TRIALS, CHANGED_VALUES, STUDIES, TRIALS, utcnow
+from hypernas.store.statements import CHANGED_TRIALS, CHANGED_VALUES, STUDIES, TRIALS
 
-HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver on another host that is silent for longer is dead
+HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver whose process is not to be seen from here is dead after that
 
 
 class Reader(Database):
@@ -74,9 +75,12 @@ class Reader(Database):
 
     def live_drivers(self, study: StudyRow) -> dict[int, int]:
         """Workers of every driver that is still alive, by driver id."""
-        query = select(DriverTable.__table__).where(DriverTable.study_id == study.id, DriverTable.stopped.is_(None))
+        columns = [column for column in DriverTable.__table__.c if column.info.get(SINCE, READABLE) <= self._schema]
+        query = select(*columns, self._clock().label("now")).where(
+            DriverTable.study_id == study.id, DriverTable.stopped.is_(None)
+        )
         rows = self._read(lambda connection: connection.execute(query).mappings().all())
-        return {row["id"]: row["workers"] for row in rows if _is_alive(row)}
+        return {row["id"]: row["workers"] for row in rows if is_alive(dict(row), row["now"], HEARTBEAT_LAPSE)}
 
     def trials(
         self,
@@ -204,15 +208,3 @@ class Reader(Database):
             .where(TrialTable.study_id == study.id, ArtifactTable.kind == kind)
         )
         return {number: (uri, sha256) for number, uri, sha256 in self._all(query)}
-
-
-def _is_alive(row: RowMapping) -> bool:
-    """Whether the driver's process runs (on this host), or its last heartbeat is recent (elsewhere)."""
-    if row["host"] != socket.gethostname():
-        return bool(utcnow() - row["heartbeat"] < HEARTBEAT_LAPSE)
-    try:
-        process = psutil.Process(row["pid"])
-        same = abs(process.create_time() - row["process_started"]) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

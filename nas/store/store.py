@@ -4,18 +4,15 @@ A write runs under the database's own lock (`BEGIN IMMEDIATE` on SQLite, the stu
 tried again after a passing fault: a locked file, a serialisation failure, a connection cut.
 """
 
-import os
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import psutil
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from hypernas.errors import StudyError
+from hypernas.errors import StudyError, StudyExistsError
 from hypernas.records import (
     FINISHED,
     FailureKind,
@@ -31,6 +28,7 @@ from hypernas.records import (
 )
 from hypernas.store.connection import Database, T
 from hypernas.store.front import Front, extend_front, front_before
+from hypernas.store.liveness import this_process, uptime
 from hypernas.store.models import ArtifactTable, DriverTable, ReportTable, StudyTable, TrialTable, ValueTable
 from hypernas.store.reader import Reader
 from hypernas.store.rows import report_row, trial_row
@@ -82,7 +80,7 @@ class Store(Reader):
         data_name: str,
         data_hash: str,
     ) -> StudyRow:
-        """Creates an empty study and returns its row. Raises StudyError when the name is taken."""
+        """Creates an empty study and returns its row. Raises StudyExistsError when the name is taken."""
         row = {
             "name": name,
             "created": utcnow(),
@@ -100,7 +98,10 @@ class Store(Reader):
         try:
             self._write(lambda connection: connection.execute(insert(StudyTable), row))
         except IntegrityError as error:
-            raise StudyError(f"study {name!r} exists in {self.shown}: --resume continues it") from error
+            # It was there; or the connection was cut as ours was written.
+            if (found := self.study(name)).created != row["created"]:
+                raise StudyExistsError(f"study {name!r} exists in {self.shown}: --resume continues it") from error
+            return found
         return self.study(name)
 
     def fill(self, study: StudyRow, trials: Iterable[tuple[Trial, str, Sequence[Report]]]) -> None:
@@ -147,24 +148,18 @@ class Store(Reader):
 
     def start_driver(self, study: StudyRow, workers: int) -> int:
         """Registers this process as a driver of the study; returns its id."""
-        row = {
-            "study_id": study.id,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process_started": psutil.Process().create_time(),
-            "workers": workers,
-            "started": utcnow(),
-            "heartbeat": utcnow(),
-        }
+        now = self._clock()
+        row = {"study_id": study.id, "workers": workers, "started": now, "heartbeat": now, **this_process()}
         query = insert(DriverTable).values(row).returning(DriverTable.id)
         return self._write(lambda connection: connection.execute(query).scalar_one())
 
     def heartbeat(self, driver: int) -> None:
-        query = update(DriverTable).where(DriverTable.id == driver).values(heartbeat=utcnow())
-        self._write(lambda connection: connection.execute(query))
+        mine = update(DriverTable).where(DriverTable.id == driver)
+        self._write(lambda connection: connection.execute(mine.values(heartbeat=self._clock(), uptime=uptime())))
 
     def stop_driver(self, driver: int) -> None:
-        query = update(DriverTable).where(DriverTable.id == driver).values(heartbeat=utcnow(), stopped=utcnow())
+        now = self._clock()
+        query = update(DriverTable).where(DriverTable.id == driver).values(heartbeat=now, uptime=uptime(), stopped=now)
         self._write(lambda connection: connection.execute(query))
 
     def reclaim(self, study: StudyRow) -> list[int]:

@@ -1,6 +1,5 @@
 """Trials for trainers outside: asked for, reported on and told, under leases of the store as a search's own are."""
 
-import threading
 import time
 import weakref
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from hypernas.data.tasks import TASKS, steps_of
 from hypernas.errors import StudyError, UserError
 from hypernas.records import RUNGS, Failure, FailureKind, Result, StudyRow, Trial
 from hypernas.store import Store
-from hypernas.study.driver import HEARTBEAT_SECONDS, validate_result
+from hypernas.study.driver import HEARTBEAT_SECONDS, Heart, validate_result
 from hypernas.study.search import Search
 from hypernas.training.model import name_prices
 from hypernas.training.run import report_at, rung_step
@@ -27,12 +26,12 @@ class Asking:
         self._store, self._search, self._row = store, search, search.row
         self._driver = store.start_driver(self._row, workers=1)
         self._asked: dict[int, tuple[Trial, float]] = {}  # and when
-        closed = threading.Event()
-        threading.Thread(target=_beat, args=(store, self._driver, closed), daemon=True).start()
-        self.close = weakref.finalize(self, _hand_back, store, self._row, self._driver, self._asked, closed)
+        self._heart = Heart(store, self._driver, HEARTBEAT_SECONDS)
+        self.close = weakref.finalize(self, _hand_back, store, self._row, self._driver, self._asked, self._heart)
 
     def ask(self) -> Trial | None:
         """The next trial to train, leased to this process; None when the study has nothing left to hand out now."""
+        self._heart.check()
         self._store.reclaim(self._row)
         self._search.refresh()  # others may have handed trials back
         trial = self._search.lease(self._driver)
@@ -123,15 +122,8 @@ def as_number(value: object, name: str) -> float:
         raise UserError(f"{name}={value!r}: wanted a number") from error
 
 
-def _beat(store: Store, driver: int, closed: threading.Event) -> None:
-    while not closed.wait(HEARTBEAT_SECONDS):
-        store.heartbeat(driver)
-
-
-def _hand_back(
-    store: Store, row: StudyRow, driver: int, asked: dict[int, tuple[Trial, float]], closed: threading.Event
-) -> None:
-    closed.set()
+def _hand_back(store: Store, row: StudyRow, driver: int, asked: dict[int, tuple[Trial, float]], heart: Heart) -> None:
+    heart.stop()
     for trial, _ in asked.values():
         store.release(row, trial.number, trial.token, fault=False)
     asked.clear()

@@ -123,6 +123,33 @@ class Interrupt:
         self.count += 1
 
 
+class Heart:
+    """Beats in a thread of its own: a driver that is busy for long, as with one job in its own process, is not dead."""
+
+    def __init__(self, store: Store, driver: int, seconds: float) -> None:
+        self._stopped = threading.Event()
+        self._fault: Exception | None = None
+        self._thread = threading.Thread(target=self._beat, args=(store, driver, seconds), daemon=True)
+        self._thread.start()
+
+    def _beat(self, store: Store, driver: int, seconds: float) -> None:
+        while not self._stopped.wait(seconds):
+            try:
+                store.heartbeat(driver)
+            except Exception as error:  # noqa: BLE001 - whatever it is, `check` raises it where it is heard
+                self._fault = error
+                return
+
+    def check(self) -> None:
+        """Raises what kept the heart from beating, StoreError as a rule."""
+        if self._fault is not None:
+            raise self._fault
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(5.0)
+
+
 MAX_MICRO_BATCHES = 8
 
 
@@ -134,6 +161,7 @@ class _Session:
     executor: Executor
     view: View
     driver: int
+    heart: Heart
     leased: dict[int, Trial] = field(default_factory=dict)
 
 
@@ -157,7 +185,8 @@ def run(
     store, row = work.store, work.row
     before = set() if other_device else devices_and_precisions(store, row)
     _discard_old_checkpoints(work)
-    session = _Session(work, executor, view, store.start_driver(row, executor.workers))
+    driver = store.start_driver(row, executor.workers)
+    session = _Session(work, executor, view, driver, Heart(store, driver, HEARTBEAT_SECONDS))
     _take_over(work, view)
     catching: AbstractContextManager[Interrupt] = Interrupt().caught() if interrupt is None else nullcontext(interrupt)
     deadline = inf if seconds is None else time.monotonic() + seconds
@@ -186,9 +215,11 @@ def _train(
 ) -> bool:
     """The loop itself; whether a budget was used up at its end. `before`: how the study's trials were trained."""
     work, executor, view, leased = session.work, session.executor, session.view, session.leased
-    beat = time.monotonic()
+    looked = time.monotonic()
     told, waits = 0, False
     while True:
+        session.heart.check()
+        work.store.check_held()
         spent = is_spent()
         stopping = interrupt.count > 0 or spent
         if interrupt.count > told:
@@ -211,9 +242,8 @@ def _train(
                 view.message("nothing is left to start: waiting for the trials of other drivers")
             waits = True
             time.sleep(TICK_SECONDS)
-        if time.monotonic() - beat > HEARTBEAT_SECONDS:
-            beat = time.monotonic()
-            work.store.heartbeat(session.driver)
+        if time.monotonic() - looked > HEARTBEAT_SECONDS:
+            looked = time.monotonic()
             _take_over(work, view)
         view.tick()
 
@@ -230,6 +260,7 @@ def _discard_old_checkpoints(work: Work) -> None:
 def _hand_back(session: _Session) -> None:
     """Leaves the study: what is still leased waits for another worker."""
     store, row = session.work.store, session.work.row
+    session.heart.stop()
     session.executor.abandon()
     for trial in session.leased.values():
         store.release(row, trial.number, trial.token, fault=False)

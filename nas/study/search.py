@@ -13,12 +13,12 @@ from uuid import uuid4
 
 from hypernas import pareto
 from hypernas.config.keys import MEASURED
-from hypernas.config.plan import Plan, check_evaluation, make_plan, with_data
+from hypernas.config.plan import Plan, check_evaluation, make_plan, resolve_data_path, with_data
 from hypernas.config.study_config import Scope, StudyConfig, names_of, to_json, without_own_code
 from hypernas.data.tasks import TASKS
 from hypernas.engines.make import make_executor
 from hypernas.engines.protocol import Executor
-from hypernas.errors import StudyError
+from hypernas.errors import StudyError, StudyExistsError
 from hypernas.records import (
     EVALUATIONS,
     OWN,
@@ -47,6 +47,7 @@ from hypernas.training.checkpoint_files import checkpoint_path
 from hypernas.training.device import worker_device
 from hypernas.training.inherit import INHERITED, PARENT
 from hypernas.training.measure import measure_reference
+from hypernas.training.model import check_data_path
 from hypernas.yardstick import Yardstick
 
 
@@ -299,6 +300,8 @@ def prepare(config: StudyConfig, plan: Plan | None = None) -> Prepared:
     """
     plan = plan or make_plan(config)
     task = TASKS[plan.space.task]
+    if config.resume:
+        check_data_path(plan.data_path)
     data = task.load(plan.data_path)
     plan = with_data(plan, task.settings(data))
     for arch in (plan.space.baseline(), plan.space.largest()):
@@ -341,37 +344,48 @@ def open_study(
     """The study, new or, when `config.resume`, as stored; `largest` bounds the hypervolume. Raises StudyError."""
     config, plan = prepared.config, prepared.plan
     if config.resume and any(study["name"] == config.study for study in store.studies()):
-        row = store.study(config.study)
-        _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
-        # The same data may lie elsewhere by now.
-        before = without_own_code(row.settings.as_json())
-        settings = StudySettings.of(before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path})
-        store.update_settings(row, settings)
-        return replace(row, settings=settings, space=plan.space_spec)
+        return _resume_study(store, prepared)
     if "ceg" in plan.objectives and yardstick is None:
         raise StudyError(
             f"study {config.study!r} has the objective ceg, and no law of its baseline to measure gains with: "
             "nas search measures one first; start it there"
         )
-    row = store.create_study(
-        config.study,
-        space=plan.space_spec,
-        objectives=plan.objectives,
-        settings=StudySettings.of(
-            to_json(config)
-            | {
-                "trials": plan.trials,
-                "data_path": plan.data_path,
-                "evaluate": evaluate if evaluate in EVALUATIONS else OWN,
-            }
-            | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
-            | ({"yardstick": asdict(yardstick)} if yardstick else {})
-        ),
-        reference=reference_point(prepared, largest),
-        data_name=prepared.data_name,
-        data_hash=prepared.data_hash,
-    )
+    try:
+        row = store.create_study(
+            config.study,
+            space=plan.space_spec,
+            objectives=plan.objectives,
+            settings=StudySettings.of(
+                to_json(config)
+                | {
+                    "trials": plan.trials,
+                    "data_path": plan.data_path,
+                    "evaluate": evaluate if evaluate in EVALUATIONS else OWN,
+                }
+                | {"task": plan.space.task, "scaling": dict(prepared.scaling)}
+                | ({"yardstick": asdict(yardstick)} if yardstick else {})
+            ),
+            reference=reference_point(prepared, largest),
+            data_name=prepared.data_name,
+            data_hash=prepared.data_hash,
+        )
+    except StudyExistsError:  # another driver was a moment faster
+        if not config.resume:
+            raise
+        return _resume_study(store, prepared)
     return replace(row, space=plan.space_spec)
+
+
+def _resume_study(store: Store, prepared: Prepared) -> StudyRow:
+    """The study as stored, with what this search changes of it. Raises StudyError where it is another one."""
+    config, plan = prepared.config, prepared.plan
+    row = store.study(config.study)
+    _check_same(row, plan.space_spec, prepared.data_hash, prepared.data_name)
+    # The same data may lie elsewhere by now.
+    before = without_own_code(row.settings.as_json())
+    settings = StudySettings.of(before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path})
+    store.update_settings(row, settings)
+    return replace(row, settings=settings, space=plan.space_spec)
 
 
 def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
@@ -399,8 +413,26 @@ def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
 def _check_same(row: StudyRow, space: SpaceSpec, data_hash: str, data_name: str) -> None:
     if (row.space.name, dict(row.space.settings)) != (space.name, dict(space.settings)):
         raise StudyError(f"study {row.name!r} searches space {row.space.name}; it cannot be resumed with {space.name}")
+    _check_data(row, data_hash, data_name)
+
+
+def _check_data(row: StudyRow, data_hash: str, data_name: str) -> None:
     if row.data_hash != data_hash:
         raise StudyError(
             f"study {row.name!r} was trained on {row.data_name} with hash {row.data_hash[:12]}, and {data_name} here "
-            f"has {data_hash[:12]}: losses would not compare. Resume where the same data is, or start another study"
+            f"has {data_hash[:12]}: losses would not compare; say where the same data lies with --set data.path=, or "
+            "start another study"
         )
+
+
+def with_data_at(row: StudyRow, path: str | None) -> StudyRow:
+    """The study with its data at `path`, or where it lay last when that is None.
+
+    Data is known by its hash. Raises DataError for a path that cannot be read, StudyError where other data lies.
+    """
+    if path is None:
+        return row
+    path = resolve_data_path(path)
+    data = TASKS[row.settings.task].load(path)
+    _check_data(row, data.hash, data.name)
+    return replace(row, settings=replace(row.settings, data_path=path))

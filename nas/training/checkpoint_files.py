@@ -33,7 +33,7 @@ def open_folder(folder: str) -> None:
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # in two containers two processes may have one number
     except OSError as error:
         raise UserError(
             f"checkpoints cannot be written to {folder}: {error.strerror}; "

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,9 +83,19 @@ def seeded_build(space: Any, arch: Any, seed: int) -> nn.Module:
     return model
 
 
+def check_data_path(path: str | None) -> None:
+    """Raises DataError where a study's data lay last and lies no more."""
+    if path is not None and not Path(path).expanduser().exists():
+        raise DataError(
+            f"the data that was trained on is not at {path} any more: say where it lies now with --set data.path= (or "
+            "--data for an exported model); it is known by its content, not by its path"
+        )
+
+
 @lru_cache(maxsize=4)
 def load_checked_data(task: str, path: str | None, hash: str) -> Any:
     """The task's data at `path`. Raises DataError when it is not what the study was trained on."""
+    check_data_path(path)
     data = TASKS[task].load(path)
     if data.hash != hash:
         raise DataError(
