@@ -279,8 +279,9 @@ def importance_frame(frame: pd.DataFrame, parameters: Sequence[str], objective: 
         values = every[made]
         groups = pd.Series(values).groupby(frame.loc[made, name].astype(object).to_numpy())
         count, kinds = len(values), groups.ngroups
-        total = float(((values - values.mean()) ** 2).sum()) if count else 0.0
-        if not total or kinds < 2 or count <= kinds:
+        with np.errstate(over="ignore"):  # Optuna's objectives have any scale
+            total = float(((values - values.mean()) ** 2).sum()) if count else 0.0
+        if not 0 < total < np.inf or kinds < 2 or count <= kinds:
             continue
         between = float((groups.size() * (groups.mean() - values.mean()) ** 2).sum())
         within = (total - between) / (count - kinds)
