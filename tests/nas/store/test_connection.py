@@ -24,6 +24,7 @@ STUDY = {
     "reference": {"bits_per_byte": 8.0, "flops_per_token": 9.0},
     "data_name": "words",
     "data_hash": "0" * 64,
+    "artifacts": "",
     "next_number": 0,
     "seq": 0,
 }
