@@ -204,7 +204,7 @@ def _step(name: str, *, largest: bool) -> str:
     return f"{result.parameters:,} parameters, one step in {result.train_seconds:.2f} s"
 
 
-def _study(store: str, name: str, space: str) -> str:
+def _study(store: str, name: str, space: str = "lm") -> str:
     from hypernas.data.tasks import TASKS
     from hypernas.search_spaces import SPACES, name_space, stored_space
     from hypernas.search_spaces.base import SpaceError

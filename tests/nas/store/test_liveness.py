@@ -37,7 +37,6 @@ def new_study(store: Store) -> StudyRow:
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="words",
         data_hash="0" * 64,
-        artifacts="",
     )
 
 

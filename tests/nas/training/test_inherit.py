@@ -17,6 +17,7 @@ from hypernas.records import Job, Progress, Report, State, Trial
 from hypernas.search_spaces import load_space
 from hypernas.show.views import Silent
 from hypernas.store import Store
+from hypernas.store.folders import weights_file
 from hypernas.store.weights import WEIGHTS, find_weights
 from hypernas.study.driver import retrain, run
 from hypernas.study.replay import replay
@@ -118,7 +119,7 @@ def test_a_parent_whose_weights_are_lost_is_trained_again_first(study: tuple[Sto
         assert dict(retrain(make_job(store, row, grandchild), heard).values) == dict(grandchild.values)
     finally:
         for number, (uri, digest) in lost.items():
-            store.add_artifact(row, number, WEIGHTS, uri, digest, Path(uri).stat().st_size)
+            store.add_artifact(row, number, WEIGHTS, uri, digest, weights_file(store, row, number).stat().st_size)
     said = [f"trains its parent, trial {number}, first: its weights are not kept" for number in lost]
     assert heard.said == [f"trial {grandchild.number} {text}" for text in said]
 
