@@ -94,6 +94,7 @@ def test_other_keys_are_still_refused() -> None:
     assert isinstance(kept, StudyConfig)
 
 
+@pytest.mark.slow
 def test_export_and_train_take_the_data_where_it_lies_now(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

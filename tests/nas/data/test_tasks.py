@@ -28,7 +28,7 @@ def digits():
 
 def job(digits, recipe: Recipe = SMALL, space: str = "vision", **keys: str) -> Job:
     arch = load_space(space).from_json({name.replace("__", "."): value for name, value in keys.items()})
-    return Job("s", 0, 1, SpaceSpec(space), arch_to_json(arch), recipe, None, digits.hash, 0)
+    return Job("s", 0, 1, SpaceSpec(space, own=True), arch_to_json(arch), recipe, None, digits.hash, 0)
 
 
 def result_of(job: Job) -> Result:
