@@ -226,6 +226,16 @@ def check_home(ray: Any, node: str) -> None:
         raise ClusterError("the Ray node of this search died (Ray's logs say why); nothing is lost")
 
 
+@contextmanager
+def home_watched(ray: Any, node: str) -> Iterator[None]:
+    """What Ray raises meanwhile because its own servers are gone ("Broken pipe") is said as `check_home` says it."""
+    try:
+        yield
+    except (OSError, ray.exceptions.RayError):
+        check_home(ray, node)
+        raise
+
+
 def leave_cluster(ray: Any, node: str) -> None:
     """Ends Ray in this process, and the cluster that was started for it.
 

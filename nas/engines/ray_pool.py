@@ -23,6 +23,7 @@ from hypernas.engines.cluster import (
     classify_loss,
     code_hash,
     cpu_memory,
+    home_watched,
     join_cluster,
     leave_cluster,
     node_lives,
@@ -140,6 +141,10 @@ class RayPool:
         return sum(slot.job is None and slot.ready is None for slot in self._slots)
 
     def submit(self, job: Job) -> None:
+        with home_watched(self._ray, self._home):
+            self._submit(job)
+
+    def _submit(self, job: Job) -> None:
         idle = [slot for slot in self._slots if slot.job is None]
         slot = next((slot for slot in idle if slot.ready is None), idle[0])
         slot.job, slot.deadline = job, None
@@ -147,6 +152,10 @@ class RayPool:
         slot.events = slot.actor.run.remote(place_job(job, self.gpus))
 
     def wait(self, timeout: float) -> list[Event]:
+        with home_watched(self._ray, self._home):
+            return self._wait(timeout)
+
+    def _wait(self, timeout: float) -> list[Event]:
         busy = {slot.events: slot for slot in self._slots if slot.job is not None}
         self._warm(0.0 if busy else timeout)
         if not busy:
@@ -209,9 +218,10 @@ class RayPool:
                 slot.job, slot.events, slot.deadline, slot.stop_deadline, slot.stopped = None, None, None, None, True
 
     def abandon(self) -> None:
-        for slot in self._slots:
-            if slot.job is not None:
-                self._replace(slot)
+        with home_watched(self._ray, self._home):
+            for slot in self._slots:
+                if slot.job is not None:
+                    self._replace(slot)
 
     def close(self) -> None:
         if node_lives(self._ray, self._home):  # without it, Ray would wait to be told so

@@ -261,10 +261,12 @@ def _hand_back(session: _Session) -> None:
     """Leaves the study: what is still leased waits for another worker."""
     store, row = session.work.store, session.work.row
     session.heart.stop()
-    session.executor.abandon()
-    for trial in session.leased.values():
-        store.release(row, trial.number, trial.token, fault=False)
-    store.stop_driver(session.driver)
+    try:
+        session.executor.abandon()
+    finally:  # also where the cluster is gone
+        for trial in session.leased.values():
+            store.release(row, trial.number, trial.token, fault=False)
+        store.stop_driver(session.driver)
 
 
 def _take_over(work: Work, view: View) -> None:
