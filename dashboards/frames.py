@@ -7,7 +7,7 @@ A trial is infeasible when a constraint of its search is violated: the sampler's
 writes it, is above 0. A trial without such attributes is feasible.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ import pandas as pd
 
 from hypernas import pareto
 from hypernas.records import Report, State, StudyRow, Trial, violation
-from hypernas.show.words import describe_arch
+from hypernas.show.words import chosen_name, describe_arch
 from hypernas.training.repeats import BY_SEED
 
 LOSSES = ("bits_per_byte", "loss")
@@ -245,13 +245,6 @@ def choice_frame(params: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
         found = ["None" if chosen.get(name, "") is None else chosen.get(name) for chosen in params.values()]
         columns[chosen_name(name, columns)] = found
     return pd.DataFrame(columns)
-
-
-def chosen_name(name: str, taken: Container[str]) -> str:
-    """The column of a choice, beside columns that are there: Optuna's parameters may have any name."""
-    while name in taken:
-        name += "_chosen"
-    return name
 
 
 def space_frame(frame: pd.DataFrame, choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -17,7 +17,6 @@ from hypernas.cli.base import (
 )
 from hypernas.decompose import request as decompose_request
 from hypernas.export.card import read_card
-from hypernas.search_spaces import name_space, stored_space
 
 
 @click.command()
@@ -52,6 +51,7 @@ def export(
     from hypernas.export.request import check_request, choose
 
     check_request(trial, pick, formats, out)
+    from hypernas.search_spaces import name_space, stored_space
     from hypernas.store import Store
 
     with Store(store) as opened:
@@ -104,6 +104,7 @@ def train(
     from hypernas.export.request import free_folder
 
     free_folder(out)
+    from hypernas.search_spaces import name_space, stored_space
     from hypernas.store import Store
 
     with Store(store) as opened:

@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -236,13 +236,19 @@ def home_watched(ray: Any, node: str) -> Iterator[None]:
         raise
 
 
-def leave_cluster(ray: Any, node: str) -> None:
-    """Ends Ray in this process, and the cluster that was started for it.
+def leave_cluster(ray: Any, node: str, actors: Iterable[Any] = ()) -> None:
+    """Ends these actors, Ray in this process, and the cluster that was started for it.
 
-    Without its head's server (GCS) Ray's node does not end in order: its helpers would stay for minutes.
+    Without its head's server (GCS) Ray would wait to end an actor, and its node does not end in order: its helpers
+    would stay for minutes.
     """
-    servers = [] if node_lives(ray, node) else [p for p in psutil.Process().children() if p.name() == "raylet"]
-    helpers = [helper for server in servers for helper in server.children(recursive=True)]
+    helpers: list[psutil.Process] = []
+    if node_lives(ray, node):
+        for actor in actors:
+            ray.kill(actor)
+    else:
+        servers = [process for process in psutil.Process().children() if process.name() == "raylet"]
+        helpers = [helper for server in servers for helper in server.children(recursive=True)]
     ray.shutdown()
     for helper in helpers:
         with suppress(psutil.NoSuchProcess):

@@ -26,7 +26,6 @@ from hypernas.engines.cluster import (
     home_watched,
     join_cluster,
     leave_cluster,
-    node_lives,
     ray_node,
 )
 from hypernas.engines.devices import check_usable, hide_gpus, place_job, share_of_gpu
@@ -224,10 +223,7 @@ class RayPool:
                     self._replace(slot)
 
     def close(self) -> None:
-        if node_lives(self._ray, self._home):  # without it, Ray would wait to be told so
-            for slot in self._slots:
-                self._ray.kill(slot.actor)
-        leave_cluster(self._ray, self._home)
+        leave_cluster(self._ray, self._home, [slot.actor for slot in self._slots])
 
 
 class _Worker:

@@ -173,6 +173,7 @@ class TunePool:
 
     def wait(self, timeout: float) -> list[Event]:
         if self._failed is not None:
+            check_home(self._ray, self._home)  # of which the experiment may have heard first
             raise RuntimeError("Ray Tune ended the experiment") from self._failed
         if not self._running:
             return []

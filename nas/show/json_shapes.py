@@ -9,6 +9,7 @@ from typing import Any
 from hypernas.config.keys import COUNTED, recipe_keys
 from hypernas.records import Report, StudyRow, Trial
 from hypernas.search_spaces.base import Space, arch_to_json
+from hypernas.show.words import chosen_name
 from hypernas.training.repeats import seeds, spread
 
 
@@ -59,7 +60,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _choices(row: Mapping[str, Any]) -> dict[str, Any]:
     """The architecture's keys; one that is also a column's name has an ending: Optuna's may have any."""
     taken = {"trial", "arch_hash", "parameters", *row["values"]}
-    return {f"{name}_chosen" if name in taken else name: value for name, value in row["arch"].items()}
+    return {chosen_name(name, taken): value for name, value in row["arch"].items()}
 
 
 def show_json(study: StudyRow, trial: Trial, reports: Sequence[Report]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Architectures and values in words."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 
 def describe_arch(arch: dict) -> str:
@@ -48,3 +48,10 @@ def describe_values(values: Mapping[str, float], spread: Mapping[str, float] | N
 def format_volume(value: float) -> str:
     """A hypervolume in four decimals, or in four digits where it is huge: Optuna's objectives have any scale."""
     return f"{value:.4f}" if abs(value) < 1e9 else f"{value:.4g}"
+
+
+def chosen_name(name: str, taken: Container[str]) -> str:
+    """The column of a choice, beside columns that are there: Optuna's parameters may have any name."""
+    while name in taken:
+        name += "_chosen"
+    return name

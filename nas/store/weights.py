@@ -1,8 +1,8 @@
 """Trained weights on disk, written whole or not at all: the front's, or every trial's where children inherit."""
 
-import os
 from hashlib import sha256
 
+from hypernas.files import write_whole
 from hypernas.records import StudyRow
 from hypernas.store import Reader, Store
 from hypernas.store.folders import weights_file
@@ -23,10 +23,7 @@ def should_keep_weights(store: Reader, study: StudyRow, number: int) -> bool:
 def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> None:
     """Writes the trial's weights and their row in the store; deletes those of trials that have left the front."""
     path = weights_file(store, study, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(weights)
-    partial.replace(path)
+    write_whole(path, weights)
     store.add_artifact(study, number, WEIGHTS, path.name, sha256(weights).hexdigest(), len(weights))
     if inherits(study):
         return

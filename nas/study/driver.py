@@ -187,7 +187,6 @@ def run(
     _discard_old_checkpoints(work)
     driver = store.start_driver(row, executor.workers)
     session = _Session(work, executor, view, driver, Heart(store, driver, HEARTBEAT_SECONDS))
-    _take_over(work, view)
     catching: AbstractContextManager[Interrupt] = Interrupt().caught() if interrupt is None else nullcontext(interrupt)
     deadline = inf if seconds is None else time.monotonic() + seconds
 
@@ -198,6 +197,7 @@ def run(
 
     with catching as interrupt:
         try:
+            _take_over(work, view)
             spent = _train(session, before, interrupt, is_spent)
         finally:
             _hand_back(session)

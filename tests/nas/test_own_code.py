@@ -22,6 +22,7 @@ from hypernas.search_spaces.base import arch_to_json
 from hypernas.store import Reader, Store
 from hypernas.study.search import make_job
 from hypernas.training import worker
+from tests.nas.studies import new_study
 
 SMALL = {"depth": 1, "d_model": 16, "head_dim": 8, "context": 16}
 CODE = """
@@ -63,15 +64,8 @@ def store_at(path: Path, space: str, settings: dict[str, Any]) -> str:
     known = load_space("lm")
     arch = known.from_json(SMALL)
     with Store(str(path), create=True) as store:
-        row = store.create_study(
-            "s",
-            space=SpaceSpec(space),
-            objectives=("bits_per_byte", "flops_per_token"),
-            settings=StudySettings.of(to_json(StudyConfig(study="s")) | {"trials": 9, "task": "text"}),
-            reference={"bits_per_byte": 9.0, "flops_per_token": 9.0},
-            data_name="words",
-            data_hash="0" * 64,
-        )
+        searched = StudySettings.of(to_json(StudyConfig(study="s")) | {"trials": 9, "task": "text"})
+        row = new_study(store, space=SpaceSpec(space), settings=searched)
         driver = store.start_driver(row, 1)
         proposal = Proposal({}, arch_to_json(arch), "a", "c", Recipe(1e-3), "sampler", {})
         assert store.lease_new(row, driver, proposal, 9) is not None

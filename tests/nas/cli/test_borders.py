@@ -8,16 +8,8 @@ import pytest
 
 from hypernas.cli.borders import explain
 from hypernas.cli.main import main
-from hypernas.records import SpaceSpec, StudySettings
 from hypernas.store import Store
-
-
-def make_store(path: Path) -> None:
-    with Store(str(path), create=True) as store:
-        store.create_study(
-            "s", space=SpaceSpec("lm"), objectives=("bits_per_byte", "flops_per_token"), reference={},
-            settings=StudySettings(trials=1, seed=0), data_name="docs", data_hash="0" * 64,
-        )  # fmt: skip
+from tests.nas.studies import new_study
 
 
 @pytest.mark.parametrize("command", [["gallery"], ["--help"], ["search", "--help"]], ids=" ".join)
@@ -49,7 +41,8 @@ def test_a_store_with_damaged_pages_is_one_sentence_that_says_what_saves_it(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "nas.db"
-    make_store(path)
+    with Store(str(path), create=True) as store:
+        new_study(store)
     pages = bytearray(path.read_bytes())
     pages[4096:] = b"\x55" * (len(pages) - 4096)
     path.write_bytes(pages)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from hypernas.cli.main import main
-from hypernas.records import Failure, FailureKind, Proposal, Recipe, Result, SpaceSpec, StudySettings
+from hypernas.records import Failure, FailureKind, Proposal, Recipe, Result
 from hypernas.show.terminal import INVISIBLE, make_console, visible
 from hypernas.show.views import Lines, Screen
 from hypernas.store import Store
+from tests.nas.studies import new_study
 
 CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"  # OSC 52: the terminal's clipboard now holds a command
 HOSTILE = f"first{CLIPBOARD}\x1b[2J\x1b[31m\u202egnp.exe\x9b2K\x7f\r"
@@ -24,15 +25,7 @@ HOSTILE = f"first{CLIPBOARD}\x1b[2J\x1b[31m\u202egnp.exe\x9b2K\x7f\r"
 def url(tmp_path: Path) -> str:
     path = str(tmp_path / "nas.db")
     with Store(path, create=True) as store:
-        row = store.create_study(
-            HOSTILE,
-            space=SpaceSpec("lm"),
-            objectives=("bits_per_byte", "flops_per_token"),
-            settings=StudySettings(trials=9),
-            reference={"bits_per_byte": 9.0, "flops_per_token": 9.0},
-            data_name=HOSTILE,
-            data_hash="0" * 64,
-        )
+        row = new_study(store, HOSTILE, data_name=HOSTILE)
         driver = store.start_driver(row, 1)
         arch = {"family": HOSTILE, HOSTILE: HOSTILE}
         for number in range(2):

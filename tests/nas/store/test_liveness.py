@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from hypernas.records import SpaceSpec, StudyRow, StudySettings
 from hypernas.store import Store, liveness
 from hypernas.store.models import DriverTable
 from hypernas.store.statements import utcnow
+from tests.nas.studies import new_study
 
 DRIVER = """
 import sys, time
@@ -26,18 +26,6 @@ with Store(sys.argv[1]) as store:
     print(store.start_driver(store.study("s"), 1), flush=True)
     time.sleep(600)
 """
-
-
-def new_study(store: Store) -> StudyRow:
-    return store.create_study(
-        "s",
-        space=SpaceSpec("lm"),
-        objectives=("bits_per_byte", "flops_per_token"),
-        settings=StudySettings(trials=1),
-        reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
-        data_name="words",
-        data_hash="0" * 64,
-    )
 
 
 @contextmanager

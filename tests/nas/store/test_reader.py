@@ -6,22 +6,15 @@ import pytest
 from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import DBAPIError
 
-from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, StudyRow, StudySettings
+from hypernas.records import Proposal, Recipe, Report, Result, StudyRow, StudySettings
 from hypernas.store import Reader, Store
 from hypernas.store.models import DriverTable, StudyTable
+from tests.nas.studies import new_study
 
 
 def searched(store: Store) -> tuple[StudyRow, int]:
     """A study with one trial that ended on the front, and its driver."""
-    study = store.create_study(
-        "s",
-        space=SpaceSpec("lm"),
-        objectives=("bits_per_byte", "flops_per_token"),
-        settings=StudySettings(trials=1),
-        reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
-        data_name="words",
-        data_hash="0" * 64,
-    )
+    study = new_study(store, settings=StudySettings(trials=1))
     driver = store.start_driver(study, 1)
     proposal = Proposal({"depth": 2}, {"depth": 2}, "arch", "config", Recipe(1e-3), "sampler", {})
     trial = store.lease_new(study, driver, proposal, 1)

@@ -30,20 +30,13 @@ from hypernas.records import (
 from hypernas.show.status import status_of
 from hypernas.store import Reader, Store
 from hypernas.store.models import SCHEMA
+from tests.nas.studies import new_study as empty_study
 
 OBJECTIVES = ("bits_per_byte", "flops_per_token")
 
 
 def new_study(store: Store, name: str = "s") -> StudyRow:
-    return store.create_study(
-        name,
-        space=SpaceSpec("lm", {"depth": "2"}),
-        objectives=OBJECTIVES,
-        settings=StudySettings(trials=10),
-        reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
-        data_name="words",
-        data_hash="0" * 64,
-    )
+    return empty_study(store, name, space=SpaceSpec("lm", {"depth": "2"}))
 
 
 def proposal(i: int) -> Proposal:

@@ -9,24 +9,17 @@ from sqlalchemy import text as sql
 
 from hypernas.cli.main import main
 from hypernas.integrations.optuna_db import export_study, import_study
-from hypernas.records import Proposal, Recipe, Result, SpaceSpec, StudyRow, StudySettings
+from hypernas.records import Proposal, Recipe, Result, StudyRow
 from hypernas.store import Store
 from hypernas.store.folders import artifacts_folder, checkpoints_folder
 from hypernas.store.weights import find_weights, keep_weights
 from hypernas.study.delete import delete_study
+from tests.nas.studies import new_study
 
 
 def study_in(store: Store, *losses: float) -> StudyRow:
     """A study whose complete trials had these losses, its weights kept as a search keeps them."""
-    row = store.create_study(
-        "first",
-        space=SpaceSpec("lm"),
-        objectives=("bits_per_byte", "flops_per_token"),
-        settings=StudySettings(trials=9),
-        reference={"bits_per_byte": 9.0, "flops_per_token": 9.0},
-        data_name="words",
-        data_hash="0" * 64,
-    )
+    row = new_study(store, "first")
     add_trials(store, row, *losses)
     return row
 
