@@ -8,11 +8,13 @@ BUILD := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>
 # Two files at a time on one thread each, in their order: by number of tests the longest files would come last, alone.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 RUNS := runs
+# Hundreds of short processes below import the same modules: where an image forbids it, each would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # What an import of hypernas finds, without an installation: a folder of links. `nas/` is the package, the others its own.
 TREE := build/tree
 
-.PHONY: tree install search test test-slow bench gpu-check lint dashboard screenshots study-ideas study-scale clean
+.PHONY: tree install search test test-slow test-faults bench gpu-check lint dashboard screenshots study-ideas study-scale clean
 
 install: $(VENV)/installed
 
@@ -21,7 +23,8 @@ $(VENV)/installed: pyproject.toml setup.py constraints-$(BUILD).txt
 	@echo "== creating $(VENV) with $(PYTHON)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@echo "== installing hypernas and what it needs ($(BUILD) build of torch)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-$(BUILD).txt -e '.[dev]'
+	@# what is never imported need not be compiled: a third of the time
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints-$(BUILD).txt -e '.[dev]'
 	@touch $@
 
 tree:
@@ -39,10 +42,16 @@ search: install
 
 test: install
 	@echo "== running the tests"
-	$(PYTEST) -m 'not slow and not gpu' -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow and not faults and not gpu' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(PYTEST) -m slow --timeout=2400
+
+# What has passed on this code is kept: interrupt it and start it again. FAULTS=FILE keeps it elsewhere.
+FAULTS := $(RUNS)/faults.jsonl
+test-faults: install
+	@mkdir -p $(dir $(FAULTS))
+	NAS_FAULTS=$(abspath $(FAULTS)) $(PYTEST) -m faults tests/faults
 
 lint: install tree
 	@! git grep -nE '^(<<<<<<<|>>>>>>>) ' || { echo "a merge left its markers"; exit 1; }

@@ -12,7 +12,7 @@ from hypernas.errors import UserError
 from hypernas.records import State
 from hypernas.scaling.analysis import BEYOND
 from hypernas.scaling.fit import fit_laws
-from hypernas.scaling.ladder import run_of
+from hypernas.scaling.ladder import measurement_of
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.search_spaces.grid import GridSpace
@@ -54,7 +54,7 @@ def measure_baseline(
     say(f"ceg: first the baseline at {len(ladder)} sizes, as study {name!r}")
     trials = sweep(store, executor, replace(config, study=name, settings=path, objectives=(), halving=False), ladder)
     loss = TASKS[space.task].loss
-    runs = [run_of("baseline", trial, loss) for trial in trials if trial.state == State.COMPLETE]
+    runs = [measurement_of("baseline", trial, loss) for trial in trials if trial.state == State.COMPLETE]
     law = fit_laws(runs, seed=config.seed).laws["baseline"]
     largest = max(run.flops for run in runs)
     say(

@@ -42,7 +42,7 @@ ZOOM = np.linspace(-1.0, 1.0, 9)
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Measurement:
     """One training that ended: `flops` of the whole training, `loss` at its end."""
 
     family: str
@@ -65,7 +65,7 @@ class Frontier:
     seeds: Array
 
 
-def frontier(family: str, runs: Sequence[Run]) -> Frontier:
+def frontier(family: str, runs: Sequence[Measurement]) -> Frontier:
     """A family's runs, seeds averaged, without those that a cheaper one matches.
 
     Raises UserError for losses that are no numbers above 0, and where too few sizes or too little compute are left.
@@ -77,7 +77,7 @@ def frontier(family: str, runs: Sequence[Run]) -> Frontier:
             f"{family}: the loss of {wrong[0].parameters:,} parameters is {wrong[0].loss} after {wrong[0].flops:.3g} "
             "FLOPs; wanted numbers above 0: leave that run out, or train it with a lower learning rate"
         )
-    groups: dict[tuple[int, int], list[Run]] = {}
+    groups: dict[tuple[int, int], list[Measurement]] = {}
     for run in own:
         groups.setdefault((run.parameters, run.tokens), []).append(run)
     points = sorted(
@@ -130,7 +130,7 @@ class Surface:
         return Law(self.irreducible, scale, a * b / (a + b))
 
 
-def fit_surface(runs: Sequence[Run]) -> Surface:
+def fit_surface(runs: Sequence[Measurement]) -> Surface:
     """loss(N, D) of one family's runs, by the Huber loss of log loss from many starts.
 
     Raises UserError where sizes and tokens vary together, so that their effects cannot be told apart.
@@ -227,7 +227,7 @@ def _interval(value: float, draws: Array) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def fit_laws(runs: Sequence[Run], *, seed: int, draws: int = 1000) -> Fit:
+def fit_laws(runs: Sequence[Measurement], *, seed: int, draws: int = 1000) -> Fit:
     """The laws of all families among the runs, with bootstrap draws from `seed`.
 
     Raises UserError, naming the family and what is missing, for what `frontier` refuses.

@@ -24,7 +24,7 @@ from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
 from hypernas.records import RUNGS, Recipe, State, Trial
 from hypernas.scaling.contenders import Contender
-from hypernas.scaling.fit import Run
+from hypernas.scaling.fit import Measurement
 from hypernas.scaling.shape import Ladder
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import Space, SpaceError, arch_to_json
@@ -42,7 +42,7 @@ STEEPEST = -0.5  # the learning rate's power of size; two noisy optima could ask
 class Climbed:
     """What a ladder came to: runs whose schedule ended, by contender the learning rate at each size, and failures."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[Measurement, ...]
     rates: Mapping[str, Mapping[int, float]]
     failed: tuple[str, ...]
     notes: tuple[str, ...]
@@ -86,7 +86,7 @@ def climb(
     for training, trial in train([replace(t, rate=rates[t.contender.name][t.size]) for t in steps]):
         name = training.contender.name
         if trial.state == State.COMPLETE:
-            runs.append(run_of(name, trial, loss))
+            runs.append(measurement_of(name, trial, loss))
         else:
             why = trial.failure.kind if trial.failure else trial.state
             failed.append(f"trial {trial.number}, {name} with about {training.size:,} parameters: {why}")
@@ -169,9 +169,9 @@ def _ends(rates: Mapping[int, float]) -> str:
     return f"{values[0]:.2g} to {values[-1]:.2g}"
 
 
-def run_of(family: str, trial: Trial, loss: str) -> Run:
+def measurement_of(family: str, trial: Trial, loss: str) -> Measurement:
     """A trial whose schedule ended, as a point of a family's law."""
-    return Run(
+    return Measurement(
         family, int(trial.parameters or 0), trial.recipe.tokens, trial.values["training_flops"], trial.values[loss],
         trial.recipe.seed,
     )  # fmt: skip

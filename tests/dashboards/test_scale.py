@@ -11,7 +11,7 @@ from hypernas.dashboards.report import render
 from hypernas.dashboards.texts import number
 from hypernas.scaling.analysis import analyse
 from hypernas.scaling.contenders import Contender
-from hypernas.scaling.fit import Run
+from hypernas.scaling.fit import Measurement
 from hypernas.scaling.ladder import Climbed
 from hypernas.yardstick import Law
 
@@ -22,7 +22,7 @@ LAWS = {"baseline": Law(1.0, 60.0, 0.13), "trial 0 <b>": Law(1.0, 55.0, 0.13), "
 @pytest.fixture(scope="module")
 def found() -> dict:
     runs = [
-        Run(family, N, 20 * N, 120.0 * N * N, float(law.loss(120.0 * N * N)))
+        Measurement(family, N, 20 * N, 120.0 * N * N, float(law.loss(120.0 * N * N)))
         for family, law in LAWS.items()
         for N in SIZES
     ]

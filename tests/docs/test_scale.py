@@ -10,7 +10,7 @@ import pytest
 
 from hypernas.scaling.analysis import analyse
 from hypernas.scaling.contenders import TOGETHER, Contender
-from hypernas.scaling.fit import Run
+from hypernas.scaling.fit import Measurement
 from hypernas.scaling.ladder import Climbed
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
@@ -42,7 +42,7 @@ def test_every_family_is_near_every_size_and_the_ladder_spans_a_decade_and_a_hal
 
 def analysed(laws, sizes):
     runs = [
-        Run(family, N, 20 * N, 120.0 * N * N, float(law.loss(120.0 * N * N)))
+        Measurement(family, N, 20 * N, 120.0 * N * N, float(law.loss(120.0 * N * N)))
         for family, law in laws.items()
         for N in sizes
     ]

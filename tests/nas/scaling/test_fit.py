@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypernas.errors import UserError
 from hypernas.scaling.fit import (
     Fit,
-    Run,
+    Measurement,
     Surface,
     fit_laws,
     fit_surface,
@@ -29,11 +29,11 @@ LAWS = {"base": Law(1.0, 60.0, 0.13), "cand": Law(1.0, 90.0, 0.155)}
 SIZES = np.geomspace(1e11, 1e13, 6).tolist()
 
 
-def drawn(seed: int, noise: float, laws=LAWS, sizes=SIZES) -> list[Run]:
+def drawn(seed: int, noise: float, laws=LAWS, sizes=SIZES) -> list[Measurement]:
     """Three seeds at the smaller half of the sizes, one above; log losses off by `noise`."""
     rng = np.random.default_rng(seed)
     return [
-        Run(family, round(C**0.5), round(20 * C**0.5), C, law.loss(C) * np.exp(rng.normal(0, noise)), s)
+        Measurement(family, round(C**0.5), round(20 * C**0.5), C, law.loss(C) * np.exp(rng.normal(0, noise)), s)
         for family, law in laws.items()
         for k, C in enumerate(sizes)
         for s in range(3 if k < len(sizes) // 2 else 1)
@@ -132,7 +132,7 @@ def test_the_noise_of_one_run_is_found():
 
 def test_the_frontier_averages_seeds_and_leaves_out_what_a_cheaper_run_matches():
     runs = drawn(0, 0.0, {"base": LAWS["base"]})
-    waste = Run("base", 10, 10, 3e12, 9.0)
+    waste = Measurement("base", 10, 10, 3e12, 9.0)
     twin = replace(runs[0], loss=runs[0].loss * 1.21, seed=9)
     found = frontier("base", [*runs, waste, twin])
     assert found.flops.tolist() == pytest.approx(SIZES)
@@ -255,9 +255,9 @@ def test_a_ladder_of_60_runs_with_1000_bootstraps_is_fitted_in_five_seconds():
 HOFFMANN = Surface(1.69, 406.4, 410.7, 0.34, 0.28)
 
 
-def on_surface(ratios: tuple[int, ...]) -> list[Run]:
+def on_surface(ratios: tuple[int, ...]) -> list[Measurement]:
     return [
-        Run("a", N, N * ratio, 6.0 * N * N * ratio, float(HOFFMANN.loss(N, N * ratio)))
+        Measurement("a", N, N * ratio, 6.0 * N * N * ratio, float(HOFFMANN.loss(N, N * ratio)))
         for N in (10**6, 4 * 10**6, 10**7, 4 * 10**7)
         for ratio in ratios
     ]

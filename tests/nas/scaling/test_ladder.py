@@ -13,7 +13,7 @@ from hypernas.records import State
 from hypernas.scaling.analysis import analyse, describe
 from hypernas.scaling.baseline import BASELINE_SIZES
 from hypernas.scaling.contenders import TOGETHER, Contender, ablation, contenders
-from hypernas.scaling.fit import Run
+from hypernas.scaling.fit import Measurement
 from hypernas.scaling.ladder import Climbed, best_rate, extrapolated_rate
 from hypernas.scaling.launch import launch_scale
 from hypernas.scaling.shape import Ladder
@@ -88,7 +88,7 @@ def test_what_cannot_be_taken_apart_is_said():
 def climbed(laws: dict[str, Law]) -> Climbed:
     sizes = [1000 * 2**k for k in range(6)]
     runs = [
-        Run(family, N, 20 * N, 120.0 * N * N, float(law.loss(120.0 * N * N)), 0)
+        Measurement(family, N, 20 * N, 120.0 * N * N, float(law.loss(120.0 * N * N)), 0)
         for family, law in laws.items()
         for N in sizes
     ]
