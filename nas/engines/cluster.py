@@ -2,8 +2,10 @@
 
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -100,8 +102,9 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
         "runtime_env": {"env_vars": WORKER_ENVIRONMENT},
     }
     if address is None:
+        others = psutil.Process().children(recursive=True)
         try:
-            with _sessions_of_their_own():
+            with _sessions_of_their_own(), _signals_as_before():
                 ray.init(
                     address="local",
                     num_cpus=workers or cores(),
@@ -110,7 +113,9 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
                     **settings,
                 )
         except KeyboardInterrupt:
-            ray.shutdown()  # what has started by now
+            started = set(psutil.Process().children(recursive=True)) - set(others)
+            ray.shutdown()  # knows nothing yet of a node that was only half started
+            _kill(started)
             raise
         except OSError as error:  # a folder for its sockets that is too long, full or not ours
             raise UserError(
@@ -119,7 +124,8 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
             ) from error
     else:
         try:
-            ray.init(address=address, **settings)
+            with _signals_as_before():
+                ray.init(address=address, **settings)
         except ConnectionError as error:
             raise UserError(f"--address {address}: cannot join: {error}") from error
     try:
@@ -143,6 +149,20 @@ def _sessions_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
+
+
+@contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Ray answers SIGTERM by ending the process at once: here it is as Ctrl-C while Ray starts, and then as before."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main and callable(before):
+            signal.signal(signal.SIGTERM, before)
 
 
 def _share_out(
@@ -250,9 +270,13 @@ def leave_cluster(ray: Any, node: str, actors: Iterable[Any] = ()) -> None:
         servers = [process for process in psutil.Process().children() if process.name() == "raylet"]
         helpers = [helper for server in servers for helper in server.children(recursive=True)]
     ray.shutdown()
-    for helper in helpers:
+    _kill(helpers)
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            helper.kill()
+            process.kill()
 
 
 def node_lives(ray: Any, node: str) -> bool:

@@ -243,7 +243,7 @@ def wait_for(store: Path, done: int, process: subprocess.Popen[str], state: Stat
         with suppress(UserError), Store(str(store)) as opened:  # the store or the study is not there yet
             if opened.states(opened.study("s"))[state] >= done:
                 return
-        time.sleep(0.05)
+        time.sleep(0.2)  # each look opens the store: it takes time from the search
     assert process.poll() is None, process.communicate()[1]
     raise AssertionError(f"fewer than {done} trials {state} after 150 seconds")
 
