@@ -1,4 +1,4 @@
-"""Pictures of every page for the documentation: python -m dashboards.screenshots [--study NAME] [--store URL].
+"""Pictures of every page for the documentation: python -m hypernas.dashboards.screenshots [--study NAME] [--store URL].
 
 Without a study a small real one is searched first, in a temporary folder; that takes minutes.
 Needs playwright (in the `dev` extra) and Chromium.
@@ -94,7 +94,7 @@ def take_own(out: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dashboards.screenshots", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m hypernas.dashboards.screenshots", description=__doc__)
     parser.add_argument("--store", default="nas.db", metavar="URL")
     parser.add_argument("--study", metavar="NAME", help="default: search a small one first")
     parser.add_argument("--out", default="docs/images", metavar="FOLDER")

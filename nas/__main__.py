@@ -1,4 +1,4 @@
-"""`python -m nas` is `nas`."""
+"""`python -m hypernas` is `nas`."""
 
 from hypernas.cli.main import entry
 

@@ -171,11 +171,23 @@ def leads_somewhere(dotted: str) -> bool:
     return False
 
 
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + [
+    *(ROOT / "docs").rglob("*.md")
+]
+TEXTS = [*DOCUMENTS, *(ROOT / file for file in [*FILES, *OTHERS])]
+
+
+def test_what_a_text_runs_with_python_m_is_of_the_package() -> None:
+    """The folders' own names are no modules."""
+    folders = "|".join(FOLDERS)
+    run = {path.name: re.findall(rf"\s-m ({folders})\b", path.read_text()) for path in TEXTS}
+    assert {name: found for name, found in run.items() if found} == {}
+
+
 def test_dotted_names_of_ours_in_texts_and_in_code_that_is_text_are_there() -> None:
     """No linter reads a program in a string, nor a document."""
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     named: dict[str, str] = {}
-    for path in [*documents, *(ROOT / file for file in [*FILES, *OTHERS])]:
+    for path in TEXTS:
         text = path.read_text()
         where = path.relative_to(ROOT).as_posix()
         for match in re.finditer(r"^\s*from (hypernas[\w.]*) import (\w+(?:, \w+)*)", text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""How the live pages do with a large study, in a real browser: python -m dashboards.bench [--trials N] [--json].
+"""The live pages with a large study, in a real browser: python -m hypernas.bench.dashboards [--trials N] [--json].
 
 Makes a study in a temporary SQLite file, opens its front page, and then finishes one more trial several times while
 the page is open. Prints the seconds from the server's start until its first page shows every trial, the server's time
@@ -160,7 +160,7 @@ def _wait_for_marks(tab: Any, count: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dashboards.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m hypernas.bench.dashboards", description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000, metavar="N")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     given = parser.parse_args(argv)
