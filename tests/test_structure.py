@@ -171,9 +171,7 @@ def leads_somewhere(dotted: str) -> bool:
     return False
 
 
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + [
-    *(ROOT / "docs").rglob("*.md")
-]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 TEXTS = [*DOCUMENTS, *(ROOT / file for file in [*FILES, *OTHERS])]
 
 
