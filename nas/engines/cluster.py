@@ -17,6 +17,7 @@ import psutil
 
 from hypernas.engines.devices import cores
 from hypernas.engines.protocol import Event, Lost
+from hypernas.engines.session_folder import close_session_folder, open_session_folder
 from hypernas.errors import ClusterError, UserError
 from hypernas.records import Failure, FailureKind, Job, Result
 
@@ -104,15 +105,17 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
             with _sessions_of_their_own():
                 ray.init(
                     address="local",
+                    _temp_dir=open_session_folder(),
                     num_cpus=workers or cores(),
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     **settings,
                 )
         except KeyboardInterrupt:
-            ray.shutdown()  # what has started by now
+            shut_down(ray)  # what has started by now
             raise
         except OSError as error:  # a folder for its sockets that is too long, full or not ours
+            shut_down(ray)
             raise UserError(
                 f"Ray cannot start here: {error}; RAY_TMPDIR=/tmp, say, names it another folder, and --engine inline "
                 "does without it"
@@ -126,8 +129,14 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return _share_out(ray, nodes, workers, gpus_per_trial, own=address is None)
     except UserError:
-        ray.shutdown()
+        shut_down(ray)
         raise
+
+
+def shut_down(ray: Any, *, crashed: bool = False) -> None:
+    """Ends Ray in this process, and a cluster of its own with what that wrote; of one that `crashed` its logs stay."""
+    ray.shutdown()
+    close_session_folder(crashed=crashed)
 
 
 @contextmanager
@@ -243,7 +252,8 @@ def leave_cluster(ray: Any, node: str, actors: Iterable[Any] = ()) -> None:
     would stay for minutes.
     """
     helpers: list[psutil.Process] = []
-    if node_lives(ray, node):
+    lives = node_lives(ray, node)
+    if lives:
         for actor in actors:
             ray.kill(actor)
     else:
@@ -253,6 +263,7 @@ def leave_cluster(ray: Any, node: str, actors: Iterable[Any] = ()) -> None:
     for helper in helpers:
         with suppress(psutil.NoSuchProcess):
             helper.kill()
+    close_session_folder(crashed=not lives)
 
 
 def node_lives(ray: Any, node: str) -> bool:
