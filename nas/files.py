@@ -1,4 +1,4 @@
-"""What is written is whole or is not there, and what a kill left half-made goes when the same is made again.
+"""What is written is whole or is not there, and what a kill left half-made goes when more is made in its folder.
 
 Whoever makes something has a file `NAME....partial` locked for as long. The system lets go of a lock when its process
 ends, however it ends, so a file that can be locked is a dead one's. The names of host and boot in it keep hands off
@@ -19,6 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 
 PARTIAL = ".partial"
+NAMED = 16  # digits between the name of what is made and PARTIAL: of host, boot and chance
+_OURS = re.compile(rf".*([0-9a-f]{{4}})([0-9a-f]{{4}})[0-9a-f]{{8}}{re.escape(PARTIAL)}", re.S)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -31,7 +33,7 @@ def write_whole(path: Path, data: bytes) -> None:
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_halves(path.parent, f"{path.name}.")
+    remove_halves(path.parent)
     with _claimed(path.parent, f"{path.name}.") as (partial, descriptor):
         with open(descriptor, "wb", closefd=False) as file:
             file.write(data)
@@ -65,10 +67,10 @@ def new_folder(target: Path) -> Iterator[Path]:
 def scratch_folder(parent: Path | None = None, stem: str = "nas-") -> Iterator[Path]:
     """An empty folder in `parent` (None: where temporary files go) that is gone with the block.
 
-    Folders of the same stem that killed processes left are removed. Raises OSError where it cannot be made.
+    What killed processes left in `parent` is removed. Raises OSError where the folder cannot be made.
     """
     parent = parent or Path(tempfile.gettempdir())
-    remove_halves(parent, stem)
+    remove_halves(parent)
     with _claimed(parent, stem) as (partial, _):
         folder = _folder_of(partial)
         folder.mkdir(mode=0o700)
@@ -78,31 +80,14 @@ def scratch_folder(parent: Path | None = None, stem: str = "nas-") -> Iterator[P
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_halves(parent: Path, stem: str = "") -> None:
-    """Removes what killed processes were making in `parent` under names that begin with `stem`."""
-    ours = re.compile(rf"{re.escape(stem)}.*?([0-9a-f]{{4}})([0-9a-f]{{4}})[0-9a-f]{{8}}{re.escape(PARTIAL)}", re.S)
+def remove_halves(parent: Path) -> None:
+    """Removes what killed processes were making in `parent`."""
     host, boot = _machine()
     with suppress(OSError):  # no such folder, or one that may not be listed
         names = [entry.name for entry in os.scandir(parent) if entry.name.endswith(PARTIAL)]
-        for name, match in [(name, ours.fullmatch(name)) for name in names]:
+        for name, match in [(name, _OURS.fullmatch(name)) for name in names]:
             if match is not None and (match[1] == host or match[2] == boot):
                 _remove_if_dead(parent / name)
-
-
-def lock(path: Path, flags: int = os.O_RDWR) -> int | None:
-    """The descriptor of the file, locked until it is closed or this process ends; None where another one has it.
-
-    Raises OSError where it cannot be opened.
-    """
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), path.stat()):  # not that of an earlier file of this name
-            return descriptor
-    except OSError:
-        pass  # it is locked, gone, or on a disk that knows no locks, where nobody can be told dead
-    os.close(descriptor)
-    return None
 
 
 @contextmanager
@@ -129,13 +114,16 @@ def _claimed(parent: Path, stem: str) -> Iterator[tuple[Path, int]]:
 
 
 def _remove_if_dead(partial: Path) -> None:
+    """Removes the file, and the folder that it stands for, if it is this user's and its process has ended."""
     with suppress(OSError):
-        if (descriptor := lock(partial)) is None:
-            return
+        descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            if _folder_of(partial).is_dir():
-                shutil.rmtree(_folder_of(partial))
-            partial.unlink()
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where somebody has it
+            found = os.fstat(descriptor)
+            if found.st_uid == os.getuid() and os.path.samestat(found, partial.stat()):  # not another's of its name
+                if _folder_of(partial).is_dir():
+                    shutil.rmtree(_folder_of(partial))
+                partial.unlink()
         finally:
             os.close(descriptor)
 

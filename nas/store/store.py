@@ -415,9 +415,11 @@ class Store(Reader):
 
         def work(connection: Connection) -> list[int]:
             connection.execute(update(TrialTable).where(*waiting).values(attempts=0))
-            again = {**blank, "state": State.WAITING, "attempts": 0, "seq": _next_seq(connection, study)}
-            numbers = connection.execute(update(TrialTable).where(*lost).values(again).returning(TrialTable.number))
-            return sorted(numbers.scalars())
+            numbers = connection.execute(select(TrialTable.number).where(*lost)).scalars().all()
+            if numbers:
+                again = {**blank, "state": State.WAITING, "attempts": 0, "seq": _next_seq(connection, study)}
+                connection.execute(update(TrialTable).where(*lost).values(again))
+            return sorted(numbers)
 
         return self._write(work)
 

@@ -1,4 +1,4 @@
-"""What is made is whole or not there; what a kill left goes when the same is made again, and nothing else does."""
+"""What is made is whole or not there; what a kill left goes when more is made beside it, and nothing else does."""
 
 import os
 import signal
@@ -118,7 +118,7 @@ def test_what_cannot_be_removed_keeps_its_name_for_the_next_to_try(tmp_path: Pat
     assert len(names(tmp_path)) == 3
     moved.rmdir()
     folder.unlink()
-    remove_halves(tmp_path, "nas-")
+    remove_halves(tmp_path)
     assert names(tmp_path) == set()
 
 

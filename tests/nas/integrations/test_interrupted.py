@@ -144,9 +144,11 @@ def test_a_study_that_is_no_dead_exports_stays(whose: str, source: str, tmp_path
             ticks = float(Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19])
             living = this_process() | {"pid": other.pid, "process_started": ticks}
             theirs.set_user_attr(OURS, {UNFINISHED: living | {"heartbeat": "2026-01-01T00:00:00+00:00"}})
-            with pytest.raises(StudyError, match="right now"):
-                export(source, to)
-            other.kill()
+            try:
+                with pytest.raises(StudyError, match="right now"):
+                    export(source, to)
+            finally:
+                other.kill()
         return
     with pytest.raises(StudyError, match="already"):
         export(source, to)
