@@ -126,8 +126,12 @@ def _remove_half(storage: RDBStorage, name: str, url: str) -> None:
         if theirs.user_attrs or theirs.get_trials(deepcopy=False):  # else it was killed before its first word
             raise _is_whole(name, url)
     elif {**writer, **this_process(), "uptime": None} != {**writer, "uptime": None}:  # not this process
-        seen = datetime.fromisoformat(writer["heartbeat"])
-        if is_alive({**writer, "heartbeat": seen}, datetime.now(UTC), HEARTBEAT_LAPSE):
+        try:
+            seen = datetime.fromisoformat(writer["heartbeat"])
+            lives = is_alive({**writer, "heartbeat": seen}, datetime.now(UTC), HEARTBEAT_LAPSE)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # nobody of ours wrote that
+            raise _is_whole(name, url) from error
+        if lives:
             raise StudyError(f"study {name!r} is being written to {shown(url)} right now: wait for it")
     optuna.delete_study(study_name=name, storage=storage)
 

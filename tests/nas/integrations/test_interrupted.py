@@ -1,9 +1,10 @@
 """Studies on their way to Optuna's database and back: what a kill leaves is said to be unfinished, or is not there."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +14,22 @@ import pytest
 from hypernas.bench.store import fill_large
 from hypernas.cli.main import main
 from hypernas.errors import StudyError
-from hypernas.integrations.optuna_db import OURS, UNFINISHED, export_study
+from hypernas.integrations.optuna_db import OURS, UNFINISHED, export_study, import_study
 from hypernas.store import Reader, Store
+from hypernas.store import store as writing
 from hypernas.store.liveness import this_process
 from tests.nas.studies import new_study
 
-TRIALS = 40
-AT_TRIAL = 20
-
-# Each ends itself by SIGKILL in the midst of its trials.
-EXPORT = """
-from tests.nas.integrations.test_interrupted import export, killer
-export(source, to, killer())
-"""
-IMPORT = """
-from hypernas.integrations.optuna_db import import_study
-from hypernas.store import Store, store as writing
-from tests.nas.integrations.test_interrupted import killer
-report_row, kill = writing.report_row, killer()
-writing.report_row = lambda report, trial_id: (kill(report.rung), report_row(report, trial_id))[1]
-with Store(to, create=True) as opened:
-    import_study(opened, source, None)
-"""
+TRIALS = 12
+AT_TRIAL = 6
 
 
 def killer(at: int = AT_TRIAL) -> Any:
     """Kills this process when it is called for the `at`-th trial."""
     called = iter(range(1, 1 + TRIALS))
 
-    def kill(rung: int = 0) -> None:
-        if not rung and next(called) == at:
+    def kill() -> None:
+        if next(called) == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return kill
@@ -58,11 +45,23 @@ def export(source: str, to: str, disturb: Any = lambda: None) -> int:
         return export_study(store, store.study("large"), to, suggest, lambda line: None)
 
 
-def killed(script: str, source: str, to: str) -> None:
-    """Runs the script, which has to end by SIGKILL."""
-    code = f"import sys; source, to = sys.argv[1:]\n{script}"
-    ended = subprocess.run([sys.executable, "-c", code, source, to], check=False, timeout=600)
-    assert ended.returncode == -signal.SIGKILL
+def export_and_die(source: str, to: str) -> None:
+    export(source, to, killer())
+
+
+def import_and_die(source: str, to: str) -> None:
+    report_row, kill = writing.report_row, killer()
+    writing.report_row = lambda report, trial_id: (kill(), report_row(report, trial_id))[1]
+    with Store(to, create=True) as store:
+        import_study(store, source, None)
+
+
+def killed(work: Callable[[str, str], None], source: str, to: str) -> None:
+    """Has a process of its own do the work, which has to end by SIGKILL."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=(source, to))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def others_study(to: str) -> None:
@@ -95,7 +94,7 @@ def test_an_export_that_was_killed_says_so_and_its_second_run_writes_it_whole(
 ) -> None:
     to = str(tmp_path / "optuna.db")
     others_study(to)
-    killed(EXPORT, source, to)
+    killed(export_and_die, source, to)
     assert names_in(to) == {"another": 1, "large": AT_TRIAL - 1}
     assert imported(to, tmp_path / "b.db", "large") == 2
     said = capsys.readouterr().err
@@ -110,7 +109,7 @@ def test_an_export_that_was_killed_says_so_and_its_second_run_writes_it_whole(
 def test_an_import_that_was_killed_left_nothing_and_its_second_run_succeeds(source: str, tmp_path: Path) -> None:
     to, store = str(tmp_path / "optuna.db"), tmp_path / "b.db"
     export(source, to)
-    killed(IMPORT, to, str(store))
+    killed(import_and_die, to, str(store))
     with Store(str(store)) as opened:
         assert opened.studies() == []
     assert imported(to, store) == 0
@@ -133,12 +132,13 @@ def test_an_export_killed_before_its_first_word_is_written_anew(source: str, tmp
     assert export(source, to) == TRIALS
 
 
-@pytest.mark.parametrize("whose", ["a live process's", "Optuna's own"])
+@pytest.mark.parametrize("whose", ["a live process's", "Optuna's own", "a hostile one"])
 def test_a_study_that_is_no_dead_exports_stays(whose: str, source: str, tmp_path: Path) -> None:
     to = str(tmp_path / "optuna.db")
     theirs = optuna.create_study(study_name="large", storage=f"sqlite:///{to}")
-    if whose == "Optuna's own":
+    if whose != "a live process's":
         theirs.add_trial(optuna.trial.create_trial(value=1.0))
+        theirs.set_user_attr(OURS, {UNFINISHED: {"pid": "all"}} if whose == "a hostile one" else "not a mark")
     else:
         with subprocess.Popen(["sleep", "600"]) as other:
             ticks = float(Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -111,13 +111,14 @@ def test_what_a_trial_lost_under_an_earlier_driver_does_not_count(store: Store) 
     assert len(engine.jobs) == MAX_LOST and store.trial(search.row, 0).state == State.COMPLETE
 
 
-def test_draws_after_a_lost_trial_came_back_are_replayed(store: Store) -> None:
-    search = opened(store, trials=8)
-    run(search, Disturbed(lambda job: Lost(job.trial, job.token, "died") if job.trial == 4 else None), Silent())
-    resumed = opened(store, trials=14, resume=True)
-    assert run(resumed, Inline(), Silent()).finished == 14
-    assert store.states(resumed.row)[State.COMPLETE] == 14
-    assert [entry for entry in replay(store, resumed.row) if entry.stored != entry.drawn] == []
+def test_draws_after_a_lost_trial_came_back_are_replayed(tmp_path: Path) -> None:
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        search = opened(store, trials=7)
+        run(search, Disturbed(lambda job: Lost(job.trial, job.token, "died") if job.trial == 4 else None), Silent())
+        resumed = opened(store, trials=10, resume=True)
+        assert run(resumed, Inline(), Silent()).finished == 10
+        assert store.states(resumed.row)[State.COMPLETE] == 10
+        assert [entry for entry in replay(store, resumed.row) if entry.stored != entry.drawn] == []
 
 
 def test_running_out_of_memory_is_met_with_smaller_parts_of_the_batch(store: Store) -> None:
