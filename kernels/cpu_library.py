@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypernas.files import scratch_folder
 from hypernas.kernels import processor
 from hypernas.kernels.dispatch import BackendError
 
@@ -101,8 +101,8 @@ def build(folder: Path, extra_flags: tuple[str, ...] = ()) -> Path:
 
 
 def _compile(compiler: str, sources: Path, target: Path, extra_flags: tuple[str, ...]) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        objects = [(source, Path(scratch) / f"{source.stem}.o") for source in sorted(sources.glob("*.cpp"))]
+    with scratch_folder(target.parent, "build-") as scratch:
+        objects = [(source, scratch / f"{source.stem}.o") for source in sorted(sources.glob("*.cpp"))]
         running = [
             subprocess.Popen(
                 [compiler, *FLAGS, *extra_flags, "-c", str(source), "-o", str(out)],
@@ -113,7 +113,7 @@ def _compile(compiler: str, sources: Path, target: Path, extra_flags: tuple[str,
         ]
         for process in running:
             _require_success(compiler, process)
-        library_file = Path(scratch) / "kernels.so"
+        library_file = scratch / "kernels.so"
         link = [compiler, *LINK_FLAGS, *extra_flags, *(str(out) for _, out in objects), "-o", str(library_file)]
         linking = subprocess.Popen(link, stderr=subprocess.PIPE, text=True)
         _require_success(compiler, linking)

@@ -1,7 +1,26 @@
-"""A file is written whole or not at all."""
+"""What is written is whole or is not there, and what a kill left half-made goes when more is made in its folder.
 
+Whoever makes something has a file `NAME....partial` locked for as long. The system lets go of a lock when its process
+ends, however it ends, so a file that can be locked is a dead one's. The names of host and boot in it keep hands off
+what another machine is making in a shared folder, where a lock of its may not be seen.
+"""
+
+import fcntl
 import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
+
+PARTIAL = ".partial"
+NAMED = 16  # digits between the name of what is made and PARTIAL: of host, boot and chance
+_OURS = re.compile(rf".*([0-9a-f]{{4}})([0-9a-f]{{4}})[0-9a-f]{{8}}{re.escape(PARTIAL)}", re.S)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -14,12 +33,108 @@ def write_whole(path: Path, data: bytes) -> None:
         path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
+    remove_halves(path.parent)
+    with _claimed(path.parent, f"{path.name}.") as (partial, descriptor):
+        with open(descriptor, "wb", closefd=False) as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
         partial.replace(path)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to be filled, which takes its place when the block ends; an older one is then removed.
+
+    When the block raises, or the process is killed, `target` is as it was.
+    """
+    with scratch_folder(target.parent, f".{target.name}-") as scratch:
+        made = scratch / "made"
+        made.mkdir()
+        yield made
+        older = scratch / "older"
+        if target.exists():
+            target.rename(older)
+        try:
+            made.rename(target)
+        except OSError:  # somebody else made one meanwhile
+            if older.exists() and not target.exists():
+                older.rename(target)
+            raise
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None, stem: str = "nas-") -> Iterator[Path]:
+    """An empty folder in `parent` (None: where temporary files go) that is gone with the block.
+
+    What killed processes left in `parent` is removed. Raises OSError where the folder cannot be made.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    remove_halves(parent)
+    with _claimed(parent, stem) as (partial, _):
+        folder = _folder_of(partial)
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_halves(parent: Path) -> None:
+    """Removes what killed processes were making in `parent`."""
+    host, boot = _machine()
+    with suppress(OSError):  # no such folder, or one that may not be listed
+        names = [entry.name for entry in os.scandir(parent) if entry.name.endswith(PARTIAL)]
+        for name, match in [(name, _OURS.fullmatch(name)) for name in names]:
+            if match is not None and (match[1] == host or match[2] == boot):
+                _remove_if_dead(parent / name)
+
+
+@contextmanager
+def _claimed(parent: Path, stem: str) -> Iterator[tuple[Path, int]]:
+    """A new file, locked, which says that this process is making something; with its descriptor."""
+    while True:
+        path = parent / f"{stem}{''.join(_machine())}{secrets.token_hex(4)}{PARTIAL}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists():
+                break
+        except BlockingIOError:
+            pass  # who looked for dead ones was faster, and takes it for one
+        except OSError:
+            break  # a disk that knows no locks: then nobody removes anything
+        os.close(descriptor)
+    try:
+        yield path, descriptor
     finally:
-        partial.unlink(missing_ok=True)
+        if not _folder_of(path).exists():  # else it could not be removed whole, and the next one tries
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_if_dead(partial: Path) -> None:
+    """Removes the file, and the folder that it stands for, if it is this user's and its process has ended."""
+    with suppress(OSError):
+        descriptor = os.open(partial, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where somebody has it
+            found = os.fstat(descriptor)
+            if found.st_uid == os.getuid() and os.path.samestat(found, partial.stat()):  # not another's of its name
+                if _folder_of(partial).is_dir():
+                    shutil.rmtree(_folder_of(partial))
+                partial.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _folder_of(partial: Path) -> Path:
+    return partial.with_name(partial.name.removesuffix(PARTIAL))
+
+
+@cache
+def _machine() -> tuple[str, str]:
+    """Four digits each for this host and for its boot, which all containers on it share."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    names = (socket.gethostname(), boot.read_text() if boot.exists() else socket.gethostname())
+    return sha256(names[0].encode()).hexdigest()[:4], sha256(names[1].encode()).hexdigest()[:4]

@@ -16,6 +16,7 @@ import click
 from hypernas.config.plan import Plan, check_evaluation, make_plan
 from hypernas.config.study_config import HUB, StudyConfig, own_code, resume_settings, without_own_code
 from hypernas.errors import ClusterError, StoreError, StudyError, StudyExistsError
+from hypernas.records import State, is_lost, name_trials
 from hypernas.store.files import check_store
 
 if TYPE_CHECKING:
@@ -175,6 +176,8 @@ def _conclude(store: "Reader", search: "Search", outcome: "Outcome") -> int:
     if not front and (failures := status_of(store, search.row)["failures"]):
         causes = ", ".join(f"{count} {kind}" for kind, count in failures.items())
         click.echo(f"no trial came to its end; failed: {causes}", err=True)
+    if lost := [trial.number for trial in store.trials(search.row, states=(State.FAILED,)) if is_lost(trial)]:
+        click.echo(f"{name_trials(lost)} lost all workers: {_again(store, search)} tries again", err=True)
     if search.proposals.cache_hits:
         click.echo(f"{search.proposals.cache_hits} proposals were known already and not trained again")
     if search.proposals.refused:

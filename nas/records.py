@@ -58,7 +58,7 @@ POLICIES = {
     FailureKind.DIVERGED: Policy.TEACH,
     FailureKind.BUILD_ERROR: Policy.QUARANTINE,
     FailureKind.TIMEOUT: Policy.TEACH,
-    FailureKind.WORKER_LOST: Policy.RETRY,  # and quarantined after MAX_LOST
+    FailureKind.WORKER_LOST: Policy.RETRY,  # MAX_LOST times, then when all else is done, then with the next --resume
     FailureKind.PREEMPTED: Policy.RETRY,  # as often as it takes
     FailureKind.OVER_LIMIT: Policy.TEACH,
     FailureKind.ERROR: Policy.QUARANTINE,
@@ -217,6 +217,16 @@ class Trial:
     diagnostics: Mapping[str, Any]
     failure: Failure | None
     seq: int  # grows with every change of any trial: readers ask for what is newer
+
+
+def is_lost(trial: Trial) -> bool:
+    """Whether the trial failed for its workers' sake: nothing is known of its architecture, and it is tried again."""
+    return trial.failure is not None and POLICIES[trial.failure.kind] == Policy.RETRY
+
+
+def name_trials(numbers: Sequence[int]) -> str:
+    """`trial 3`, `trials 3, 5`."""
+    return f"trial{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def violation(trial: Trial) -> float:

@@ -1,10 +1,8 @@
 """A trial's page: its blocks, costs and gates, and taking it home."""
 
 import io
-import tempfile
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,6 +16,7 @@ from hypernas.dashboards.picture import architecture_figure, connection_names, g
 from hypernas.dashboards.selection import parse_query
 from hypernas.dashboards.texts import plain
 from hypernas.errors import StudyError, UserError
+from hypernas.files import scratch_folder
 from hypernas.store import Reader
 from hypernas.store.weights import find_weights
 
@@ -112,8 +111,8 @@ def export_zip(store: Reader, row: records.StudyRow, trial: records.Trial) -> by
     """`nas export` of a trial whose weights are kept, as a zip archive. Raises UserError, and trains nothing."""
     from hypernas.export.write import export_trial  # brings torch: only taking a model home needs it
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / f"trial-{trial.number}"
+    with scratch_folder(stem="nas-download-") as scratch:
+        folder = scratch / f"trial-{trial.number}"
         export_trial(store, row, trial, out=str(folder), formats="py", progress=False, train=False)
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -24,6 +24,7 @@ from hypernas.bench.postgres import throw_away_postgres
 from hypernas.records import Proposal, Recipe, Report, Result, SpaceSpec, State, StudySettings, Trial
 from hypernas.search_spaces.base import digest
 from hypernas.store import Store
+from hypernas.store.store import Filled
 
 DRIVERS = 4
 COUNTED = (100, 300)  # trials of the shorter and the longer search
@@ -65,7 +66,7 @@ def _row(name: str, backend: str, value: float, unit: str, ours: float | None = 
     }
 
 
-def _study(store: Store, name: str) -> Any:
+def _study(store: Store, name: str, trials: Sequence[Filled] = ()) -> Any:
     return store.create_study(
         name,
         space=SpaceSpec("lm"),
@@ -74,6 +75,7 @@ def _study(store: Store, name: str) -> Any:
         reference={"bits_per_byte": 8.0, "flops_per_token": 9.0},
         data_name="none",
         data_hash="",
+        trials=trials,
     )
 
 
@@ -225,12 +227,11 @@ def _large() -> list[dict[str, Any]]:
 
 def fill_large(store: Store, name: str, trials: int, reports: int) -> None:
     """A study of made-up trials, all COMPLETE, whose losses scatter over a front of FLOPs."""
-    study = _study(store, name)
     begin = datetime(2026, 1, 1, tzinfo=UTC)
-    store.fill(study, [_made_up(i, reports, begin + timedelta(seconds=i)) for i in range(trials)])
+    _study(store, name, [_made_up(i, reports, begin + timedelta(seconds=i)) for i in range(trials)])
 
 
-def _made_up(i: int, reports: int, at: datetime) -> tuple[Trial, str, Sequence[Report]]:
+def _made_up(i: int, reports: int, at: datetime) -> Filled:
     flops = 1e6 * (1 + i * 7919 % 1000)
     loss = 1.5 + 30 / (flops / 1e6 + 20) + (i * 104729 % 1000) / 1000
     arch = {"family": "transformer", "depth": 2 + i % 7, "d_model": 64 * (1 + i % 8), "ffn.shape": "conventional"}

@@ -35,6 +35,8 @@ def status(study: str, store: str, as_json: bool) -> None:
     click.echo(f"study {data['study']}: {states}")
     for kind, count in data["failures"].items():
         click.echo(f"  failed, {kind}: {count}")
+    for number in data.get("baselines_missing", ()):
+        click.echo(f"  baseline missing: trial {number}")
     click.echo(f"workers {data['workers']}, utilisation {format_value(data['utilisation'], '{:.2f}')}")
     click.echo(
         f"trials per hour {format_value(data['trials_per_hour'], '{:.1f}')}, "
@@ -55,7 +57,7 @@ def status(study: str, store: str, as_json: bool) -> None:
 def front(study: str, store: str, as_json: bool, form: str) -> None:
     """The Pareto front, best loss first."""
     from hypernas.show.json_shapes import front_rows
-    from hypernas.show.status import variants_said, verdict
+    from hypernas.show.status import missing_said, variants_said, verdict
     from hypernas.show.tables import front_table, print_table
     from hypernas.store import Reader
 
@@ -63,7 +65,9 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
         row = opened.study(study)
         trials = opened.front(row)
         rows = front_rows(row, trials)
-        said = verdict(opened, row)
+        said, missing = verdict(opened, row), missing_said(opened, row)
+    if missing and (as_json or form == "csv"):
+        click.echo(missing, err=True)
     if as_json:
         print_json(rows)
     elif form == "csv":

@@ -26,13 +26,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
 
 from hypernas.data.files import Reading, kind, open_binary, reading_of, sort_files, unreadable, walk
 from hypernas.errors import DataError
+from hypernas.files import scratch_folder
 
 PLAIN_SUFFIXES = (
     *(".txt", ".text", ".md", ".rst", ".tex", ".org", ".html", ".xml", ".csv", ".tsv", ".log"),
@@ -300,8 +300,8 @@ def _key(root: Path, files: Iterable[Path]) -> str:
 def _prepare(files: Iterable[Path], folder: Path, source: str) -> None:
     """Write train.bin, validation.bin and meta.json to `folder`, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=".preparing-") as scratch:
-        spool, whole = Path(scratch, "documents.bin"), Path(scratch, "corpus")
+    with scratch_folder(folder.parent, ".preparing-") as scratch:
+        spool, whole = scratch / "documents.bin", scratch / "corpus"
         whole.mkdir()
         lengths, order, left_out = _spool(_documents(files), spool)
         held_out = _held_out(lengths, order)

@@ -1,7 +1,6 @@
 """What a decomposition found, in words and files."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from hypernas.export import formats
 from hypernas.export.card import CARD, digest, list_files
 from hypernas.export.source import write_source
 from hypernas.export.write import FOOTER
+from hypernas.files import new_folder
 from hypernas.training.model import name_values, score
 from hypernas.training.run import Setting
 from hypernas.version import version
@@ -128,9 +128,7 @@ def write_result(
     """Source, weights, configuration, card, evidence and report of the model in blocks, checked without hypernas."""
     title = f"Trial {config['trial']} of study {config['study']}, taken apart"
     docstring = f"{title} by hypernas {version()}. Needs torch; `load` also needs safetensors."
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-        partial = Path(temporary) / "model"
-        partial.mkdir()
+    with new_folder(target) as partial:
         footer = FOOTER.format(kind=type(model).__name__)
         source = write_source(model, docstring.replace("\\", "/").replace('"', "'"), footer)
         (partial / "model.py").write_text(source)
@@ -153,7 +151,6 @@ def write_result(
         (partial / CARD).write_text(card(title, report, values, list_files(partial)))
         inputs = formats.check_inputs("py", setting.space, setting.arch, config["trial"], [None, None])
         formats.check("py", partial, model, inputs)
-        partial.rename(target)
 
 
 def card(title: str, report: Mapping[str, Any], values: Mapping[str, float], hashes: str) -> str:

@@ -19,6 +19,7 @@ import psutil
 
 from hypernas.engines.devices import cores
 from hypernas.engines.protocol import Event, Lost
+from hypernas.engines.session_folder import close_session_folder, open_session_folder
 from hypernas.errors import ClusterError, UserError
 from hypernas.records import Failure, FailureKind, Job, Result
 
@@ -107,17 +108,20 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
             with _sessions_of_their_own(), _signals_as_before():
                 ray.init(
                     address="local",
+                    _temp_dir=open_session_folder(),
                     num_cpus=workers or cores(),
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     **settings,
                 )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError) as error:
             started = set(psutil.Process().children(recursive=True)) - set(others)
             ray.shutdown()  # knows nothing yet of a node that was only half started
             _kill(started)
-            raise
-        except OSError as error:  # a folder for its sockets that is too long, full or not ours
+            close_session_folder(crashed=False)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            # A folder for its sockets that is too long, full or not ours.
             raise UserError(
                 f"Ray cannot start here: {error}; RAY_TMPDIR=/tmp, say, names it another folder, and --engine inline "
                 "does without it"
@@ -132,8 +136,14 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return _share_out(ray, nodes, workers, gpus_per_trial, own=address is None)
     except UserError:
-        ray.shutdown()
+        shut_down(ray)
         raise
+
+
+def shut_down(ray: Any, *, crashed: bool = False) -> None:
+    """Ends Ray in this process, and a cluster of its own with what that wrote; of one that `crashed` its logs stay."""
+    ray.shutdown()
+    close_session_folder(crashed=crashed)
 
 
 @contextmanager
@@ -263,7 +273,8 @@ def leave_cluster(ray: Any, node: str, actors: Iterable[Any] = ()) -> None:
     would stay for minutes.
     """
     helpers: list[psutil.Process] = []
-    if node_lives(ray, node):
+    lives = node_lives(ray, node)
+    if lives:
         for actor in actors:
             ray.kill(actor)
     else:
@@ -271,6 +282,7 @@ def leave_cluster(ray: Any, node: str, actors: Iterable[Any] = ()) -> None:
         helpers = [helper for server in servers for helper in server.children(recursive=True)]
     ray.shutdown()
     _kill(helpers)
+    close_session_folder(crashed=not lives)
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:

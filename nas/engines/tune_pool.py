@@ -8,7 +8,6 @@ end and never read back. Actors are reused from trial to trial, and Tune's logge
 import logging
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections import Counter, deque
@@ -34,10 +33,12 @@ from hypernas.engines.cluster import (
     leave_cluster,
     node_lives,
     ray_node,
+    shut_down,
 )
 from hypernas.engines.devices import check_usable, hide_gpus, place_job, share_of_gpu
 from hypernas.engines.protocol import Event, timeout_result
 from hypernas.errors import UserError
+from hypernas.files import scratch_folder
 from hypernas.kernels.processor import keep_freed_memory
 from hypernas.records import Job, Result, Seen
 from hypernas.training import worker
@@ -147,10 +148,10 @@ class TunePool:
             where, found = self._ray.get(asked)
             check_usable(found, where)
         except UserError:
-            self._ray.shutdown()
+            shut_down(self._ray)
             raise
         except self._ray.exceptions.RayError as error:
-            self._ray.shutdown()
+            shut_down(self._ray)
             last = str(error).strip().splitlines()[-1]
             raise UserError(f"workers cannot start: {last}; is the same hypernas installed everywhere?") from error
         self.seen[found] = self.workers  # as far as one can tell for all
@@ -267,7 +268,7 @@ class TunePool:
         """What the thread does: Tune's own loop, until the pool is closed."""
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
-            with tempfile.TemporaryDirectory(prefix="nas-tune-", ignore_cleanup_errors=True) as folder:
+            with scratch_folder(stem="nas-tune-") as folder:
                 tune.Tuner(
                     tune.with_resources(_Jobs, {"cpu": self._cluster.cpus, "gpu": self.gpus}),
                     tune_config=tune.TuneConfig(
@@ -279,7 +280,7 @@ class TunePool:
                         trial_dirname_creator=lambda trial: f"trial-{trial.config['job'].trial}-{trial.trial_id}",
                     ),
                     run_config=tune.RunConfig(
-                        storage_path=folder,
+                        storage_path=str(folder),
                         name="jobs",
                         verbose=0,
                         callbacks=[_Events(self._heard)],

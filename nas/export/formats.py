@@ -9,7 +9,6 @@ import copy
 import logging
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hypernas.errors import UserError
+from hypernas.files import scratch_folder
 from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces.base import Space
 from hypernas.search_spaces.layers import GatedSublayer
@@ -192,8 +192,8 @@ def check(kind: str, folder: Path, model: nn.Module, inputs: Mapping[str, Tensor
     `inputs` is of `check_inputs`. Raises RuntimeError when any logits differ from `model`'s by more than rounding, or
     the folder does not load: the export is not the model.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        given, got = Path(scratch) / "inputs.safetensors", Path(scratch) / "logits.pt"
+    with scratch_folder(stem="nas-check-") as scratch:
+        given, got = scratch / "inputs.safetensors", scratch / "logits.pt"
         save_file(dict(inputs), given)
         command = [sys.executable, "-I", "-B", "-c", BARE + RUNS[kind] + SAVE, str(given), str(got)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=CHECK_SECONDS, check=False)

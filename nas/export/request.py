@@ -1,6 +1,7 @@
 """What is asked for of an export, checked without torch: the trial or the rule, the formats and the folder to write."""
 
 import json
+import shutil
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +101,16 @@ def free_folder(out: str) -> Path:
     if not folder.parent.is_dir():
         raise UserError(f"--out {out}: the folder {folder.parent} does not exist")
     return folder
+
+
+def check_room(folder: Path, parameters: int | None) -> None:
+    """Raises UserError where not even the weights fit beside `folder`: before anything is trained for it."""
+    free, wanted = shutil.disk_usage(folder.parent).free, 4 * (parameters or 0)
+    if free < wanted:
+        raise UserError(
+            f"--out {folder}: the weights alone take {wanted:,} bytes, and {free:,} are free there: make room, or name "
+            "a folder on another disk"
+        )
 
 
 def _is_export(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hypernas.engines.devices import asked_device
 from hypernas.errors import StudyError, UserError
-from hypernas.export.request import free_folder
+from hypernas.export.request import check_room, free_folder
 from hypernas.export.write import write_checked
 from hypernas.kernels.dispatch import use_backend
 from hypernas.kernels.processor import keep_freed_memory
@@ -106,6 +106,7 @@ def train(
     if trial.state != State.COMPLETE and trial.state != State.STOPPED:
         raise StudyError(f"trial {number} is {trial.state}: only COMPLETE and STOPPED trials can be trained again")
     folder = free_folder(out)
+    check_room(folder, trial.parameters)
     checkpoint = folder.with_name(f"{folder.name}.checkpoint")
     if checkpoint.exists() and not resume:
         raise UserError(f"{checkpoint} is of a training that was interrupted: --resume goes on, or delete it")

@@ -5,8 +5,6 @@ folder and returned the trained model's own logits (nas/export/formats.py).
 """
 
 import json
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,9 @@ from hypernas.data.tasks import TASKS
 from hypernas.errors import StudyError
 from hypernas.export import formats
 from hypernas.export.card import CARD, CONFIG_VERSION, digest, list_files
-from hypernas.export.request import GRAPHS, free_folder, wanted_formats
+from hypernas.export.request import GRAPHS, check_room, free_folder, wanted_formats
 from hypernas.export.source import write_source
+from hypernas.files import new_folder
 from hypernas.records import OWN, StudyRow, Trial
 from hypernas.search_spaces import stored_space
 from hypernas.search_spaces.base import Space
@@ -79,6 +78,7 @@ def export_trial(
     """
     kinds = wanted_formats(formats)
     folder = free_folder(out)
+    check_room(folder, trial.parameters)
     chosen = of_first_seed(trial)
     if not train and find_weights(store, study, trial.number) is None:
         raise StudyError(f"the weights of trial {trial.number} are not kept, and here nothing is trained")
@@ -110,17 +110,13 @@ def write_checked(
 
     Raises UserError for a format that this model cannot have, RuntimeError for one that is not the model.
     """
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        partial = Path(temporary) / "export"
+    with new_folder(folder) as partial:
         sizes = write_folder(partial, study, trial, space, model, kinds)
         arch = space.from_json(trial.arch)
         differences = {}
         for kind in kinds:
             inputs = formats.check_inputs(kind, space, arch, trial.number, [None, None] if kind == "py" else sizes)
             differences[kind] = formats.check(kind, partial, model, inputs)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
     return differences
 
 
@@ -153,15 +149,17 @@ def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: b
                 f"it was trained elsewhere ({trial.provenance}); export it there"
             )
     if isinstance(store, Store) and should_keep_weights(store, study, trial.number):
-        keep_weights(store, study, trial.number, result.weights)
+        try:
+            keep_weights(store, study, trial.number, result.weights)
+        except OSError as error:  # what they were trained for may have room elsewhere
+            console.print(f"the weights of trial {trial.number} could not be kept in the study: {error}", markup=False)
     return result.weights
 
 
 def write_folder(
     folder: Path, study: StudyRow, trial: Trial, space: Space, model: torch.nn.Module, kinds: tuple[str, ...]
 ) -> list[int | None]:
-    """Writes every file of the export; the sizes of the graphs' input, None where they take any."""
-    folder.mkdir(parents=True)
+    """Fills the folder with every file of the export; the sizes of the graphs' input, None where they take any."""
     title = f"Trial {trial.number} of study {study.name}"
     docstring = f"{title}, found by hypernas {version()}. Needs torch; `load` also needs safetensors."
     source = write_source(

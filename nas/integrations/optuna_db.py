@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hypernas import pareto
 from hypernas.config.keys import LATENCY
-from hypernas.errors import StoreError, StudyError, shown
+from hypernas.errors import StoreError, StudyError, StudyExistsError, shown
 from hypernas.records import (
     FINISHED,
     IMPORTED,
@@ -38,10 +38,13 @@ from hypernas.search_spaces import OF_OPTUNA
 from hypernas.search_spaces.base import digest
 from hypernas.store import Reader, Store
 from hypernas.store.files import file_of, is_url, url_of
+from hypernas.store.liveness import is_alive, this_process
+from hypernas.store.reader import HEARTBEAT_LAPSE
 from hypernas.strategy.optuna_study import _Recorder
 from hypernas.strategy.proposals import latency_excess
 
 OURS = "hypernas"  # the user attribute that holds what Optuna has no place for
+UNFINISHED = "unfinished"  # in it, until the export has come to its end: who writes it
 CONSTRAINTS = "constraints"
 STATES = {
     State.WAITING: TrialState.WAITING,
@@ -63,21 +66,35 @@ Suggest = Callable[[Any], Any]  # draws one proposal from anything with Optuna's
 def export_study(store: Reader, study: StudyRow, url: str, suggest: Suggest, say: Callable[[str], None]) -> int:
     """Writes the study, under its name, into Optuna's database at `url`; the number of trials.
 
-    `suggest` gives every parameter its distribution. Raises StudyError when a study of that name is there already,
-    StoreError when the database cannot be opened.
+    Until its end the study there says that it is unfinished; one that was left so is written anew. `suggest` gives
+    every parameter its distribution. Raises StudyError when a study of that name is there already, StoreError when the
+    database cannot be opened.
     """
     storage = _storage(url)
+    _remove_half(storage, study.name, url)
     maximised = [name in pareto.MAXIMIZED or name.startswith("-") for name in study.objectives]
     directions = [StudyDirection.MAXIMIZE if up else StudyDirection.MINIMIZE for up in maximised]
     try:
         theirs = optuna.create_study(storage=storage, study_name=study.name, directions=directions)
     except optuna.exceptions.DuplicatedStudyError as error:
-        raise StudyError(f"study {study.name!r} is in {shown(url)} already: name another database") from error
+        raise _is_whole(study.name, url) from error
+    row = asdict(study) | {"created": study.created.isoformat(), "settings": study.settings.as_json()}
+    theirs.set_user_attr(OURS, row | _being_written())
+    try:
+        count = _write_trials(theirs, store, study, suggest, say)
+    except BaseException:
+        optuna.delete_study(study_name=study.name, storage=storage)
+        raise
+    theirs.set_user_attr(OURS, row)
+    return count
+
+
+def _write_trials(
+    theirs: optuna.Study, store: Reader, study: StudyRow, suggest: Suggest, say: Callable[[str], None]
+) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         theirs.set_metric_names([name.removeprefix("-") for name in study.objectives])
-    row = asdict(study) | {"created": study.created.isoformat(), "settings": study.settings.as_json()}
-    theirs.set_user_attr(OURS, row)
     curves: dict[int, list[Report]] = {}
     for report in store.reports(study):
         curves.setdefault(report.trial, []).append(report)
@@ -89,8 +106,45 @@ def export_study(store: Reader, study: StudyRow, url: str, suggest: Suggest, say
             attrs[f"{CONSTRAINTS}:latency_ms"] = latency_excess(trial, float(limit))
         theirs.add_trial(_freeze(study, trial, curves.get(trial.number, []), suggest, attrs))
         if count % PROGRESS_EVERY == 0:
+            theirs.set_user_attr(OURS, theirs.user_attrs[OURS] | _being_written())
             say(f"{count} of {len(trials)} trials")
     return len(trials)
+
+
+def _being_written() -> dict[str, Any]:
+    """The mark of a study that is not whole yet: who writes it, and that it lived at this moment."""
+    return {UNFINISHED: this_process() | {"heartbeat": datetime.now(UTC).isoformat()}}
+
+
+def _remove_half(storage: RDBStorage, name: str, url: str) -> None:
+    """Deletes what an export that was killed left under this name. Raises StudyError for any other study."""
+    if name not in optuna.get_all_study_names(storage):
+        return
+    theirs = optuna.load_study(storage=storage, study_name=name)
+    writer = _writer_of(theirs)
+    if writer is None:
+        if theirs.user_attrs or theirs.get_trials(deepcopy=False):  # else it was killed before its first word
+            raise _is_whole(name, url)
+    elif {**writer, **this_process(), "uptime": None} != {**writer, "uptime": None}:  # not this process
+        try:
+            seen = datetime.fromisoformat(writer["heartbeat"])
+            lives = is_alive({**writer, "heartbeat": seen}, datetime.now(UTC), HEARTBEAT_LAPSE)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # nobody of ours wrote that
+            raise _is_whole(name, url) from error
+        if lives:
+            raise StudyError(f"study {name!r} is being written to {shown(url)} right now: wait for it")
+    optuna.delete_study(study_name=name, storage=storage)
+
+
+def _writer_of(theirs: optuna.Study) -> dict[str, Any] | None:
+    """Who writes, or wrote, a study that is not whole; None for any other."""
+    kept = theirs.user_attrs.get(OURS)
+    writer = kept.get(UNFINISHED) if isinstance(kept, Mapping) else None
+    return writer if isinstance(writer, dict) else None
+
+
+def _is_whole(name: str, url: str) -> StudyError:
+    return StudyError(f"study {name!r} is in {shown(url)} already: name another database")
 
 
 def _freeze(
@@ -150,13 +204,16 @@ def import_study(
     """
     theirs = _study(url, name)
     if any(study["name"] == theirs.study_name for study in store.studies()):
-        raise StudyError(
-            f"study {theirs.study_name!r} is in {store.shown} already: delete it there, or import into another store"
-        )
+        raise _is_there(store, theirs.study_name)
     described, trials = _restore_study(theirs) if theirs.user_attrs.get(OURS) else _foreign(theirs, say)
-    row = store.create_study(**described)
-    store.fill(row, trials)
-    return row, len(trials)
+    try:
+        return store.create_study(**described, trials=trials), len(trials)
+    except StudyExistsError as error:  # since we looked
+        raise _is_there(store, theirs.study_name) from error
+
+
+def _is_there(store: Store, name: str) -> StudyError:
+    return StudyError(f"study {name!r} is in {store.shown} already: delete it there, or import into another store")
 
 
 def best_params(url: str, name: str) -> list[tuple[int, dict[str, Any]]]:
@@ -172,7 +229,13 @@ def _study(url: str, name: str | None) -> optuna.Study:
         raise StudyError(f"{shown(url)} holds {', '.join(names) or 'no studies'}: name one")
     if name is not None and name not in names:
         raise StudyError(f"no study {name!r} in {shown(url)}; it has: {', '.join(names) or 'none'}")
-    return optuna.load_study(storage=storage, study_name=name or names[0])
+    theirs = optuna.load_study(storage=storage, study_name=name or names[0])
+    if _writer_of(theirs) is not None:
+        raise StudyError(
+            f"study {theirs.study_name!r} in {shown(url)} is not whole: its export is at work or was interrupted; nas "
+            "study export again writes it anew"
+        )
+    return theirs
 
 
 def _restore_study(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:

@@ -9,7 +9,7 @@ from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
 from hypernas.engines.protocol import Executor
 from hypernas.errors import UserError
-from hypernas.records import State
+from hypernas.records import State, name_trials
 from hypernas.scaling.analysis import BEYOND
 from hypernas.scaling.fit import fit_laws
 from hypernas.scaling.ladder import measurement_of
@@ -55,6 +55,8 @@ def measure_baseline(
     trials = sweep(store, executor, replace(config, study=name, settings=path, objectives=(), halving=False), ladder)
     loss = TASKS[space.task].loss
     runs = [measurement_of("baseline", trial, loss) for trial in trials if trial.state == State.COMPLETE]
+    if failed := [trial.number for trial in trials if trial.state != State.COMPLETE]:
+        say(f"ceg: {name_trials(failed)} of study {name!r} failed, and the law is that of the others")
     law = fit_laws(runs, seed=config.seed).laws["baseline"]
     largest = max(run.flops for run in runs)
     say(

@@ -1,12 +1,13 @@
 """How a study stands: its spread, its rank correlations, its workers' use, in one verdict."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from hypernas import pareto
-from hypernas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial
+from hypernas.records import FINISHED, RUNGS, Report, State, StudyRow, Trial, is_lost, name_trials
 from hypernas.store import Reader
 from hypernas.strategy.halving import is_exempt, rank_correlation
 from hypernas.training.repeats import spread
@@ -22,6 +23,7 @@ def status_of(store: Reader, study: StudyRow) -> dict[str, Any]:
     left = study.settings.trials - len(finished)
     history = store.hypervolumes(study)
     between_seeds = spread_of_front(study, store.front(study))
+    missing = [trial.number for trial in trials if trial.origin == "baseline" and is_missing(trial)]
     return {
         "study": study.name,
         "states": store.states(study),
@@ -34,7 +36,26 @@ def status_of(store: Reader, study: StudyRow) -> dict[str, Any]:
         # Optuna's steps are no rungs: none of them is the end.
         "rank_correlation": {} if study.settings.imported else rank_correlations(trials, store.reports(study)),
         **({"spread": between_seeds} if between_seeds else {}),
+        **({"baselines_missing": missing} if missing else {}),
     }
+
+
+def is_missing(trial: Trial) -> bool:
+    """Whether the trial has yet to say anything of its architecture."""
+    return trial.state not in FINISHED or is_lost(trial)
+
+
+def missing_said(store: Reader, study: StudyRow) -> str:
+    """Which baselines are missing, and how to get them; nothing where none is."""
+    missing = [trial for trial in store.trials(study, origin="baseline") if is_missing(trial)]
+    if not missing:
+        return ""
+    live = store.live_drivers(study)
+    again = shlex.join(["nas", "search", "--study", study.name, "--store", store.to_type, "--resume"])
+    names = name_trials([trial.number for trial in missing])
+    why = "lost its workers" if any(map(is_lost, missing)) else "not trained yet"
+    how = "a search is at work on it" if live and not any(map(is_lost, missing)) else f"{again} trains what is missing"
+    return f"no comparison while a baseline is missing ({names}: {why}); {how}"
 
 
 def spread_of_front(study: StudyRow, front: Sequence[Trial]) -> dict[str, float]:
@@ -93,12 +114,18 @@ def utilisation(trials: Sequence[Trial]) -> float | None:
 
 
 def verdict(store: Reader, study: StudyRow) -> str:
-    """Whether a found architecture beats the best baseline at equal or fewer FLOPs, and by how much."""
+    """Whether a found architecture beats the best baseline at equal or fewer FLOPs, and by how much.
+
+    While a baseline is missing nothing is compared: which, and how to get it, is said instead.
+    """
     if study.settings.imported:
         return "imported from Optuna: there is no baseline to compare with"
+    if missing := missing_said(store, study):
+        return missing
+    tried = store.trials(study, origin="baseline")
     loss = pareto.quality(study.objectives)
     if any(name.startswith("flops") for name in study.objectives):  # then whatever beats a baseline stands on the front
-        baselines = store.trials(study, states=(State.COMPLETE,), origin="baseline")
+        baselines = [trial for trial in tried if trial.state == State.COMPLETE]
         complete = [*baselines, *(trial for trial in store.front(study) if trial.origin != "baseline")]
     else:
         complete = store.trials(study, states=(State.COMPLETE,))
@@ -114,7 +141,9 @@ def verdict(store: Reader, study: StudyRow) -> str:
         and trial.values[flops] <= best.values[flops]
         and pareto.cost(loss, trial.values[loss]) < pareto.cost(loss, best.values[loss])
     ]
-    name = f"the best baseline (trial {best.number}: {loss} {best.values[loss]:.4f})"
+    failed = [trial.number for trial in tried if trial.state == State.FAILED]
+    without = f"; {name_trials(failed)} failed" if failed else ""
+    name = f"the best baseline (trial {best.number}: {loss} {best.values[loss]:.4f}{without})"
     if not rivals:
         return f"no found architecture beats {name} at equal or fewer FLOPs"
     won = min(rivals, key=lambda trial: pareto.cost(loss, trial.values[loss]))

@@ -75,12 +75,16 @@ class Reader(Database):
 
     def live_drivers(self, study: StudyRow) -> dict[int, int]:
         """Workers of every driver that is still alive, by driver id."""
+        return {number: workers for number, (workers, lives) in self._drivers(study).items() if lives}
+
+    def _drivers(self, study: StudyRow) -> dict[int, tuple[int, bool]]:
+        """Workers of every driver that is not known to have stopped, by its id, and whether it lives."""
         columns = [column for column in DriverTable.__table__.c if column.info.get(SINCE, READABLE) <= self._schema]
         query = select(*columns, self._clock().label("now")).where(
             DriverTable.study_id == study.id, DriverTable.stopped.is_(None)
         )
         rows = self._read(lambda connection: connection.execute(query).mappings().all())
-        return {row["id"]: row["workers"] for row in rows if is_alive(dict(row), row["now"], HEARTBEAT_LAPSE)}
+        return {row["id"]: (row["workers"], is_alive(dict(row), row["now"], HEARTBEAT_LAPSE)) for row in rows}
 
     def trials(
         self,

@@ -5,7 +5,7 @@ tried again after a passing fault: a locked file, a serialisation failure, a con
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from hypernas.errors import StudyError, StudyExistsError
 from hypernas.records import (
     FINISHED,
+    POLICIES,
     FailureKind,
+    Policy,
     Proposal,
     Report,
     Result,
@@ -39,13 +41,14 @@ from hypernas.store.statements import (
     INSERT_VALUES,
     NEXT_NUMBER,
     NEXT_SEQ,
-    STUDIES,
     TRIALS,
     trial_id_of,
     utcnow,
 )
 
-MAX_LOST = 3  # leases a trial may lose before it is set aside as FAILED(worker_lost)
+Filled = tuple[Trial, str, Sequence[Report]]  # a trial, the hash of its configuration, and its curve
+MAX_LOST = 3  # leases a trial may lose before it is set aside as FAILED(worker_lost), until `retry_lost`
+LOST = [str(kind) for kind, policy in POLICIES.items() if policy == Policy.RETRY]
 
 
 class Store(Reader):
@@ -79,11 +82,19 @@ class Store(Reader):
         reference: Mapping[str, float],
         data_name: str,
         data_hash: str,
+        trials: Iterable[Filled] = (),
     ) -> StudyRow:
-        """Creates an empty study and returns its row. Raises StudyExistsError when the name is taken."""
+        """Creates a study and returns its row, empty or with `trials`, all in one transaction.
+
+        The front and its history follow from the order in which the trials finished. Raises StudyExistsError when the
+        name is taken.
+        """
+        given = sorted(trials, key=lambda entry: (entry[0].finished is None, entry[0].finished, entry[0].number))
+        assert all(trial.finished is not None for trial, _, _ in given if trial.state in FINISHED)
+        made = StudyRow(0, name, utcnow(), space, tuple(objectives), settings, reference, data_name, data_hash)
         row = {
             "name": name,
-            "created": utcnow(),
+            "created": made.created,
             "space": space.name,
             "space_settings": dict(space.settings),
             "objectives": list(objectives),
@@ -92,44 +103,24 @@ class Store(Reader):
             "data_name": data_name,
             "data_hash": data_hash,
             "artifacts": "",  # older versions read a folder here
-            "next_number": 0,
-            "seq": 0,
+            "next_number": max((trial.number for trial, _, _ in given), default=-1) + 1,
+            "seq": len(given),
         }
+
+        def work(connection: Connection) -> None:
+            inserted: Any = connection.execute(insert(StudyTable), row)
+            _insert_trials(connection, replace(made, id=int(inserted.inserted_primary_key[0])), given)
+
         try:
-            self._write(lambda connection: connection.execute(insert(StudyTable), row))
+            self._write(work)
         except IntegrityError as error:
+            if all(study["name"] != name for study in self.studies()):
+                raise  # for what its trials hold
             # It was there; or the connection was cut as ours was written.
-            if (found := self.study(name)).created != row["created"]:
+            if (found := self.study(name)).created != made.created:
                 raise StudyExistsError(f"study {name!r} exists in {self.shown}: --resume continues it") from error
             return found
         return self.study(name)
-
-    def fill(self, study: StudyRow, trials: Iterable[tuple[Trial, str, Sequence[Report]]]) -> None:
-        """Writes trials with their configuration hashes and curves into an empty study, in one transaction.
-
-        The front and its history follow from the order in which they finished.
-        """
-        given = sorted(trials, key=lambda entry: (entry[0].finished is None, entry[0].finished, entry[0].number))
-
-        def work(connection: Connection) -> None:
-            front = Front(0, [], np.empty((0, len(study.objectives))))
-            for seq, (trial, config, curve) in enumerate(given, start=1):
-                inserted: Any = connection.execute(INSERT_TRIAL, trial_row(study, trial, config, seq))
-                trial_id = int(inserted.inserted_primary_key[0])
-                if trial.values:
-                    values = [{"trial_id": trial_id, "name": n, "value": v} for n, v in trial.values.items()]
-                    connection.execute(INSERT_VALUES, values)
-                if curve:
-                    connection.execute(INSERT_REPORT, [report_row(report, trial_id) for report in curve])
-                if trial.state == State.COMPLETE and not violation(trial):
-                    result = Result(trial.number, trial.token, trial.values)
-                    front = extend_front(connection, study, trial_id, result, seq, front)
-            numbers = [trial.number for trial, _, _ in given]
-            counters = {"next_number": max(numbers, default=-1) + 1, "seq": len(given)}
-            connection.execute(update(STUDIES).where(STUDIES.c.id == study.id).values(counters))
-
-        assert all(trial.finished is not None for trial, _, _ in given if trial.state in FINISHED)
-        self._write(work)
 
     def delete_study(self, name: str) -> None:
         """Raises StudyError while a search runs on it."""
@@ -155,7 +146,8 @@ class Store(Reader):
 
     def heartbeat(self, driver: int) -> None:
         mine = update(DriverTable).where(DriverTable.id == driver)
-        self._write(lambda connection: connection.execute(mine.values(heartbeat=self._clock(), uptime=uptime())))
+        now = {"heartbeat": self._clock(), "uptime": uptime(), "stopped": None}  # though it was taken for dead
+        self._write(lambda connection: connection.execute(mine.values(now)))
 
     def stop_driver(self, driver: int) -> None:
         now = self._clock()
@@ -163,10 +155,17 @@ class Store(Reader):
         self._write(lambda connection: connection.execute(query))
 
     def reclaim(self, study: StudyRow) -> list[int]:
-        """Hands the RUNNING trials of dead drivers back to WAITING; returns their numbers."""
+        """Hands the RUNNING trials of dead drivers back to WAITING; returns their numbers.
+
+        Notes that the drivers have ended, so that nobody looks for them again.
+        """
         # In this order: a driver that registers in between is live, and its leases are not in the list.
         running = self.trials(study, states=(State.RUNNING,))
-        live = set(self.live_drivers(study))
+        drivers = self._drivers(study)
+        if gone := [number for number, (_, lives) in drivers.items() if not lives]:
+            ended = update(DriverTable).where(DriverTable.id.in_(gone)).values(stopped=DriverTable.heartbeat)
+            self._write(lambda connection: connection.execute(ended))
+        live = {number for number, (_, lives) in drivers.items() if lives}
         dead = [trial for trial in running if trial.driver not in live]
         return [t.number for t in dead if self.release(study, t.number, t.token, fault=False)]
 
@@ -374,7 +373,7 @@ class Store(Reader):
         fault: bool = True,
         provenance: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Hands a RUNNING trial back to WAITING; a trial that lost its worker too often becomes FAILED.
+        """Hands a RUNNING trial back to WAITING; a trial that lost MAX_LOST workers becomes FAILED(worker_lost).
 
         `fault` is False when the search was interrupted, its driver died or the machine went away: that never counts
         against a trial. `provenance` says how it is to be trained the next time.
@@ -397,10 +396,30 @@ class Store(Reader):
                     "state": State.FAILED,
                     "finished": utcnow(),
                     "failure_kind": str(FailureKind.WORKER_LOST),
-                    "failure_message": f"its worker died {lost} times while training it",
+                    "failure_message": f"its worker died {lost} times while training it: --resume tries it again",
                 }
                 connection.execute(update(TrialTable).where(TrialTable.id == trial_id).values(failed))
             return True
+
+        return self._write(work)
+
+    def retry_lost(self, study: StudyRow) -> list[int]:
+        """Has the trials that were set aside for lost workers wait again, with MAX_LOST tries; returns their numbers.
+
+        A trial that still waits is given as many: those that it lost under an earlier driver no longer count.
+        """
+        of_study = (TrialTable.study_id == study.id, TrialTable.attempts > 0)
+        lost = (*of_study, TrialTable.state == State.FAILED, TrialTable.failure_kind.in_(LOST))
+        waiting = (*of_study, TrialTable.state == State.WAITING)
+        blank = dict.fromkeys(("finished", "driver_id", "failure_kind", "failure_message", "failure_traceback"))
+
+        def work(connection: Connection) -> list[int]:
+            connection.execute(update(TrialTable).where(*waiting).values(attempts=0))
+            numbers = connection.execute(select(TrialTable.number).where(*lost)).scalars().all()
+            if numbers:
+                again = {**blank, "state": State.WAITING, "attempts": 0, "seq": _next_seq(connection, study)}
+                connection.execute(update(TrialTable).where(*lost).values(again))
+            return sorted(numbers)
 
         return self._write(work)
 
@@ -420,6 +439,22 @@ class Store(Reader):
         trial_id = trial_id_of(study, number).scalar_subquery()
         query = delete(ArtifactTable).where(ArtifactTable.trial_id == trial_id, ArtifactTable.kind == kind)
         self._write(lambda connection: connection.execute(query))
+
+
+def _insert_trials(connection: Connection, study: StudyRow, given: Sequence[Filled]) -> None:
+    """Writes the trials of a new study, in the order in which they finished."""
+    front = Front(0, [], np.empty((0, len(study.objectives))))
+    for seq, (trial, config, curve) in enumerate(given, start=1):
+        inserted: Any = connection.execute(INSERT_TRIAL, trial_row(study, trial, config, seq))
+        trial_id = int(inserted.inserted_primary_key[0])
+        if trial.values:
+            values = [{"trial_id": trial_id, "name": n, "value": v} for n, v in trial.values.items()]
+            connection.execute(INSERT_VALUES, values)
+        if curve:
+            connection.execute(INSERT_REPORT, [report_row(report, trial_id) for report in curve])
+        if trial.state == State.COMPLETE and not violation(trial):
+            result = Result(trial.number, trial.token, trial.values)
+            front = extend_front(connection, study, trial_id, result, seq, front)
 
 
 def _next_seq(connection: Connection, study: StudyRow) -> int:

@@ -1,13 +1,15 @@
 """Trained weights on disk, written whole or not at all: the front's, or every trial's where children inherit."""
 
+import re
 from hashlib import sha256
 
-from hypernas.files import write_whole
-from hypernas.records import StudyRow
+from hypernas.files import remove_halves, write_whole
+from hypernas.records import FINISHED, StudyRow
 from hypernas.store import Reader, Store
-from hypernas.store.folders import weights_file
+from hypernas.store.folders import artifacts_folder, weights_file
 
 WEIGHTS = "weights"
+_NAME = re.compile(r"trial-(\d{1,9})\.safetensors")
 
 
 def inherits(study: StudyRow) -> bool:
@@ -32,6 +34,22 @@ def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> 
         if other not in on_front:
             store.drop_artifact(study, other, WEIGHTS)
             weights_file(store, study, other).unlink(missing_ok=True)
+
+
+def drop_strays(store: Reader, study: StudyRow) -> None:
+    """Deletes files of weights that no row names: of a search that was killed between the two.
+
+    Not while a search is alive, which may be between the two; nor what is not the weights of an ended trial.
+    """
+    folder = artifacts_folder(store, study.name)
+    found = {int(name[1]) for path in folder.glob("trial-*") if (name := _NAME.fullmatch(path.name))}
+    if not folder.is_dir() or store.live_drivers(study):
+        return
+    remove_halves(folder)
+    strays = found - store.artifacts(study, WEIGHTS).keys()
+    ended = {trial.number for trial in store.trials(study, states=FINISHED)} if strays else set()
+    for number in strays & ended:
+        weights_file(store, study, number).unlink(missing_ok=True)
 
 
 def find_weights(store: Reader, study: StudyRow, number: int) -> bytes | None:

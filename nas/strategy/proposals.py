@@ -16,7 +16,7 @@ import numpy as np
 from hypernas import pareto
 from hypernas.config.plan import Plan
 from hypernas.data.tasks import TASKS
-from hypernas.records import FINISHED, POLICIES, Policy, Proposal, Recipe, Report, State, Trial
+from hypernas.records import FINISHED, POLICIES, Policy, Proposal, Recipe, Report, State, Trial, is_lost
 from hypernas.search_spaces.base import SpaceError, Uniform, arch_to_json, digest
 from hypernas.strategy import halving, samplers
 from hypernas.strategy.optuna_study import FAILED, Outcome, Proposer
@@ -104,7 +104,7 @@ class Proposals:
         config = config_hash(trial.arch_hash, trial.recipe)
         for report in curve:
             self._rungs.setdefault(report.rung, {})[trial.number] = self._point(trial.arch, report)
-        if trial.state in FINISHED:
+        if trial.state in FINISHED and not is_lost(trial):  # nothing is known of it, and it may be tried again
             self._observe_end(trial, config, self._outcome(trial, curve))
         elif config not in self._known:
             self._known[config] = None

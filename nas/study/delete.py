@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from hypernas.store import Store
 from hypernas.store.folders import checkpoints_folder, weights_file
-from hypernas.store.weights import WEIGHTS
+from hypernas.store.weights import WEIGHTS, drop_strays
 from hypernas.training.checkpoint_files import discard, list_checkpoints
 
 
@@ -14,6 +14,7 @@ def delete_study(store: Store, name: str) -> None:
     Raises StudyError for an unknown study, and while a search runs on it.
     """
     row = store.study(name)
+    drop_strays(store, row)
     weights = [weights_file(store, row, number) for number in store.artifacts(row, WEIGHTS)]
     checkpoints = checkpoints_folder(store, row, None)
     half_trained = list_checkpoints(str(checkpoints)) & {trial.number for trial in store.trials(row)}

@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 from hypernas.engines.protocol import Event, Executor, Lost
+from hypernas.files import remove_halves
 from hypernas.records import (
     POLICIES,
     Failure,
@@ -27,9 +29,10 @@ from hypernas.records import (
     State,
     StudyRow,
     Trial,
+    name_trials,
 )
 from hypernas.store import Store
-from hypernas.store.weights import keep_weights, should_keep_weights
+from hypernas.store.weights import drop_strays, keep_weights, should_keep_weights
 from hypernas.study.search import check_device, devices_and_precisions
 from hypernas.training import worker
 from hypernas.training.checkpoint_files import discard, list_checkpoints, open_folder
@@ -185,6 +188,7 @@ def run(
     store, row = work.store, work.row
     before = set() if other_device else devices_and_precisions(store, row)
     _discard_old_checkpoints(work)
+    drop_strays(store, row)
     driver = store.start_driver(row, executor.workers)
     session = _Session(work, executor, view, driver, Heart(store, driver, HEARTBEAT_SECONDS))
     catching: AbstractContextManager[Interrupt] = Interrupt().caught() if interrupt is None else nullcontext(interrupt)
@@ -216,7 +220,7 @@ def _train(
     """The loop itself; whether a budget was used up at its end. `before`: how the study's trials were trained."""
     work, executor, view, leased = session.work, session.executor, session.view, session.leased
     looked = time.monotonic()
-    told, waits = 0, False
+    told, waits, retried = 0, False, False
     while True:
         session.heart.check()
         work.store.check_held()
@@ -230,6 +234,9 @@ def _train(
         if not stopping:
             _fill(session)
         done = not leased and (stopping or (executor.free and _is_settled(work)))
+        if done and not (stopping or retried) and _retry_lost(work, view):
+            retried = True
+            continue
         if done or interrupt.count > 1:
             return spent
         if leased or not executor.free:
@@ -251,6 +258,7 @@ def _train(
 def _discard_old_checkpoints(work: Work) -> None:
     """Opens the folder of half-trained trials and empties it of those that have ended since."""
     open_folder(work.checkpoints)
+    remove_halves(Path(work.checkpoints))
     found = list_checkpoints(work.checkpoints)  # before the store is asked: another driver may be starting trials
     unfinished = {trial.number for trial in work.store.trials(work.row, states=(State.WAITING, State.RUNNING))}
     for number in found - unfinished:
@@ -276,6 +284,18 @@ def _take_over(work: Work, view: View) -> None:
         view.message(f"trial {number} was left running by a driver that died: it waits for a worker again")
     if taken:
         work.refresh()
+
+
+def _retry_lost(work: Work, view: View) -> bool:
+    """Has trials that were set aside for lost workers tried again, when all else is done; whether there are any.
+
+    A bad start hits what is trained first, the plain nets that all else is compared with.
+    """
+    lost = work.store.retry_lost(work.row)
+    if lost:
+        view.message(f"trying again what lost its workers: {name_trials(lost)}")
+        work.refresh()
+    return bool(lost)
 
 
 def _is_settled(work: Work) -> bool:

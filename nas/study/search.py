@@ -385,6 +385,7 @@ def _resume_study(store: Store, prepared: Prepared) -> StudyRow:
     before = without_own_code(row.settings.as_json())
     settings = StudySettings.of(before | to_json(config) | {"trials": plan.trials, "data_path": plan.data_path})
     store.update_settings(row, settings)
+    store.retry_lost(row)
     return replace(row, settings=settings, space=plan.space_spec)
 
 

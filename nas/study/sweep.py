@@ -15,8 +15,8 @@ from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
 from hypernas.engines.devices import on_what
 from hypernas.engines.protocol import Executor
-from hypernas.errors import UserError
-from hypernas.records import Job, Proposal, Recipe, Report, Result, SpaceSpec, StudyRow, Trial
+from hypernas.errors import StudyError, UserError
+from hypernas.records import Job, Proposal, Recipe, Report, Result, SpaceSpec, StudyRow, Trial, is_lost, name_trials
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.show.views import make_view
@@ -38,8 +38,9 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
     baseline and in the preset's training. The study is created, or continued if it is there: what it has trained is
     not trained again. A trial that failed stays failed, with its failure.
 
-    Raises SpaceError and UserError for bad input before anything is trained, KeyboardInterrupt when
-    interrupted; the same call then continues. Trials that another process has in hand are waited for.
+    Raises SpaceError and UserError for bad input before anything is trained, KeyboardInterrupt when interrupted and
+    StudyError where a trial's workers were lost; the same call then continues. Trials that another process has in hand
+    are waited for.
     """
     config = replace(config, resume=True, gpus_per_trial=executor.gpus)
     check_resumed(store, config, executor)
@@ -61,7 +62,13 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
     if outcome.interrupted:
         raise KeyboardInterrupt
     trials = {config_hash(trial.arch_hash, trial.recipe): trial for trial in store.trials(row)}
-    return [trials[proposal.config_hash] for proposal in proposals]
+    found = [trials[proposal.config_hash] for proposal in proposals]
+    if lost := sorted({trial.number for trial in found if is_lost(trial)}):
+        raise StudyError(
+            f"{name_trials(lost)} of study {row.name!r} lost their workers again and again: nothing is concluded "
+            "without them; the same command tries them again"
+        )
+    return found
 
 
 class FixedList:

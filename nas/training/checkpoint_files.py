@@ -14,7 +14,7 @@ from hypernas.errors import UserError
 from hypernas.records import Job
 from hypernas.search_spaces.base import digest
 
-_NAME = re.compile(r"trial-(\d+)\.checkpoint(\.seeds)?")
+_NAME = re.compile(r"trial-(\d+)\.checkpoint(\.seeds)?(\..+\.partial)?")
 
 
 def checkpoint_path(folder: str, trial: int) -> str:
@@ -42,7 +42,7 @@ def open_folder(folder: str) -> None:
 
 
 def list_checkpoints(folder: str) -> set[int]:
-    """The trials that have a checkpoint in the folder."""
+    """The trials that have a checkpoint in the folder, or what a broken write left of one."""
     found = (_NAME.fullmatch(path.name) for path in Path(folder).glob("trial-*"))
     return {int(name[1]) for name in found if name is not None}
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig
@@ -22,6 +23,7 @@ from hypernas.engines.inline import Inline
 from hypernas.export.formats import check
 from hypernas.export.request import knee
 from hypernas.export.source import SourceError, write_source
+from hypernas.export.write import trained_weights
 from hypernas.kernels.dispatch import use_backend
 from hypernas.search_spaces.lm import LanguageModels
 from hypernas.show.views import Silent
@@ -140,6 +142,29 @@ def test_only_weights_of_the_front_are_kept(study: str) -> None:
         assert {path.name for path in artifacts_folder(store, "s").glob("*.safetensors")} == {
             f"trial-{n}.safetensors" for n in kept
         }
+
+
+def test_an_export_does_not_need_room_where_the_study_keeps_its_weights(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store(str(shutil.copy(study, tmp_path / "nas.db"))) as store:
+        row = store.study("s")
+        best = store.front(row)[0]
+        artifacts_folder(store, "s").parent.write_text("no folder can be made here")
+        assert set(load(trained_weights(store, row, best)))
+    assert "could not be kept" in capsys.readouterr().err
+
+
+def test_an_export_that_has_no_room_is_refused_before_anything_is_trained(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    common = ["--study", "s", "--store", study, "--out", str(tmp_path / "winner")]
+    assert main(["export", *common, "--pick", "best"]) == 2
+    assert main(["train", *common, "--trial", "0"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("the weights alone take" in line for line in said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_replaces_an_older_one_and_nothing_else(study: str, exported: Path, tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.engines.protocol import Event, Lost
 from hypernas.records import Failure, FailureKind, Job, Report, Result, State
+from hypernas.show.status import verdict
 from hypernas.show.views import Silent
 from hypernas.store import Store, reader
 from hypernas.store.store import MAX_LOST
 from hypernas.strategy import optuna_study
 from hypernas.study import driver as loop
 from hypernas.study.driver import Outcome, run
+from hypernas.study.replay import replay
 from hypernas.study.search import Search, open_search, prepare
 from hypernas.training.checkpoint_files import checkpoint_path, list_checkpoints, open_folder
 
@@ -61,13 +63,62 @@ def test_a_machine_that_goes_away_again_and_again_costs_its_trial_nothing(store:
     assert (trial.state, trial.attempts, trial.token) == (State.COMPLETE, 1, 9)
 
 
-def test_a_trial_that_kills_its_worker_is_set_aside_after_three_and_the_search_goes_on(store: Store) -> None:
+def test_a_trial_that_kills_its_worker_is_set_aside_after_three_and_tried_again_once_all_else_is_done(
+    store: Store,
+) -> None:
     engine = Disturbed(lambda job: Lost(job.trial, job.token, "died") if job.trial == 1 else None)
     search = opened(store)
     assert run(search, engine, Silent()).finished == 6
     trial = store.trial(search.row, 1)
     assert trial.state == State.FAILED and trial.failure and trial.failure.kind == FailureKind.WORKER_LOST
-    assert sum(job.trial == 1 for job in engine.jobs) == MAX_LOST
+    assert [job.trial for job in engine.jobs] == [0, *[1] * MAX_LOST, 2, 3, 4, 5, *[1] * MAX_LOST]
+
+
+def test_a_start_that_kills_workers_costs_the_baselines_nothing(store: Store) -> None:
+    kills = [0, 0, 0, 1, 1, 1, 1]  # whom each of them hits
+    engine = Disturbed(lambda job: Lost(kills.pop(0), job.token, "died") if kills[:1] == [job.trial] else None)
+    search = opened(store)
+    assert run(search, engine, Silent()).finished == 6
+    assert store.states(search.row)[State.COMPLETE] == 6 and not kills
+    assert "comparison" not in verdict(store, search.row)
+
+
+def test_a_resumed_search_tries_again_what_lost_its_workers_and_compares_only_then(store: Store) -> None:
+    search = opened(store)
+    run(search, Disturbed(lambda job: Lost(job.trial, job.token, "died") if job.trial < 2 else None), Silent())
+    said = verdict(store, search.row)
+    assert "no comparison while a baseline is missing (trials 0, 1: lost its workers)" in said, said
+    assert "nas search --study s --store" in said and "--resume" in said
+    resumed = opened(store, resume=True)
+    assert store.states(resumed.row)[State.WAITING] == 2
+    assert run(resumed, Inline(), Silent()).finished == 6
+    assert [trial.attempts for trial in store.trials(resumed.row)] == [1] * 6
+    assert store.states(resumed.row)[State.COMPLETE] == 6
+    assert "no comparison" not in verdict(store, resumed.row)
+
+
+def test_what_a_trial_lost_under_an_earlier_driver_does_not_count(store: Store) -> None:
+    search = opened(store, trials=1)
+    driver = store.start_driver(search.row, 1)
+    for _ in range(MAX_LOST - 1):
+        trial = search.lease(driver)
+        assert trial and store.release(search.row, 0, trial.token)
+        search.refresh()
+    store.stop_driver(driver)
+    lost = iter(range(MAX_LOST - 1))
+    engine = Disturbed(lambda job: None if next(lost, None) is None else Lost(job.trial, job.token, "died"))
+    assert run(opened(store, trials=1, resume=True), engine, Silent()).finished == 1
+    assert len(engine.jobs) == MAX_LOST and store.trial(search.row, 0).state == State.COMPLETE
+
+
+def test_draws_after_a_lost_trial_came_back_are_replayed(tmp_path: Path) -> None:
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        search = opened(store, trials=7)
+        run(search, Disturbed(lambda job: Lost(job.trial, job.token, "died") if job.trial == 4 else None), Silent())
+        resumed = opened(store, trials=10, resume=True)
+        assert run(resumed, Inline(), Silent()).finished == 10
+        assert store.states(resumed.row)[State.COMPLETE] == 10
+        assert [entry for entry in replay(store, resumed.row) if entry.stored != entry.drawn] == []
 
 
 def test_running_out_of_memory_is_met_with_smaller_parts_of_the_batch(store: Store) -> None:
@@ -95,7 +146,6 @@ def test_memory_that_never_suffices_fails_the_trial(store: Store) -> None:
         (FailureKind.TIMEOUT, True),
         (FailureKind.OVER_LIMIT, True),
         (FailureKind.ERROR, False),
-        (FailureKind.WORKER_LOST, False),
     ],
 )
 def test_the_sampler_hears_of_failures_that_are_the_architectures_own(

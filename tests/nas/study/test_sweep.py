@@ -10,7 +10,7 @@ import pytest
 
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
-from hypernas.engines.protocol import Event, Executor
+from hypernas.engines.protocol import Event, Executor, Lost
 from hypernas.engines.ray_pool import RayPool
 from hypernas.errors import StudyError, UserError
 from hypernas.records import Proposal, Result, State
@@ -51,6 +51,25 @@ def test_every_configuration_gets_its_trial_in_order_and_equal_ones_share_it(
     assert {(trial.origin, trial.state) for trial in trials} == {("sweep", State.COMPLETE)}
     assert {trial.recipe.tokens for trial in trials} == {512}
     assert dict(again.values) == dict(trials[4].values)
+
+
+class Kills(Inline):
+    """Inline, but the workers of trial 0 die."""
+
+    def wait(self, timeout: float) -> list[Event]:
+        assert self._current is not None
+        job = self._current[0]
+        if job.trial:
+            return super().wait(timeout)
+        self._current = None
+        return [Lost(job.trial, job.token, "died")]
+
+
+def test_nothing_is_concluded_from_a_list_whose_trials_lost_their_workers(tmp_path: Path, text: str) -> None:
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        with pytest.raises(StudyError, match="trial 0 of study 'list' lost"):
+            sweep(store, Kills(), config(text), RATES[:2])
+        assert [trial.state for trial in sweep(store, Inline(), config(text), RATES[:2])] == [State.COMPLETE] * 2
 
 
 def test_a_list_run_again_trains_what_is_missing_and_nothing_twice(tmp_path: Path, text: str) -> None:

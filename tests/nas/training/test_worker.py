@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from hypernas import pareto
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.ray_pool import RayPool
@@ -9,6 +11,7 @@ from hypernas.records import FailureKind, State
 from hypernas.show.status import status_of
 from hypernas.show.views import Silent
 from hypernas.store import Store
+from hypernas.store import store as writing
 from hypernas.study.driver import run
 from hypernas.study.search import open_search, prepare
 
@@ -33,7 +36,10 @@ SETTINGS = {
 }
 
 
-def test_every_way_to_fail_is_told_apart_and_the_search_goes_on(tmp_path: Path, text: str) -> None:
+def test_every_way_to_fail_is_told_apart_and_the_search_goes_on(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "MAX_LOST", 1)  # each worker takes seconds to be replaced
     config = StudyConfig(
         study="s",
         space=FAULTY,
