@@ -61,6 +61,7 @@ class Row:
 
     make: Callable[[Given], list[Command]]
     answer: str | None
+    slow: bool = False
 
     @property
     def name(self) -> str:
@@ -70,11 +71,14 @@ class Row:
 TABLE: list[Row] = []
 
 
-def row(answer: str | None) -> Callable[[Callable[[Given], list[Command]]], Callable[[Given], list[Command]]]:
+Maker = Callable[[Given], list[Command]]
+
+
+def row(answer: str | None, *, slow: bool = False) -> Callable[[Maker], Maker]:
     """Puts a maker into the table, with a part of the sentence that its input is answered with."""
 
-    def add(make: Callable[[Given], list[Command]]) -> Callable[[Given], list[Command]]:
-        TABLE.append(Row(make, answer))
+    def add(make: Maker) -> Maker:
+        TABLE.append(Row(make, answer, slow))
         return make
 
     return add

@@ -79,7 +79,7 @@ def one_long_line(given: Given) -> list[Command]:
     return text(given, "x.jsonl.gz", content)
 
 
-@row("unpacks to more than")
+@row("unpacks to more than", slow=True)
 def text_bomb(given: Given) -> list[Command]:
     """a .txt.gz that is 4 GB of text"""
     return text(given, "x.txt.gz", members(b"a" * 4 * MIB, 1000))
@@ -215,7 +215,7 @@ def dictionary_bomb(given: Given) -> list[Command]:
     return parquet(given, pa.table({"text": column}), compression="zstd")
 
 
-@row("unpacks to more than")
+@row("unpacks to more than", slow=True)
 def compressed_bomb(given: Given) -> list[Command]:
     """texts that are 140 MB in one page of a few KB"""
     import pyarrow as pa
@@ -224,7 +224,7 @@ def compressed_bomb(given: Given) -> list[Command]:
     return parquet(given, table, compression="zstd", use_dictionary=False)
 
 
-@row("unpacks to more than")
+@row("unpacks to more than", slow=True)
 def empty_rows(given: Given) -> list[Command]:
     """ten million empty texts in a few bytes"""
     import pyarrow as pa
@@ -241,7 +241,7 @@ def no_picture(given: Given) -> list[Command]:
     return parquet(given, pa.table({"image": [{"bytes": {"a": 1}}], "label": [0]}), space="vision")
 
 
-@row("unpacks to more than")
+@row("unpacks to more than", slow=True)
 def picture_bomb(given: Given) -> list[Command]:
     """a thousand times one white picture of 4000 x 4000"""
     import pyarrow as pa
@@ -357,7 +357,7 @@ def idx_header(given: Given) -> list[Command]:
     return idx(given, struct.pack(">4BIII", 0, 0, 8, 3, *[2**32 - 1] * 3))
 
 
-@row("unpacks to more than")
+@row("unpacks to more than", slow=True)
 def idx_bomb(given: Given) -> list[Command]:
     """an IDX file of 1 GB in 1 MB"""
     return idx(given, members(struct.pack(">4BIII", 0, 0, 8, 3, 1, 1, 1) + bytes(4 * MIB), 256), ".gz")

@@ -4,6 +4,7 @@ The table is in the modules hostile_*.py beside this one.
 """
 
 import faulthandler
+import gzip
 import re
 import resource
 import sys
@@ -14,11 +15,14 @@ from pathlib import Path
 import pytest
 
 from hypernas.cli.main import main
+from hypernas.data import files
+from hypernas.data.text import load_corpus
+from hypernas.errors import DataError
 from tests.nas import hostile_data, hostile_databases, hostile_exports, hostile_stores
 from tests.nas.hostile import TABLE, Given, Row, make_whole
 
-TABLES = (hostile_exports, hostile_stores, hostile_databases, hostile_data)
-ROWS = [row for row in TABLE if row.make.__module__ in {module.__name__ for module in TABLES}]
+MODULES = (hostile_exports, hostile_stores, hostile_databases, hostile_data)  # which fill the table
+ROWS = [pytest.param(row, marks=[pytest.mark.slow] * row.slow, id=row.name) for row in TABLE]
 BYTES = 3 << 29  # what a command may take beside the libraries that it imports, however large the input says it is
 SECONDS = 120  # after which a command hangs, on a machine that is busy too
 
@@ -44,7 +48,7 @@ def bounds() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS)
 def test_a_hostile_input_is_answered_in_one_sentence(
     row: Row, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,3 +72,19 @@ def test_a_hostile_input_is_answered_in_one_sentence(
         else:
             assert (code, len(said)) == (2, 1), (command, code, out[-500:], err[-3000:])
             assert err.endswith(f"{said[0]}\n") and re.search(row.answer, said[0]), (command, err)
+
+
+def test_the_table_has_every_module_of_hostile_inputs() -> None:
+    assert {row.make.__module__ for row in TABLE} == {module.__name__ for module in MODULES} and len(TABLE) > 100
+
+
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.jsonl.gz"])
+def test_text_that_unpacks_too_far_leaves_nothing_in_the_cache(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "UNPACKED", 2)
+    monkeypatch.setattr(files.Allowance.__init__, "__defaults__", (1 << 20,))
+    (tmp_path / name).write_bytes(gzip.compress(b'{"text": "' + bytes(2 << 20)))
+    with pytest.raises(DataError, match="unpacks to more than 1 MiB and 2 times its size"):
+        load_corpus(str(tmp_path / name), tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
