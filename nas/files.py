@@ -1,11 +1,14 @@
-"""What is written is whole or is not there, and what a kill left half-made goes when more is made in its folder.
+"""What is written is whole or is not there, what a kill left half-made goes when more is made in its folder, and only
+files are read.
 
 Whoever makes something has a file `NAME....partial` locked for as long. The system lets go of a lock when its process
 ends, however it ends, so a file that can be locked is a dead one's. The names of host and boot in it keep hands off
 what another machine is making in a shared folder, where a lock of its may not be seen.
 """
 
+import errno
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -17,6 +20,10 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+SPECIAL = "no regular file (a pipe, socket or device)"
+LONGEST = 16 << 20  # bytes of a text that is read at once: configurations and cards have a few thousand
 
 PARTIAL = ".partial"
 NAMED = 16  # digits between the name of what is made and PARTIAL: of host, boot and chance
@@ -138,3 +145,23 @@ def _machine() -> tuple[str, str]:
     boot = Path("/proc/sys/kernel/random/boot_id")
     names = (socket.gethostname(), boot.read_text() if boot.exists() else socket.gethostname())
     return sha256(names[0].encode()).hexdigest()[:4], sha256(names[1].encode()).hexdigest()[:4]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that may be anybody's. Raises OSError when it cannot be read or is no regular file (reading a
+    pipe would wait for ever), ValueError when it is no UTF-8 or longer than LONGEST."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, SPECIAL if not path.is_dir() else os.strerror(errno.EISDIR), str(path))
+    with path.open("rb") as file:
+        data = file.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise ValueError(f"it is longer than {LONGEST >> 20} MiB")
+    return data.decode()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises as `read_text`, and ValueError for what is no JSON or nested without end."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

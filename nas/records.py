@@ -3,11 +3,15 @@
 A leaf module: it imports nothing of ours, so what runs remotely can use it without pulling in the search.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the training at which a trial is evaluated
 
@@ -266,11 +270,13 @@ class StudySettings:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "StudySettings":
+        """Raises ValueError naming a value of another type."""
+        check_type("settings", stored, Mapping[str, Any])
         known = {f.name for f in fields(cls)} - {"stored"}
         kept = {name: value for name, value in stored.items() if name in known}
         if kept.get("evaluate", "training") not in EVALUATIONS:  # a row's word is no reason to import anything
             kept["evaluate"] = OWN
-        return cls(**kept, stored=stored)
+        return make_record(cls, {**kept, "stored": stored})
 
     def as_json(self) -> dict[str, Any]:
         """The stored JSON with what was replaced since; a field that was not stored is there once it has a value."""
@@ -334,3 +340,59 @@ class Proposal:
             failure=None,
             seq=seq,
         )
+
+
+# ---- records of values that somebody else may have written -------------------------------------------------------
+
+
+def make_record(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A record of a file's or a database's values, each of the type that its field says.
+
+    Raises ValueError naming a value that is missing, unknown or of another type.
+    """
+    try:
+        made = kind(**values)
+    except TypeError as error:  # a name too many or too few
+        raise ValueError(str(error).replace(f"{kind.__name__}.__init__()", kind.__name__)) from error
+    for name, is_of in _field_checks(kind).items():  # type: ignore[arg-type]
+        if not is_of(value := getattr(made, name)):
+            raise ValueError(f"{name} is {shorten(repr(value))}")
+    return made
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Raises ValueError naming the value when it is not of a type, as `Mapping[str, float]` or `int | None`."""
+    if not _check_of(hint)(value):
+        raise ValueError(f"{name} is {shorten(repr(value))}")
+
+
+def shorten(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+@cache
+def _field_checks(kind: type) -> dict[str, Callable[[Any], bool]]:
+    hints = get_type_hints(kind)
+    return {f.name: _check_of(hints[f.name]) for f in fields(kind) if f.init}
+
+
+@cache
+def _check_of(hint: Any) -> Callable[[Any], bool]:
+    """Whether a value is of a type; one of ours inside another is checked where it is made."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return lambda value: True
+    if hint is float:
+        return lambda value: isinstance(value, int | float)
+    if hint is int:
+        return lambda value: isinstance(value, int) and not isinstance(value, bool)
+    if origin in (Union, UnionType):
+        some = [_check_of(each) for each in inner]
+        return lambda value: any(is_of(value) for is_of in some)
+    if origin is Mapping:
+        is_value = _check_of(inner[1])
+        return lambda value: isinstance(value, Mapping) and all(map(is_value, value.values()))
+    if origin in (Sequence, tuple):
+        is_part = _check_of(inner[0])
+        return lambda value: isinstance(value, list | tuple) and all(map(is_part, value))
+    return lambda value: isinstance(value, hint)

@@ -15,6 +15,8 @@ from hypernas.cli.base import CONTEXT, Commands
 from hypernas.errors import UserError
 from hypernas.show.terminal import Visible, visible_streams
 
+LONGEST_SENTENCE = 4000  # characters
+
 
 @click.group(cls=Commands, context_settings=CONTEXT)
 @click.version_option(package_name="hypernas", prog_name="nas")
@@ -60,15 +62,21 @@ def _run(argv: list[str] | None) -> int:
         click.echo("interrupted", err=True)
         return 1
     except UserError as error:
-        click.echo(f"nas: {error}", err=True)
+        _say(str(error))
         return 2
     except Exception as error:
         said = borders.explain(error)
         if said is None:
             raise
-        click.echo(f"nas: {said}", err=True)
+        _say(said)
         return 2
     return 0
+
+
+def _say(message: str) -> None:
+    """Prints one sentence, in a line, whatever is named in it: names and values may be anybody's."""
+    line = message if len(message) <= LONGEST_SENTENCE else f"{message[:LONGEST_SENTENCE]}..."
+    click.echo("nas: " + line.replace("\n", r"\u000a"), err=True)
 
 
 def _check_utf8(arguments: list[str]) -> None:

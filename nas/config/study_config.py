@@ -312,7 +312,7 @@ def read_toml(path: str) -> dict[str, Any]:
         data = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--config {path}: not TOML: {error}") from error
     for table, value in data.items():
         if table not in ("search", "set"):

@@ -1,18 +1,25 @@
 """Files of data: which of a folder are read, which are left out and why, and how one is opened."""
 
 import gzip
+import io
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hypernas.errors import DataError
+from hypernas.files import SPECIAL
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
+
+UNPACKED = 200  # times its size that a file may unpack to: text packs 3 to 20 times, what packs better is no text
+UNPACKED_BYTES = 128 << 20  # which any file may unpack to
 SHOWN = 8  # reasons that are said one by one
-SPECIAL = "no regular file (a pipe, socket or device)"
 _PACKED_BY_MACOS = "__MACOSX"  # in archives: a hidden file for each real one
 
 
@@ -97,9 +104,54 @@ def _fail(error: OSError) -> None:
     raise unreadable(Path(error.filename), error) from error
 
 
+class Allowance:
+    """How much some files may unpack to: UNPACKED times their size, or `least` bytes where that is more.
+
+    A file of a few KB may hold gigabytes of one letter, which would fill memory and the cache on the disk.
+    """
+
+    def __init__(self, name: Path, size: int, least: int = UNPACKED_BYTES) -> None:
+        self._name, self._most = name, max(least, UNPACKED * size)
+        self._left = self._most
+
+    def check(self, count: int) -> None:
+        """Raises DataError where a part of the file says that it unpacks to more."""
+        if count > self._left:
+            self.spend(count)
+
+    def spend(self, count: int) -> None:
+        """Raises DataError once more was unpacked than may be."""
+        self._left -= count
+        if self._left < 0:
+            raise DataError(
+                f"{self._name} unpacks to more than {self._most >> 20} MiB and {UNPACKED} times its size: such data is "
+                "a mistake, or made to fill this machine; unpack it yourself if it is meant so"
+            )
+
+
+class _Unpacked(io.RawIOBase):
+    """What a .gz holds, as far as its allowance goes."""
+
+    def __init__(self, file: Path) -> None:
+        self._packed = gzip.GzipFile(file)
+        self._allowance = Allowance(file, file.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "Buffer") -> int:
+        count = self._packed.readinto(buffer)
+        self._allowance.spend(count)
+        return count
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
+
+
 def open_binary(file: Path) -> BufferedIOBase:
-    """The bytes of a file, decompressed when its name ends in .gz."""
-    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
+    """The bytes of a file, decompressed when its name ends in .gz. Reading raises DataError as `Allowance`."""
+    return BufferedReader(_Unpacked(file), 1 << 17) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def unreadable(file: Path, error: Exception, where: str = "") -> DataError:

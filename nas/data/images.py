@@ -21,21 +21,24 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
+from warnings import catch_warnings
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hypernas.data.files import Reading, is_special, kind, open_binary, reading_of, sort_files, unreadable
+from hypernas.data.files import Allowance, Reading, is_special, kind, open_binary, reading_of, sort_files, unreadable
 from hypernas.data.image_folders import SCORED, find_classes, image_formats
-from hypernas.data.text import parquet_rows
+from hypernas.data.tables import parquet_rows
 from hypernas.errors import DataError
 
 KNOWN = (
     "a folder with MNIST IDX files, CIFAR batches, Hugging Face .parquet files or class/name.png images (.jpg, .webp, "
     ".bmp, .gif, .tif and all else that Pillow reads), or one .parquet file"
 )
+LARGEST = 4096  # pixels of a side, as the space `vision` has it
+IMAGE_BYTES = 1 << 30  # which any images may unpack to
 TEST_SHARE = 5  # one image in five, where the data brings no split
 CIFAR_SHAPE = (3, 32, 32)  # planar: all red bytes, all green, all blue
 
@@ -311,7 +314,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         ),
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): str.encode,  # how Python 3 writes bytes in protocol 2
+        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how Python 3 writes bytes in protocol 2
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -363,8 +366,9 @@ def _parquet_split(files: list[Path], left_out: Counter[str]) -> _Found:
     return _Found(*_split(*_parquet(read, left_out), left_out), read, apart=apart)
 
 
-def _parquet(files: Iterable[Path], left_out: Counter[str]) -> Labelled:
+def _parquet(files: Sequence[Path], left_out: Counter[str]) -> Labelled:
     labels: list[int] = []
+    allowance = _allowance(files)
 
     def images() -> Iterator[tuple[str, np.ndarray]]:
         for file in files:
@@ -375,8 +379,10 @@ def _parquet(files: Iterable[Path], left_out: Counter[str]) -> Labelled:
                     raise DataError(f"{where}: the image is {type(encoded).__name__}; wanted PNG or JPEG bytes")
                 if not isinstance(label, int):
                     raise DataError(f"{where}: the label is {type(label).__name__}; wanted a whole number")
+                if label >= 2**63:
+                    raise DataError(f"{where}: the label is {label}; wanted the number of a class, from 0 on")
                 labels.append(label)
-                yield where, _decode(encoded, where, left_out)
+                yield where, _decode(encoded, where, left_out, allowance)
 
     return _stack(images()), np.array(labels, dtype=np.int64)
 
@@ -391,22 +397,36 @@ def _folder_split(root: Path, left_out: Counter[str]) -> _Found:
 
 
 def _labelled(files: Sequence[tuple[Path, int]], left_out: Counter[str]) -> Labelled:
-    images = _stack((str(file), _decode(_content(file), str(file), left_out)) for file, _ in files)
+    allowance = _allowance([file for file, _ in files])
+    images = _stack((str(file), _decode(_content(file), str(file), left_out, allowance)) for file, _ in files)
     return images, np.array([label for _, label in files], dtype=np.int64)
 
 
-def _decode(encoded: bytes, where: str, left_out: Counter[str]) -> np.ndarray:
+def _allowance(files: Sequence[Path]) -> Allowance:
+    """What the images of these files may unpack to: all of them lie in memory."""
+    return Allowance(files[0].parent, sum(file.stat().st_size for file in files), IMAGE_BYTES)
+
+
+def _decode(encoded: bytes, where: str, left_out: Counter[str], allowance: Allowance) -> np.ndarray:
     """(H, W) when grey, (H, W, 3) when in colour; of several frames the first, and that is counted."""
     from PIL import Image
 
     try:
-        with Image.open(BytesIO(encoded), formats=image_formats()) as image:
+        with catch_warnings(action="ignore"), Image.open(BytesIO(encoded), formats=image_formats()) as image:
+            if max(image.size) > LARGEST:
+                raise DataError(
+                    f"{where}: is {image.width} x {image.height}, wanted at most {LARGEST} x {LARGEST}: make it smaller"
+                )
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{where}: has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
             if getattr(image, "is_animated", False):
                 left_out["images' frames after the first"] += 1
-            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            allowance.spend(image.width * image.height * len(mode))
+            return np.asarray(image.convert(mode))
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where}: wanted at most {LARGEST} x {LARGEST} pixels ({error}): make it smaller") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{where}: not an image that can be read ({error}): mend, replace or remove it") from error
 
 

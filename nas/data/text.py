@@ -31,6 +31,7 @@ from typing import IO, Any
 import numpy as np
 
 from hypernas.data.files import Reading, kind, open_binary, reading_of, sort_files, unreadable, walk
+from hypernas.data.tables import parquet_rows
 from hypernas.errors import DataError
 from hypernas.files import scratch_folder
 
@@ -45,6 +46,7 @@ KNOWN = (
 VALIDATION_SHARE = 20  # one byte in 20
 FEW_DOCUMENTS = 40  # from here on the smallest document is at most half of the validation part, so one always fits
 CHUNK = 1 << 20  # bytes
+LONGEST_LINE = 64 << 20  # bytes of a document in a table, which is read at once
 CACHE_FORMAT = 2  # goes up when the split or the files change, so that old caches are not read
 
 # Left out of the standard library: tests; packages installed beside it; and `encodings`, whose code-page tables are
@@ -213,7 +215,11 @@ def _jsonl_documents(file: Path) -> Iterator[Document]:
     number = 0
     try:
         with open_binary(file) as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"{file}, line {number}: longer than {LONGEST_LINE >> 20} MiB; cut it into documents"
+                    )
                 if line.strip():
                     yield (_text_of_line(file, number, line),)
     except (OSError, EOFError, zlib.error) as error:
@@ -238,35 +244,6 @@ def _text_of_line(file: Path, number: int, line: bytes) -> bytes:
 def _parquet_documents(file: Path) -> Iterator[Document]:
     for number, (text,) in parquet_rows(file, ("text",)):
         yield (_encode(text, f"{file}, row {number}"),)
-
-
-def parquet_rows(file: Path, *columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """Each row's number, from 1, and its values, one a column; a column is given as the names it may have.
-
-    Raises DataError, naming the row, for a damaged file or a column that is not there.
-    """
-    # Slow to import, and most users bring plain text.
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    number = 0
-    try:
-        with ParquetFile(file) as table:
-            there = table.schema_arrow.names
-            names = [next((name for name in column if name in there), None) for column in columns]
-            if twice := [name for name in names if name is not None and there.count(name) > 1]:
-                raise DataError(
-                    f"{file}: {there.count(twice[0])} columns named `{twice[0]}`; keep one, rename the others"
-                )
-            if None in names:
-                missing = " or ".join(f"`{name}`" for name in columns[names.index(None)])
-                raise DataError(f"{file}: no {missing} column, but {', '.join(there) or 'none'}; rename that one")
-            for batch in table.iter_batches(batch_size=1024, columns=names):
-                for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                    number += 1
-                    yield number, values
-    except (OSError, ArrowException, UnicodeDecodeError) as error:
-        raise unreadable(file, error, f"after row {number}") from error
 
 
 def _encode(text: Any, where: str) -> bytes:

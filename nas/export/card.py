@@ -1,15 +1,28 @@
 """The model card and config.json of an exported folder, read without torch: whether it is an export, and unchanged."""
 
-import json
 import re
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from hypernas.errors import UserError
+from hypernas.files import read_json, read_text
+from hypernas.records import check_type
 
 CONFIG_VERSION = 1
 CARD = "README.md"
+# What readers take from a configuration.
+PARTS: Mapping[str, Any] = {
+    "study": str,
+    "trial": int,
+    "space": str,
+    "arch": Mapping[str, str | int | float | bool],
+    "blocks": Mapping[str, Sequence[Sequence[int]]] | None,
+    "training": Mapping[str, str | int | float],
+    "data": Mapping[str, Any],
+    "sha256": Mapping[str, str],
+}
 _LISTED = re.compile(r"^- `([^`/]+)` sha256 `([0-9a-f]{64})`$", re.M)
 
 
@@ -20,7 +33,8 @@ def list_files(folder: Path) -> str:
 
 
 def digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def read_card(folder: str | Path) -> tuple[str, dict[str, Any]]:
@@ -30,10 +44,9 @@ def read_card(folder: str | Path) -> tuple[str, dict[str, Any]]:
     """
     root = Path(folder)
     try:
-        card = (root / CARD).read_text(encoding="utf-8")
-        found: Any = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        card, found = read_text(root / CARD), read_json(root / "config.json")
     except OSError as error:
-        raise UserError(f"{folder} is not an exported model: {error.strerror}: {error.filename}") from error
+        raise UserError(f"{folder} is not an exported model: {error.filename}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{folder} is damaged: its config.json or {CARD} is not text as written") from error
     version = found.get("version") if isinstance(found, dict) else None
@@ -44,7 +57,17 @@ def read_card(folder: str | Path) -> tuple[str, dict[str, Any]]:
             f"{folder} has version {version}, newer than this hypernas knows ({CONFIG_VERSION}): upgrade, or use its "
             "model.py, which stands alone"
         )
+    require(folder, {"config.json": found}, "config.json", PARTS)
     return card, found
+
+
+def require(folder: str | Path, config: Mapping[str, Any], part: str, kinds: Mapping[str, Any]) -> None:
+    """Raises UserError unless the values of a part of config.json are of these types; None stands for a missing one."""
+    for name, kind in kinds.items():
+        try:
+            check_type(name, config[part].get(name), kind)
+        except ValueError as error:
+            raise UserError(f"{folder} is damaged: its {part} has no {name} as written: {error}") from error
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What is asked for of an export, checked without torch: the trial or the rule, the formats and the folder to write."""
 
-import json
 import shutil
 from math import inf
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hypernas.errors import StudyError, UserError
 from hypernas.export.card import CARD
+from hypernas.files import read_json
 from hypernas.records import State, StudyRow, Trial
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _is_export(folder: Path) -> bool:
     if {path.name for path in folder.iterdir()} - {*FILES, *GRAPHS.values(), "__pycache__"}:
         return False
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and {"hypernas", "trial"} <= config.keys()

@@ -18,6 +18,7 @@ from hypernas.data.tasks import TASKS
 from hypernas.errors import StudyError
 from hypernas.export import formats
 from hypernas.export.card import CARD, CONFIG_VERSION, digest, list_files
+from hypernas.export.read import build_trained
 from hypernas.export.request import GRAPHS, check_room, free_folder, wanted_formats
 from hypernas.export.source import write_source
 from hypernas.files import new_folder
@@ -98,9 +99,8 @@ def export_trial(
 def load_trained(store: Reader, study: StudyRow, trial: Trial, *, progress: bool = True) -> torch.nn.Module:
     """The trained network, in evaluation mode. Raises StudyError as `trained_weights`."""
     space = stored_space(study.space)
-    model: torch.nn.Module = space.build(space.from_json(trial.arch))
-    model.load_state_dict(load_tensors(trained_weights(store, study, trial, progress=progress)))
-    return model.eval()
+    tensors = load_tensors(trained_weights(store, study, trial, progress=progress))
+    return build_trained(f"the file of trial {trial.number}", space, space.from_json(trial.arch), tensors)
 
 
 def write_checked(

@@ -5,8 +5,10 @@ has no place for travels in user attributes, so that a study comes back as it we
 imported to be looked at: parameters, values, states, curves and constraints.
 """
 
+import sqlite3
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from math import isfinite
@@ -33,13 +35,17 @@ from hypernas.records import (
     StudyRow,
     StudySettings,
     Trial,
+    check_type,
+    make_record,
+    shorten,
 )
 from hypernas.search_spaces import OF_OPTUNA
 from hypernas.search_spaces.base import digest
 from hypernas.store import Reader, Store
-from hypernas.store.files import file_of, is_url, url_of
+from hypernas.store.files import check_tables, file_of, is_url, url_of
 from hypernas.store.liveness import is_alive, this_process
 from hypernas.store.reader import HEARTBEAT_LAPSE
+from hypernas.store.rows import study_of_row, trial_of_row
 from hypernas.strategy.optuna_study import _Recorder
 from hypernas.strategy.proposals import latency_excess
 
@@ -54,7 +60,13 @@ STATES = {
     State.FAILED: TrialState.FAIL,
 }
 FROM_OPTUNA = {theirs: ours for ours, theirs in STATES.items()}
+TABLES = (  # Optuna's
+    *("alembic_version", "version_info", "studies", "study_directions", "study_user_attributes"),
+    *("study_system_attributes", "trials", "trial_user_attributes", "trial_system_attributes", "trial_params"),
+    *("trial_values", "trial_intermediate_values", "trial_heartbeats"),
+)
 PROGRESS_EVERY = 100
+MAX_COUNT = 2**31  # what every database holds in an integer
 LONGEST_NAME = 200  # characters, of a study
 # What readers have names for already: an objective of Optuna's that is called so gets an ending.
 TAKEN = {f.name for kind in (Trial, Report, Recipe) for f in fields(kind) if f.name != "loss"}
@@ -203,13 +215,21 @@ def import_study(
     name, StoreError for a bad database.
     """
     theirs = _study(url, name)
-    if any(study["name"] == theirs.study_name for study in store.studies()):
-        raise _is_there(store, theirs.study_name)
-    described, trials = _restore_study(theirs) if theirs.user_attrs.get(OURS) else _foreign(theirs, say)
+    with _reading(url):
+        told, kept = theirs.get_trials(deepcopy=False), theirs.user_attrs.get(OURS)
+        names, directions = theirs.metric_names, theirs.directions
+    study, maximised = theirs.study_name, [direction == StudyDirection.MAXIMIZE for direction in directions]
+    if any(row["name"] == study for row in store.studies()):
+        raise _is_there(store, study)
+    _check_foreign(study, told)
+    if kept:
+        described, trials = _restore_study(url, kept, told)
+    else:
+        described, trials = _foreign(study, _objectives(study, names, maximised), maximised, told, say)
     try:
         return store.create_study(**described, trials=trials), len(trials)
     except StudyExistsError as error:  # since we looked
-        raise _is_there(store, theirs.study_name) from error
+        raise _is_there(store, study) from error
 
 
 def _is_there(store: Store, name: str) -> StudyError:
@@ -218,19 +238,42 @@ def _is_there(store: Store, name: str) -> StudyError:
 
 def best_params(url: str, name: str) -> list[tuple[int, dict[str, Any]]]:
     """Number and parameters of the best trials of a study in Optuna's database at `url`. Raises as `import_study`."""
-    return [(trial.number, dict(trial.params)) for trial in _study(url, name).best_trials]
+    theirs = _study(url, name)
+    with _reading(url):
+        return [(trial.number, dict(trial.params)) for trial in theirs.best_trials]
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """Whatever Optuna raises where a database is damaged, or was edited, is one StoreError."""
+    try:
+        yield
+    except Exception as error:  # of SQLAlchemy, json and Optuna itself, which takes every row at its word
+        said = shorten(f"{type(error).__name__}: {error}".splitlines()[0], 200)
+        raise StoreError(f"{shown(url)}: Optuna cannot read it ({said}): use a copy") from error
+
+
+def _check_foreign(name: str, told: Sequence[FrozenTrial]) -> None:
+    """Raises StudyError for a name or numbers that a store cannot keep."""
+    if len(name) > LONGEST_NAME:
+        raise StudyError(f"the study's name has {len(name)} characters: wanted at most {LONGEST_NAME}")
+    if numbers := [frozen.number for frozen in told if not 0 <= frozen.number < len(told)]:
+        raise StudyError(f"study {name!r} numbers its trials up to {max(numbers)}, and has {len(told)}: use a copy")
 
 
 def _study(url: str, name: str | None) -> optuna.Study:
     """The study of that name, or the only one there is. Raises StudyError and StoreError."""
     storage = _storage(url, there=True)
-    names = optuna.get_all_study_names(storage)
+    with _reading(url):
+        names = optuna.get_all_study_names(storage)
     if name is None and len(names) != 1:
         raise StudyError(f"{shown(url)} holds {', '.join(names) or 'no studies'}: name one")
     if name is not None and name not in names:
         raise StudyError(f"no study {name!r} in {shown(url)}; it has: {', '.join(names) or 'none'}")
-    theirs = optuna.load_study(storage=storage, study_name=name or names[0])
-    if _writer_of(theirs) is not None:
+    with _reading(url):
+        theirs = optuna.load_study(storage=storage, study_name=name or names[0])
+        unfinished = _writer_of(theirs) is not None
+    if unfinished:
         raise StudyError(
             f"study {theirs.study_name!r} in {shown(url)} is not whole: its export is at work or was interrupted; nas "
             "study export again writes it anew"
@@ -238,38 +281,50 @@ def _study(url: str, name: str | None) -> optuna.Study:
     return theirs
 
 
-def _restore_study(theirs: optuna.Study) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
-    """A study that was ours before."""
-    kept = theirs.user_attrs[OURS]
-    described = {name: kept[name] for name in ("name", "objectives", "reference", "data_name", "data_hash")}
-    space = SpaceSpec(kept["space"]["name"], kept["space"]["settings"])
-    described |= {"space": space, "settings": StudySettings.of(kept["settings"])}
-    return described, [_restore_trial(frozen) for frozen in theirs.get_trials(deepcopy=False)]
+def _restore_study(
+    url: str, kept: Any, told: Sequence[FrozenTrial]
+) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
+    """A study that was ours before, as its attribute `kept` describes it. Raises StoreError where that was edited."""
+    try:
+        check_type("study", kept, Mapping[str, Any])
+        now = {"id": 0, "created": datetime.now(UTC)}
+        space = {"space": kept["space"]["name"], "space_settings": kept["space"]["settings"]}
+        row = study_of_row({**kept, **now, **space})
+        described = {f.name: getattr(row, f.name) for f in fields(row) if f.name not in now}
+        trials = [_restore_trial(frozen, row.objectives) for frozen in told]
+        numbers = {trial.number for trial, _, _ in trials}
+        if len(numbers) < len(trials) or not all(0 <= number < MAX_COUNT for number in numbers):
+            raise ValueError(f"{len(trials)} trials have the numbers {shorten(str(sorted(numbers)))}")
+        return described, trials
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        said = f"nothing of {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
+        raise StoreError(f"{shown(url)} holds what hypernas did not write: {said}; use a copy") from error
 
 
-def _restore_trial(frozen: FrozenTrial) -> tuple[Trial, str, list[Report]]:
+def _restore_trial(frozen: FrozenTrial, objectives: Sequence[str]) -> tuple[Trial, str, list[Report]]:
     kept = dict(frozen.user_attrs[OURS])
-    curve = [Report(**report) for report in kept.pop("curve")]
-    for name in ("created", "started", "finished"):
-        kept[name] = datetime.fromisoformat(kept[name]) if kept[name] else None
-    failure = kept["failure"] and Failure(**kept["failure"] | {"kind": FailureKind(kept["failure"]["kind"])})
-    state = State.WAITING if kept["state"] == State.RUNNING else State(kept["state"])
-    recipe = Recipe(**kept["recipe"])
-    trial = Trial(**kept | {"state": state, "recipe": recipe, "failure": failure, "driver": None})
-    return trial, digest({"arch": trial.arch_hash, **asdict(recipe)}), curve
+    curve = [make_record(Report, report) for report in kept.pop("curve")]
+    failure = kept.pop("failure") or {}
+    times = {name: kept[name] and datetime.fromisoformat(kept[name]) for name in ("created", "started", "finished")}
+    state = State.WAITING if kept["state"] == State.RUNNING else kept["state"]
+    row = kept | times | {"state": state, "driver_id": None}
+    row |= {f"failure_{name}": failure.get(name) for name in ("kind", "message", "traceback")}
+    trial = trial_of_row(row, kept["values"], objectives)
+    if trial.state in FINISHED and trial.finished is None:
+        raise ValueError(f"trial {trial.number} is {trial.state} and was never finished")
+    return trial, digest({"arch": trial.arch_hash, **asdict(trial.recipe)}), curve
 
 
 def _foreign(
-    theirs: optuna.Study, say: Callable[[str], None]
+    name: str,
+    objectives: Sequence[str],
+    maximised: Sequence[bool],
+    told: Sequence[FrozenTrial],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[tuple[Trial, str, list[Report]]]]:
     """A study of Optuna's own: to be looked at, not to be searched on. A maximised value is kept as a cost, negated."""
-    if len(theirs.study_name) > LONGEST_NAME:
-        raise StudyError(f"the study's name has {len(theirs.study_name)} characters: wanted at most {LONGEST_NAME}")
-    maximised = [direction == StudyDirection.MAXIMIZE for direction in theirs.directions]
-    objectives = _objectives(theirs, maximised)
     kept_as = zip(objectives, maximised, strict=True)
     signs = {name: -1.0 if up and name not in pareto.MAXIMIZED else 1.0 for name, up in kept_as}
-    told = theirs.get_trials(deepcopy=False)
     trials = [_foreign_trial(frozen, signs) for frozen in told]
     if dropped := sum(len(frozen.intermediate_values) for frozen in told) - sum(len(curve) for _, _, curve in trials):
         say(f"left out {dropped} reports that are no finite numbers (NaN or infinite)")
@@ -279,9 +334,9 @@ def _foreign(
         say(f"{failed} trials count as failed, as their values are no finite numbers")
     points = [pareto.costs(objectives, trial.values) for trial, _, _ in trials if trial.state == State.COMPLETE]
     described = {
-        "name": theirs.study_name,
+        "name": name,
         "space": SpaceSpec(OF_OPTUNA),
-        "objectives": objectives,
+        "objectives": list(objectives),
         "settings": StudySettings.of({"trials": len(trials), "task": "text", "imported": True}),
         "reference": {n: max((p[i] for p in points), default=0.0) for i, n in enumerate(objectives)},
         "data_name": "unknown",
@@ -290,13 +345,15 @@ def _foreign(
     return described, trials
 
 
-def _objectives(theirs: optuna.Study, maximised: Sequence[bool]) -> list[str]:
-    """A name for each objective: different ones, and none that readers have for something else."""
-    given = theirs.metric_names or [""] * len(maximised)
+def _objectives(study: str, names: Any, maximised: Sequence[bool]) -> list[str]:
+    """A name for each objective: different ones, and none that readers have for something else. Raises StudyError."""
+    given = names or [""] * len(maximised)
+    if not isinstance(given, list) or [type(name) for name in given] != [str] * len(maximised):
+        raise StudyError(f"study {study!r} has the metric names {names!r}: wanted {len(maximised)}")
     found: list[str] = []
     for place, (name, up) in enumerate(zip(given, maximised, strict=True)):
         if name in pareto.MAXIMIZED and not up:
-            raise StudyError(f"study {theirs.study_name!r} minimises {name}, which is maximised here")
+            raise StudyError(f"study {study!r} minimises {name}, which is maximised here")
         own = f"value_{place}" if not name.strip() else f"{name}_value" if name in TAKEN else name
         if name.strip() and name in given[:place]:
             own += f"_{place}"
@@ -310,7 +367,7 @@ def _foreign_trial(frozen: FrozenTrial, signs: Mapping[str, float]) -> tuple[Tri
     state = FROM_OPTUNA[frozen.state]
     told = list(frozen.values or ()) if state == State.COMPLETE else []
     failure = Failure(FailureKind.ERROR, "it failed in Optuna") if state == State.FAILED else None
-    if not all(map(isfinite, told)):
+    if state == State.COMPLETE and not (len(told) == len(signs) and all(map(isfinite, told))):
         state, failure = State.FAILED, Failure(FailureKind.DIVERGED, f"Optuna was told {told}: no finite numbers")
         told = []
     started, finished = (_aware(frozen.datetime_start), _aware(frozen.datetime_complete))
@@ -355,14 +412,27 @@ def _plain_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
+def _check_file(path: str, url: str) -> None:
+    """Raises StoreError for a file that is not there, is none, or holds tables that run something."""
+    if not Path(path).exists():
+        raise StoreError(f"{url}: there is no such file")
+    if not Path(path).is_file():
+        raise StoreError(f"{url}: this is no regular file (a folder, pipe, socket or device): name another")
+    try:
+        with closing(sqlite3.connect(Path(path).resolve().as_uri() + "?mode=ro", uri=True)) as connection:
+            check_tables(connection.execute, url, TABLES)
+    except sqlite3.Error as error:
+        raise StoreError(f"{url}: Optuna cannot open it: {error}") from error
+
+
 def _storage(url: str, *, there: bool = False) -> RDBStorage:
     """Optuna's storage at a URL or in a file. With `there` it is read, and nothing is created in it or beside it.
 
     Raises StoreError.
     """
     full = url if is_url(url) else url_of(url)
-    if there and (path := file_of(url)) is not None and not Path(path).exists():
-        raise StoreError(f"{url}: there is no such file")
+    if there and (path := file_of(url)) is not None:
+        _check_file(path, url)
     for prefix in ("postgresql://", "postgres://"):  # the driver of PostgreSQL that is installed
         if full.startswith(prefix):
             full = "postgresql+psycopg://" + full.removeprefix(prefix)

@@ -4,7 +4,6 @@ They are trained again rather than believed: what another search measured, on ot
 compare with what this one measures. With halving that costs little.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from hypernas.config.keys import SEARCHED
 from hypernas.config.plan import Plan
 from hypernas.errors import UserError, shown
+from hypernas.files import read_json
 from hypernas.records import Recipe
 from hypernas.search_spaces.base import Choices, FixedTrial, SpaceError
 from hypernas.show.json_shapes import front_rows
@@ -56,14 +56,18 @@ def _recipe(training: Mapping[str, Any], plan: Plan) -> Recipe:
 
 def _file(source: str) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(Path(source).read_text())
+        rows = read_json(Path(source))
     except OSError as error:
         raise UserError(f"--warm-start {shown(source)}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"--warm-start {shown(source)}: not JSON: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_architecture(row) for row in rows):
         raise UserError(f"--warm-start {shown(source)}: wanted a list of architectures, as `nas front --json` prints")
     return rows
+
+
+def _is_architecture(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("arch", row), dict) and isinstance(row.get("training", {}), dict)
 
 
 def _study(source: str, store: str, plan: Plan) -> list[dict[str, Any]]:

@@ -1,14 +1,23 @@
 """Architectures and values in words."""
 
 from collections.abc import Container, Mapping
+from contextlib import suppress
 
 
 def describe_arch(arch: dict) -> str:
     """An architecture in a line: what differs from trial to trial, shortly."""
-    if arch.get("family") != "transformer" or "ffn.shape" not in arch:  # Optuna's may have a family, too
-        return " ".join(
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in arch.items()
-        )
+    with suppress(
+        KeyError, TypeError, ValueError
+    ):  # one of Optuna's, or in an edited row, may have any keys and values
+        return _describe_transformer(arch)
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in arch.items()
+    )
+
+
+def _describe_transformer(arch: dict) -> str:
+    if arch["family"] != "transformer":
+        raise KeyError(arch["family"])
     ffn = f"{arch['ffn.shape']} {arch['ffn.ratio']:.3g}"
     if "ffn.sub_mlps" in arch:
         ffn += f"x{arch['ffn.sub_mlps']}"

@@ -1,6 +1,7 @@
 """Opens a database of studies, SQLite or PostgreSQL, checks its schema, and runs again what failed in passing."""
 
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,8 +27,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.pool import NullPool
 
 from hypernas.errors import StoreError
-from hypernas.store.files import Held, check_file, is_url
-from hypernas.store.models import READABLE, SCHEMA, UtcDateTime
+from hypernas.records import shorten
+from hypernas.store.files import Held, check_file, check_tables, is_url
+from hypernas.store.models import READABLE, SCHEMA, Base, UtcDateTime
 
 T = TypeVar("T")
 RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)  # longer than a database server takes to restart
@@ -116,6 +118,9 @@ class Database:
 
     def _check_schema(self, *, writes: bool, create: bool) -> str:
         with self._engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                names = ("alembic_version", *Base.metadata.tables)
+                check_tables(connection.exec_driver_sql, f"--store {self.shown}", names)
             tables = set(inspect(connection).get_table_names())
             found = (
                 connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -128,6 +133,8 @@ class Database:
             raise StoreError(
                 f"--store {self.shown} has schema {found}, newer than this version's {SCHEMA}: upgrade hypernas"
             )
+        if found is not None and not re.fullmatch(r"\d{4}", str(found)):
+            raise StoreError(f"--store {self.shown} has schema {found!r}, which no hypernas wrote: name another store")
         if found is None and tables:
             raise StoreError(f"--store {self.shown} holds tables of another program: name another store")
         if writes and (create or found is not None):
@@ -157,8 +164,15 @@ class Database:
             connection.commit()
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work`, which writes nothing, again after a passing fault."""
-        return self._patiently(work, writes=False)
+        """Runs `work`, which fetches rows and writes nothing, again after a passing fault.
+
+        Raises StoreError where the rows are not as hypernas writes them: anybody may have edited the database.
+        """
+        try:
+            return self._patiently(work, writes=False)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            said = "nested too deeply" if isinstance(error, RecursionError) else shorten(str(error), 200)
+            raise StoreError(f"--store {self.shown} holds what hypernas did not write: {said}; use a copy") from error
 
     def _all(self, query: Any) -> Sequence[Any]:
         return self._read(lambda connection: connection.execute(query).all())

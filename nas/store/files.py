@@ -1,9 +1,10 @@
 """The file of a SQLite store, found without SQLAlchemy: whether there is one to open, and still the same."""
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote, unquote
 
 from hypernas.errors import StoreError
@@ -31,13 +32,40 @@ def url_of(path: str) -> str:
 
 
 def check_file(path: str, shown: str, *, create: bool = False) -> None:
-    """Raises StoreError where the folder of a store's file is missing or, unless it may be created, the file."""
+    """Raises StoreError where the folder of a store's file is missing or, unless it may be created, the file; and for
+    what is no file, which SQLite would read without end."""
     folder = Path(path).resolve().parent
     if not folder.is_dir():
         raise StoreError(f"--store {shown}: the folder {folder} does not exist")
+    if Path(path).exists() and not Path(path).is_file():
+        raise StoreError(f"--store {shown}: this is no regular file (a folder, pipe, socket or device): name another")
     if not create and not Path(path).exists():
         message = f"--store {shown}: there is no such file; a search creates it (nas search --help)"
         raise StoreError(message, missing=True)
+
+
+# Tables hold rows. Views, triggers, virtual tables and computed columns are programs that run when one is read or
+# written, and may never end. A view of another name is nobody's way to our rows.
+PROGRAMS = """
+SELECT type, name FROM sqlite_master
+WHERE type = 'trigger' OR name IN ({names}) AND (
+   type = 'view' OR coalesce(rootpage, 0) = 0
+   OR (type = 'table' AND EXISTS (SELECT 1 FROM pragma_table_xinfo(sqlite_master.name) WHERE hidden > 1)))
+LIMIT 1
+"""
+
+
+def check_tables(execute: Callable[[str], Any], shown: str, names: Iterable[str]) -> None:
+    """Raises StoreError where one of these tables of a SQLite database runs something when it is used.
+
+    `execute` runs a query there.
+    """
+    found = execute(PROGRAMS.format(names=", ".join(f"'{name}'" for name in names))).fetchone()
+    if found is not None:
+        raise StoreError(
+            f"{shown} has the {found[0]} {found[1]!r}, which runs whenever its rows are used: wanted tables alone, as "
+            "they were made; use a copy, or remove it"
+        )
 
 
 def check_store(store: str, *, create: bool = False) -> None:

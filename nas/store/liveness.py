@@ -74,6 +74,8 @@ def _runs(pid: int, began: float) -> bool | None:
         return False
     except PermissionError:
         pass  # somebody else's
+    except OverflowError:
+        return False  # no process has such a number
     try:
         return _began(pid) == began
     except ProcessLookupError:

@@ -1,15 +1,16 @@
 """Everything that is read from a store, as frozen records."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.orm import aliased
 
 from hypernas import pareto
 from hypernas.errors import StudyError
-from hypernas.records import FINISHED, Report, SpaceSpec, State, StudyRow, StudySettings, Trial
+from hypernas.records import FINISHED, Report, State, StudyRow, Trial, make_record
 from hypernas.store.connection import Database
 from hypernas.store.liveness import is_alive
 from hypernas.store.models import (
@@ -23,7 +24,7 @@ from hypernas.store.models import (
     TrialTable,
     ValueTable,
 )
-from hypernas.store.rows import trial_of_row
+from hypernas.store.rows import study_of_row, trial_of_row
 from hypernas.store.statements import CHANGED_TRIALS, CHANGED_VALUES, STUDIES, TRIALS
 
 HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver whose process is not to be seen from here is dead after that
@@ -42,22 +43,17 @@ class Reader(Database):
     def study(self, name: str) -> StudyRow:
         """The study's row. Raises StudyError, naming the studies there are, when it is unknown."""
         query = select(STUDIES).where(STUDIES.c.name == name)
-        row = self._read(lambda connection: connection.execute(query).mappings().first())
-        if row is None:
+
+        def work(connection: Connection) -> StudyRow | None:
+            row = connection.execute(query).mappings().first()
+            return None if row is None else study_of_row(dict(row))
+
+        found = self._read(work)
+        if found is None:
             names = [name for (name,) in self._all(select(StudyTable.name).order_by(StudyTable.name))]
             known = "it has: " + ", ".join(names) if names else "it has none yet"
             raise StudyError(f"no study {name!r} in {self.shown}; {known}")
-        return StudyRow(
-            id=row["id"],
-            name=row["name"],
-            created=row["created"],
-            space=SpaceSpec(row["space"], row["space_settings"]),
-            objectives=tuple(row["objectives"]),
-            settings=StudySettings.of(row["settings"]),
-            reference=row["reference"],
-            data_name=row["data_name"],
-            data_hash=row["data_hash"],
-        )
+        return found
 
     def studies(self) -> list[dict[str, Any]]:
         """Name, space, number of trials and creation time of every study."""
@@ -97,7 +93,7 @@ class Reader(Database):
     ) -> list[Trial]:
         """Trials by number: those changed since sequence `after`, in `states`, of one `origin`, or the one `number`."""
         if not states and number is None and origin is None:
-            return self._read_trials(CHANGED_TRIALS, CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
+            return self._read_trials(study, CHANGED_TRIALS, CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
         where = [TrialTable.study_id == study.id, TrialTable.seq > after]
         if states:
             where.append(TrialTable.state.in_([str(state) for state in states]))
@@ -105,7 +101,7 @@ class Reader(Database):
             where.append(TrialTable.number == number)
         if origin is not None:
             where.append(TrialTable.origin == origin)
-        return self._trials(*where)
+        return self._trials(study, *where)
 
     def trial(self, study: StudyRow, number: int) -> Trial:
         """The trial of that number. Raises StudyError when there is none."""
@@ -116,25 +112,24 @@ class Reader(Database):
             raise StudyError(f"study {study.name!r} has no trial {number}; {has}")
         return found[0]
 
-    def _trials(self, *where: Any) -> list[Trial]:
+    def _trials(self, study: StudyRow, *where: Any) -> list[Trial]:
         query = select(TRIALS).where(*where).order_by(TRIALS.c.number)
         values_query = (
             select(ValueTable.trial_id, ValueTable.name, ValueTable.value)
             .join(TrialTable, TrialTable.id == ValueTable.trial_id)
             .where(*where)
         )
-        return self._read_trials(query, values_query, {})
+        return self._read_trials(study, query, values_query, {})
 
-    def _read_trials(self, query: Any, values_query: Any, at: Mapping[str, Any]) -> list[Trial]:
-        def work(connection: Connection) -> tuple[Sequence[RowMapping], Sequence[Any]]:
+    def _read_trials(self, study: StudyRow, query: Any, values_query: Any, at: Mapping[str, Any]) -> list[Trial]:
+        def work(connection: Connection) -> list[Trial]:
             rows = connection.execute(query, at).mappings().all()
-            return rows, connection.execute(values_query, at).all() if rows else ()
+            values: dict[int, dict[str, float]] = {}
+            for trial_id, name, value in connection.execute(values_query, at).all() if rows else ():
+                values.setdefault(trial_id, {})[name] = value
+            return [trial_of_row(dict(row), values.get(row["id"], {}), study.objectives) for row in rows]
 
-        rows, found = self._read(work)
-        values: dict[int, dict[str, float]] = {}
-        for trial_id, name, value in found:
-            values.setdefault(trial_id, {})[name] = value
-        return [trial_of_row(row, values.get(row["id"], {})) for row in rows]
+        return self._read(work)
 
     def states(self, study: StudyRow) -> dict[str, int]:
         """How many trials are in each state; states without trials count 0."""
@@ -180,14 +175,19 @@ class Reader(Database):
             query = query.where(ReportTable.rung == highest)
         if numbers is not None:
             query = query.where(TrialTable.number.in_(numbers))
-        return [Report(*row) for row in self._all(query)]
+        names = [f.name for f in fields(Report)]
+        return self._read(
+            lambda connection: [
+                make_record(Report, dict(zip(names, row, strict=True))) for row in connection.execute(query)
+            ]
+        )
 
     def front(self, study: StudyRow) -> list[Trial]:
         """The non-dominated COMPLETE trials, best quality first."""
         on_front = select(FrontHistoryTable.trial_id).where(
             FrontHistoryTable.study_id == study.id, FrontHistoryTable.dominated_by.is_(None)
         )
-        trials = self._trials(TrialTable.id.in_(on_front))
+        trials = self._trials(study, TrialTable.id.in_(on_front))
         quality = pareto.quality(study.objectives)
         return sorted(
             trials,

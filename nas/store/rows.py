@@ -1,23 +1,29 @@
 """Turns records into rows, and rows into records."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from math import isfinite
 from typing import Any
-
-from sqlalchemy import (
-    RowMapping,
-)
 
 from hypernas.records import (
     Failure,
     FailureKind,
     Recipe,
     Report,
+    SpaceSpec,
     State,
     StudyRow,
+    StudySettings,
     Trial,
+    check_type,
+    make_record,
+    shorten,
 )
 from hypernas.store.statements import TRIALS
+
+# What readers take from a trial's notes; of the rest any JSON is shown.
+NOTES = {"by_seed": Mapping[str, Sequence[float]], "gate_rates": Sequence[float], "latency_ms": float | None}
+TASKS = ("text", "images")
 
 
 def trial_row(study: StudyRow, trial: Trial, config: str, seq: int) -> dict[str, Any]:
@@ -43,34 +49,49 @@ def report_row(report: Report, trial_id: int) -> dict[str, Any]:
     return row
 
 
-def trial_of_row(row: RowMapping, values: Mapping[str, float]) -> Trial:
+def study_of_row(row: Mapping[str, Any]) -> StudyRow:
+    """The study of a row. Raises ValueError naming what hypernas did not write there."""
+    if not isinstance(row["objectives"], list) or not row["objectives"]:
+        raise ValueError(f"objectives is {row['objectives']!r}")
+    settings = StudySettings.of(row["settings"])
+    if settings.task not in TASKS:
+        raise ValueError(f"task is {settings.task!r}")
+    return make_record(
+        StudyRow,
+        {
+            "id": row["id"],
+            "name": row["name"],
+            "created": row["created"],
+            "space": make_record(SpaceSpec, {"name": row["space"], "settings": row["space_settings"]}),
+            "objectives": tuple(row["objectives"]),
+            "settings": settings,
+            "reference": row["reference"],
+            "data_name": row["data_name"],
+            "data_hash": row["data_hash"],
+        },
+    )
+
+
+def trial_of_row(row: Mapping[str, Any], values: Mapping[str, float], objectives: Sequence[str]) -> Trial:
+    """The trial of a row, with its values by name. Raises ValueError naming what hypernas did not write there."""
     failure = None
     if row["failure_kind"] is not None:
         failure = Failure(
             FailureKind(row["failure_kind"]), row["failure_message"] or "", row["failure_traceback"] or ""
         )
-    return Trial(
-        number=row["number"],
-        state=State(row["state"]),
-        params=row["params"],
-        arch=row["arch"],
-        arch_hash=row["arch_hash"],
-        recipe=Recipe(**row["recipe"]),
-        origin=row["origin"],
-        sampler_attrs=row["sampler_attrs"],
-        token=row["token"],
-        attempts=row["attempts"],
-        values=values,
-        parameters=row["parameters"],
-        driver=row["driver_id"],
-        worker=row["worker"],
-        created=row["created"],
-        started=row["started"],
-        finished=row["finished"],
-        train_seconds=row["train_seconds"],
-        evaluate_seconds=row["evaluate_seconds"],
-        provenance=row["provenance"],
-        diagnostics=row["diagnostics"],
-        failure=failure,
-        seq=row["seq"],
+    columns = {f.name: row[f.name] for f in fields(Trial) if f.name in row}
+    check_type("recipe", row["recipe"], Mapping[str, Any])
+    if not all(isinstance(value, int | float) and isfinite(value) for value in values.values()):
+        raise ValueError(f"values is {shorten(repr(dict(values)))}")
+    trial = make_record(
+        Trial,
+        columns
+        | {"state": State(row["state"]), "recipe": make_record(Recipe, row["recipe"]), "driver": row["driver_id"]}
+        | {"values": values, "failure": failure},
     )
+    for name, kind in NOTES.items():
+        if name in trial.diagnostics:
+            check_type(name, trial.diagnostics[name], kind)
+    if trial.state == State.COMPLETE and (missing := [name for name in objectives if name not in values]):
+        raise ValueError(f"trial {trial.number} is COMPLETE without {missing[0]}")
+    return trial

@@ -206,7 +206,7 @@ class Store(Reader):
             return int(trial_id)
 
         trial_id = self._write(work)
-        return None if trial_id is None else self._trials(TrialTable.id == trial_id)[0]
+        return None if trial_id is None else self._trials(study, TrialTable.id == trial_id)[0]
 
     def lease_new(self, study: StudyRow, driver: int, proposal: Proposal, limit: int) -> Trial | None:
         """Makes the proposal a RUNNING trial under the next free number.

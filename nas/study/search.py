@@ -208,11 +208,13 @@ def make_job(store: Reader, row: StudyRow, trial: Trial) -> Job:
 
 
 def _inheritance(store: Reader, row: StudyRow, trial: Trial) -> Inheritance | None:
-    """What the trial starts from, where its row says that it inherits."""
-    change = trial.sampler_attrs.get(INHERITED)
+    """What the trial starts from, where its row says that it inherits. Raises StudyError where that cannot be."""
+    change, number = trial.sampler_attrs.get(INHERITED), trial.sampler_attrs.get(PARENT)
     if change is None:
         return None
-    parent = store.trial(row, trial.sampler_attrs[PARENT])
+    if not isinstance(change, str) or not isinstance(number, int) or number >= trial.number:
+        raise StudyError(f"trial {trial.number} cannot start from trial {number!r}: wanted one that came before it")
+    parent = store.trial(row, number)
     weights = find_weights(store, row, parent.number)
     job = replace(make_job(store, row, parent), repeats=1) if weights is None else None
     return Inheritance(parent.number, parent.arch, change, weights, job)
