@@ -22,7 +22,6 @@ from sqlalchemy.exc import DBAPIError
 from hypernas.errors import UserError
 from hypernas.records import State
 from hypernas.store import Store
-from hypernas.store.store import MAX_LOST
 
 ASKED = 12  # 3 depths x 2 widths x 2 learning rates
 SPACE = {
@@ -141,11 +140,8 @@ class Search:
 
 
 def kill_worker(search: Search) -> str | None:
-    """SIGKILL to one of the processes that train; never the third of one trial, which would be set aside."""
+    """SIGKILL to one of the processes that train."""
     assert search.process is not None
-    with Store(search.url) as store:
-        if any(trial.attempts >= MAX_LOST - 1 for trial in store.trials(store.study("s"), states=(State.RUNNING,))):
-            return None
     with suppress(psutil.Error):
         workers = [process for process in family(search.process) if "_Worker" in " ".join(process.cmdline())]
         if workers:

@@ -134,6 +134,7 @@ def make_whole(folder: Path) -> None:
             )
         store.stop_driver(driver)
         trial = store.trial(row, 0)
+    (folder / "winner").mkdir()
     write_folder(folder / "winner", row, trial, space, space.build(arch).eval(), ("py",))
     make_optuna(folder / "optuna.db")
 
