@@ -29,10 +29,11 @@ from hypernas.records import (
 from hypernas.store.connection import Database, T
 from hypernas.store.front import Front, extend_front, front_before
 from hypernas.store.liveness import this_process, uptime
-from hypernas.store.models import ArtifactTable, DriverTable, ReportTable, StudyTable, TrialTable, ValueTable
+from hypernas.store.models import ArtifactTable, DriverTable, StudyTable, TrialTable, ValueTable
 from hypernas.store.reader import Reader
 from hypernas.store.rows import report_row, trial_row
 from hypernas.store.statements import (
+    DELETE_REPORT,
     HELD,
     INSERT_REPORT,
     INSERT_TRIAL,
@@ -269,9 +270,7 @@ class Store(Reader):
             trial_id, seq = _touch(connection, study, report.trial, token, {})
             if trial_id is None:
                 return None
-            connection.execute(
-                delete(ReportTable).where(ReportTable.trial_id == trial_id, ReportTable.rung == report.rung)
-            )
+            connection.execute(DELETE_REPORT, {"at_trial": trial_id, "at_rung": report.rung})
             connection.execute(INSERT_REPORT, report_row(report, trial_id))
             return seq
 
