@@ -84,6 +84,10 @@ def bench_search(
         from hypernas.bench.fleet import measure as measure_fleet
 
         data = measure_fleet(trials or 100_000)
+    elif part == "long":
+        from hypernas.bench.long_run import measure as measure_long
+
+        data = measure_long(trials or 3000)
     else:
         from hypernas.bench.search import growth, overhead
 

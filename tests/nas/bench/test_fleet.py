@@ -5,12 +5,14 @@ from pathlib import Path
 from hypernas.bench.fleet import PARTS, drive
 from hypernas.records import FINISHED, State
 from hypernas.store import Reader
+from hypernas.study import search
 
 
 def test_a_fleet_trains_what_is_asked_and_every_report_and_trial_is_counted_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     url = str(tmp_path / "nas.db")
     found = drive(url, str(tmp_path), trials=80, workers=20)
+    monkeypatch.setattr(search, "PAGE", 7)  # as if the study were a long one
     resumed = drive(url, str(tmp_path), trials=81, workers=1)
     with Reader(url) as store:
         study = store.study("fleet")
