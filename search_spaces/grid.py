@@ -115,7 +115,7 @@ class GridSpace:
 
     @cached_property
     def keys(self) -> Mapping[str, Key]:
-        return _keys_of(type(self))
+        return _keys_of(type(self))  # type: ignore[arg-type]  # mypy takes the class for an instance
 
     def restrict(self, settings: Mapping[str, str]) -> Self:
         space = self._with(settings)

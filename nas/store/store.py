@@ -166,10 +166,11 @@ class Store(Reader):
     def reclaim(self, study: StudyRow) -> list[int]:
         """Hands the RUNNING trials of dead drivers back to WAITING; returns their numbers."""
         # In this order: a driver that registers in between is live, and its leases are not in the list.
-        running = self.trials(study, states=(State.RUNNING,))
+        columns = select(TRIALS.c.number, TRIALS.c.token, TRIALS.c.driver_id).order_by(TRIALS.c.number)
+        running = self._all(columns.where(TRIALS.c.study_id == study.id, TRIALS.c.state == State.RUNNING))
         live = set(self.live_drivers(study))
-        dead = [trial for trial in running if trial.driver not in live]
-        return [t.number for t in dead if self.release(study, t.number, t.token, fault=False)]
+        dead = [(number, token) for number, token, driver in running if driver not in live]
+        return [number for number, token in dead if self.release(study, number, token, fault=False)]
 
     # ---- trials: the life of one -----------------------------------------------------------------------------
 
