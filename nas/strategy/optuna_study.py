@@ -131,8 +131,13 @@ class _Latest(InMemoryStorage):
 
     def add(self, study_id: int, make: Callable[[], FrozenTrial]) -> int:
         """A finished trial, made once it is shown; its number."""
-        number = self.create_new_trial(study_id, GONE)
+        with self._lock:  # as create_new_trial, but for its copy, which takes longest of all that resuming does
+            trials = self._studies[study_id].trials
+            self._max_trial_id = number = len(trials)
+            self._trial_id_to_study_id_and_number[number] = (study_id, number)
+            trials.append(GONE)
         self._unmade[number] = make
+        self._append(self._latest, number)
         return number
 
     def _append(self, shown: deque[int], number: int) -> None:
