@@ -350,6 +350,8 @@ class GridSpace:
 
     def from_json(self, arch: Mapping[str, Any]) -> Any:
         settings = {name: str(value) for name, value in arch.items()}
+        if (made := self._of_complete(settings)) is not None:
+            return made
         space = self._with(settings)
         family = space._searched[0]
         if family.solves and all(name in settings for name in family.solves) and not settings.keys() & BUDGETS.keys():
@@ -360,6 +362,23 @@ class GridSpace:
             if not isinstance(domain, Choices) or len(domain.values) != 1:
                 raise SpaceError(f"{name}={settings[name]}: wanted one value")
         return space.baseline()
+
+    def _of_complete(self, settings: Mapping[str, str]) -> Any | None:
+        """The architecture whose keys are exactly these, as a store has them: a long study is read in half the time.
+
+        None where a key is missing, wrong or without effect.
+        """
+        if any("," in text or ".." in text for text in settings.values()):
+            return None
+        try:
+            flat = {name: self.keys[name].check(text) for name, text in settings.items()}
+            family = self._named(flat.get("family", self.families[0].name))
+            made = family.arch(
+                {**{name: key.default for name, key in family.keys.items()}, "family": family.name, **flat}
+            )
+        except (SpaceError, KeyError):
+            return None
+        return made if arch_to_json(made) == flat else None
 
     def scaled(self, arch: Any, parameters: int) -> Any:
         """The same shape at another size: depth in proportion to width where the family deepens, everything else in
