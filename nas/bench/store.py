@@ -192,7 +192,8 @@ def _optuna_driver(url: str, name: str, seconds: float, number: int) -> list[flo
 # ---- a large study -------------------------------------------------------------------------------------------
 
 
-_FRONT = """
+# `nas` with the arguments of the command line, and its peak memory as the last word on stderr.
+PRINT_FRONT = """
 import sys
 from hypernas.cli.main import main
 main(sys.argv[1:])
@@ -216,7 +217,7 @@ def _large() -> list[dict[str, Any]]:
         path = str(Path(folder) / "large.db")
         with Store(path, create=True) as store:
             fill_large(store, "large", LARGE_TRIALS, LARGE_REPORTS)
-        command = [sys.executable, "-c", _FRONT, "front", "--study", "large", "--store", path]
+        command = [sys.executable, "-c", PRINT_FRONT, "front", "--study", "large", "--store", path]
         start = time.perf_counter()
         printed = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - start

@@ -27,9 +27,14 @@ def _print_rows(data: Mapping[str, Any], as_json: bool) -> None:
 
 @bench.command(name="search")
 @click.option(
-    "--part", type=click.Choice(["overhead", "growth", "quality", "inheritance"]), default="overhead", show_default=True
+    "--part",
+    type=click.Choice(["overhead", "growth", "fleet", "long", "quality", "inheritance"]),
+    default="overhead",
+    show_default=True,
 )
-@click.option("--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth]")
+@click.option(
+    "--trials", type=click.IntRange(min=10), help="[default: 200; 10,000 for growth, 100,000 for fleet, 3,000 for long]"
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=20, show_default=True, help="Seeds of --part quality.")
 @click.option("--figure", metavar="FILE", help="Draw --part quality: hypervolume against compute, as HTML, PNG or SVG.")
 @click.option("--record", is_flag=True, help="Train the table that --part quality replays: short trainings, resumable.")
@@ -51,8 +56,9 @@ def bench_search(
     """What a trial costs beyond its training, and how good a front the same compute finds.
 
     overhead: our engines and Ray Tune with its own OptunaSearch, in one run. growth: the first trials of a long study
-    and its last. quality: our defaults and the peers, on recorded trainings and a simulated clock. inheritance: what
-    children gain that start from their parents' weights, in ten minutes.
+    and its last. fleet: one driver of 2,000 simulated workers. long: memory and files of one driver of many trials.
+    quality: our defaults and the peers, on recorded trainings and a simulated clock. inheritance: what children gain
+    that start from their parents' weights, in ten minutes.
     """
     if record:
         from hypernas.bench.table import record as record_table
@@ -74,6 +80,14 @@ def bench_search(
         from hypernas.bench.inheritance import measure
 
         data = measure()
+    elif part == "fleet":
+        from hypernas.bench.fleet import measure as measure_fleet
+
+        data = measure_fleet(trials or 100_000)
+    elif part == "long":
+        from hypernas.bench.long_run import measure as measure_long
+
+        data = measure_long(trials or 3000)
     else:
         from hypernas.bench.search import growth, overhead
 

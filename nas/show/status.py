@@ -1,6 +1,7 @@
 """How a study stands: its spread, its rank correlations, its workers' use, in one verdict."""
 
 import shlex
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
@@ -103,9 +104,10 @@ def utilisation(trials: Sequence[Trial]) -> float | None:
     """
     busy = available = 0.0
     for session in _sessions(trials):
-        starts = [start for _, start, _ in session]
-        last = max(starts)
-        workers = max(sum(s <= moment < end for _, s, end in session) for moment in starts)
+        starts = sorted(start for _, start, _ in session)
+        ends = sorted(max(start, end) for _, start, end in session)
+        last = starts[-1]
+        workers = max(bisect_right(starts, moment) - bisect_right(ends, moment) for moment in starts)
         available += workers * (last - min(starts))
         for trial, start, end in session:
             worked = min((trial.train_seconds or 0.0) + (trial.evaluate_seconds or 0.0), end - start)

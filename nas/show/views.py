@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,6 +17,7 @@ from hypernas.show.terminal import make_console
 from hypernas.show.words import describe_arch, describe_values
 
 REFRESH = 4  # a second
+MOST_SHOWN = 32  # running trials that a live view lists
 
 
 @dataclass(slots=True)
@@ -97,7 +99,8 @@ class Screen:
         self._failed = self._done_here = 0
         self._start = time.monotonic()
         self._running: dict[int, _Running] = {}
-        self._shown = list(front())
+        self._shown, self._outdated = list(front()), False
+        self._rendered = time.monotonic()
         self._live = Live(self._render(), console=console, refresh_per_second=REFRESH, transient=True)
 
     def __enter__(self) -> "Screen":
@@ -133,13 +136,18 @@ class Screen:
         self._failed += result.failure is not None
         if result.failure:
             self._live.console.print(Text(f"trial {trial} failed ({result.failure.kind}): {result.failure.message}"))
-        self._shown = list(self._front())
+        self._outdated = True
 
     def message(self, text: str) -> None:
         self._live.console.print(Text(text))
 
     def tick(self) -> None:
-        self._live.update(self._render())
+        """Draws anew as often as it is seen: with many workers, there are hundreds of ticks a second."""
+        if time.monotonic() - self._rendered > 1 / REFRESH:
+            if self._outdated:
+                self._shown, self._outdated = list(self._front()), False
+            self._live.update(self._render())
+            self._rendered = time.monotonic()
 
     def _render(self) -> Group:
         spent = time.monotonic() - self._start
@@ -153,13 +161,15 @@ class Screen:
         running = Table(box=None, padding=(0, 1))
         for title in ("trial", "", "loss", "architecture"):
             running.add_column(title, no_wrap=True)
-        for entry in self._running.values():
+        for entry in islice(self._running.values(), MOST_SHOWN):
             running.add_row(
                 str(entry.trial.number),
                 ProgressBar(total=1.0, completed=entry.share, width=24),
                 "-" if entry.loss is None else f"{entry.loss:.3f}",
                 Text(describe_arch(dict(entry.trial.arch))),
             )
+        if len(self._running) > MOST_SHOWN:
+            running.add_row("", Text(f"and {len(self._running) - MOST_SHOWN:,} more"))
         bar = ProgressBar(total=max(1, self._asked), completed=self._finished, width=60)
         return Group(head, bar, running, front_table(self._shown[:8], "front so far"))
 

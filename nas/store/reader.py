@@ -90,9 +90,11 @@ class Reader(Database):
         states: Iterable[State] = (),
         number: int | None = None,
         origin: str | None = None,
+        within: range | None = None,
     ) -> list[Trial]:
-        """Trials by number: those changed since sequence `after`, in `states`, of one `origin`, or the one `number`."""
-        if not states and number is None and origin is None:
+        """Trials by number: those changed since sequence `after`, in `states`, of one `origin`, with numbers `within`
+        a range, or the one `number`."""
+        if not states and number is None and origin is None and within is None:
             return self._read_trials(study, CHANGED_TRIALS, CHANGED_VALUES, {"at_study": study.id, "at_seq": after})
         where = [TrialTable.study_id == study.id, TrialTable.seq > after]
         if states:
@@ -101,6 +103,8 @@ class Reader(Database):
             where.append(TrialTable.number == number)
         if origin is not None:
             where.append(TrialTable.origin == origin)
+        if within is not None:
+            where.append(TrialTable.number.between(within.start, within.stop - 1))
         return self._trials(study, *where)
 
     def trial(self, study: StudyRow, number: int) -> Trial:
@@ -142,6 +146,17 @@ class Reader(Database):
         counts = self.states(study)
         return sum(counts[str(state)] for state in FINISHED)
 
+    def counters(self, study: StudyRow) -> tuple[int, int]:
+        """How many trials the study has, and the sequence of its last change."""
+        ((count, seq),) = self._all(select(STUDIES.c.next_number, STUDIES.c.seq).where(STUDIES.c.id == study.id))
+        return count, seq
+
+    def trained_on(self, study: StudyRow) -> set[tuple[str, str | None]]:
+        """(device, precision) that the study's trials were trained on, as their rows have them."""
+        device, precision = (TRIALS.c.provenance[name].as_string() for name in ("device", "precision"))
+        query = select(device, precision).where(TRIALS.c.study_id == study.id).distinct()
+        return {(found, how) for found, how in self._all(query) if found is not None}
+
     def device_seconds(self, study: StudyRow) -> float:
         """Seconds that the workers spent training and evaluating the study's finished trials."""
         seconds = func.coalesce(TrialTable.train_seconds, 0.0) + func.coalesce(TrialTable.evaluate_seconds, 0.0)
@@ -149,9 +164,16 @@ class Reader(Database):
         return float(total)
 
     def reports(
-        self, study: StudyRow, numbers: Collection[int] | None = None, *, after: int = 0, last: bool = False
+        self,
+        study: StudyRow,
+        numbers: Collection[int] | None = None,
+        *,
+        after: int = 0,
+        within: range | None = None,
+        last: bool = False,
     ) -> list[Report]:
-        """The learning curves, by trial and rung: of all trials, of `numbers`, or of those changed since `after`.
+        """The learning curves, by trial and rung: of all trials, of `numbers` or `within` a range of them, or of those
+        changed since `after`.
 
         `last` leaves out all but each trial's last report.
         """
@@ -175,6 +197,8 @@ class Reader(Database):
             query = query.where(ReportTable.rung == highest)
         if numbers is not None:
             query = query.where(TrialTable.number.in_(numbers))
+        if within is not None:
+            query = query.where(TrialTable.number.between(within.start, within.stop - 1))
         names = [f.name for f in fields(Report)]
         return self._read(
             lambda connection: [
@@ -184,15 +208,17 @@ class Reader(Database):
 
     def front(self, study: StudyRow) -> list[Trial]:
         """The non-dominated COMPLETE trials, best quality first."""
-        on_front = select(FrontHistoryTable.trial_id).where(
-            FrontHistoryTable.study_id == study.id, FrontHistoryTable.dominated_by.is_(None)
-        )
-        trials = self._trials(study, TrialTable.id.in_(on_front))
+        trials = self._trials(study, TrialTable.id.in_(_on_front(study)))
         quality = pareto.quality(study.objectives)
         return sorted(
             trials,
             key=lambda t: (pareto.cost(quality, t.values[quality]), pareto.costs(study.objectives, t.values)),
         )
+
+    def is_on_front(self, study: StudyRow, number: int) -> bool:
+        """Whether the trial of that number is COMPLETE and not dominated."""
+        query = _on_front(study).join(TrialTable, TrialTable.id == FrontHistoryTable.trial_id)
+        return bool(self._all(query.where(TrialTable.number == number)))
 
     def hypervolumes(self, study: StudyRow, *, after: int = 0) -> list[tuple[int, datetime, float]]:
         """(trial number, when it finished, the hypervolume after it), in order of finishing; since sequence `after`."""
@@ -204,11 +230,27 @@ class Reader(Database):
         )
         return [(number, finished, volume) for number, finished, volume in self._all(query) if finished is not None]
 
-    def artifacts(self, study: StudyRow, kind: str) -> dict[int, tuple[str, str]]:
-        """(file name, sha256) of one kind of artifact, by trial number; where the file lies, folders.py says."""
+    def artifacts(
+        self, study: StudyRow, kind: str, *, number: int | None = None, off_front: bool = False
+    ) -> dict[int, tuple[str, str]]:
+        """(file name, sha256) of one kind of artifact, by trial number; where the file lies, folders.py says.
+
+        Of all trials, of the one `number`, or of those that are not on the front.
+        """
         query = (
             select(TrialTable.number, ArtifactTable.uri, ArtifactTable.sha256)
             .join(TrialTable, TrialTable.id == ArtifactTable.trial_id)
             .where(TrialTable.study_id == study.id, ArtifactTable.kind == kind)
         )
+        if number is not None:
+            query = query.where(TrialTable.number == number)
+        if off_front:
+            query = query.where(TrialTable.id.not_in(_on_front(study)))
         return {number: (uri, sha256) for number, uri, sha256 in self._all(query)}
+
+
+def _on_front(study: StudyRow) -> Any:
+    """Row ids of the trials on the front."""
+    return select(FrontHistoryTable.trial_id).where(
+        FrontHistoryTable.study_id == study.id, FrontHistoryTable.dominated_by.is_(None)
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     bindparam,
+    delete,
     insert,
     select,
     update,
@@ -66,6 +67,9 @@ FRONT_POINTS = (
 )
 INSERT_TRIAL, INSERT_VALUES = insert(TRIALS), insert(ValueTable)
 INSERT_REPORT = insert(ReportTable)
+DELETE_REPORT = delete(ReportTable).where(
+    ReportTable.trial_id == bindparam("at_trial"), ReportTable.rung == bindparam("at_rung")
+)
 
 
 @cache

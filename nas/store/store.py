@@ -31,10 +31,11 @@ from hypernas.records import (
 from hypernas.store.connection import Database, T
 from hypernas.store.front import Front, extend_front, front_before
 from hypernas.store.liveness import this_process, uptime
-from hypernas.store.models import ArtifactTable, DriverTable, ReportTable, StudyTable, TrialTable, ValueTable
+from hypernas.store.models import ArtifactTable, DriverTable, StudyTable, TrialTable, ValueTable
 from hypernas.store.reader import Reader
 from hypernas.store.rows import report_row, trial_row
 from hypernas.store.statements import (
+    DELETE_REPORT,
     HELD,
     INSERT_REPORT,
     INSERT_TRIAL,
@@ -160,14 +161,15 @@ class Store(Reader):
         Notes that the drivers have ended, so that nobody looks for them again.
         """
         # In this order: a driver that registers in between is live, and its leases are not in the list.
-        running = self.trials(study, states=(State.RUNNING,))
+        columns = select(TRIALS.c.number, TRIALS.c.token, TRIALS.c.driver_id).order_by(TRIALS.c.number)
+        running = self._all(columns.where(TRIALS.c.study_id == study.id, TRIALS.c.state == State.RUNNING))
         drivers = self._drivers(study)
         if gone := [number for number, (_, lives) in drivers.items() if not lives]:
             ended = update(DriverTable).where(DriverTable.id.in_(gone)).values(stopped=DriverTable.heartbeat)
             self._write(lambda connection: connection.execute(ended))
         live = {number for number, (_, lives) in drivers.items() if lives}
-        dead = [trial for trial in running if trial.driver not in live]
-        return [t.number for t in dead if self.release(study, t.number, t.token, fault=False)]
+        dead = [(number, token) for number, token, driver in running if driver not in live]
+        return [number for number, token in dead if self.release(study, number, token, fault=False)]
 
     # ---- trials: the life of one -----------------------------------------------------------------------------
 
@@ -268,9 +270,7 @@ class Store(Reader):
             trial_id, seq = _touch(connection, study, report.trial, token, {})
             if trial_id is None:
                 return None
-            connection.execute(
-                delete(ReportTable).where(ReportTable.trial_id == trial_id, ReportTable.rung == report.rung)
-            )
+            connection.execute(DELETE_REPORT, {"at_trial": trial_id, "at_rung": report.rung})
             connection.execute(INSERT_REPORT, report_row(report, trial_id))
             return seq
 

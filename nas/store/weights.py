@@ -19,7 +19,7 @@ def inherits(study: StudyRow) -> bool:
 
 def should_keep_weights(store: Reader, study: StudyRow, number: int) -> bool:
     """Whether the trial's weights are kept: on the front, or where children of any trial inherit them."""
-    return inherits(study) or any(trial.number == number for trial in store.front(study))
+    return inherits(study) or store.is_on_front(study, number)
 
 
 def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> None:
@@ -29,11 +29,9 @@ def keep_weights(store: Store, study: StudyRow, number: int, weights: bytes) -> 
     store.add_artifact(study, number, WEIGHTS, path.name, sha256(weights).hexdigest(), len(weights))
     if inherits(study):
         return
-    on_front = {trial.number for trial in store.front(study)}
-    for other in store.artifacts(study, WEIGHTS):
-        if other not in on_front:
-            store.drop_artifact(study, other, WEIGHTS)
-            weights_file(store, study, other).unlink(missing_ok=True)
+    for other in store.artifacts(study, WEIGHTS, off_front=True):
+        store.drop_artifact(study, other, WEIGHTS)
+        weights_file(store, study, other).unlink(missing_ok=True)
 
 
 def drop_strays(store: Reader, study: StudyRow) -> None:
@@ -54,7 +52,7 @@ def drop_strays(store: Reader, study: StudyRow) -> None:
 
 def find_weights(store: Reader, study: StudyRow, number: int) -> bytes | None:
     """The trial's weights if they are kept, readable and unchanged, else None: the trial re-trains from its row."""
-    _, digest = store.artifacts(study, WEIGHTS).get(number, ("", ""))
+    _, digest = store.artifacts(study, WEIGHTS, number=number).get(number, ("", ""))
     path = weights_file(store, study, number)
     if not digest or not path.is_file():
         return None

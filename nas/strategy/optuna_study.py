@@ -6,8 +6,9 @@ Objectives reach Optuna as costs (smaller is better, log10 where ratios matter).
 import copy
 import warnings
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -104,28 +105,69 @@ def distributions(suggest: Callable[[Any], Any]) -> dict[str, BaseDistribution]:
 
 
 LATEST = 300  # trials that a sampler sees, beside the front: each proposal takes time with every one of them
+ENDED = 200  # that ended last, which it sees too: of a large cluster, the latest are all running
+GONE = create_trial(state=TrialState.FAIL)  # in place of a trial that no sampler will see again
 
 
 class _Latest(InMemoryStorage):
-    """Shows a long study's latest trials and the best of all, so that the last proposal costs what the first did."""
+    """Shows a long study's latest trials and the best of all, so that the last proposal costs what the first did.
+
+    Of one study, ids are numbers. Trials that are not shown any more are not kept, and those that are added finished
+    are made when they are first shown: a study of a hundred thousand is resumed in a minute.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._latest: deque[int] = deque(maxlen=LATEST)
-        self._front: dict[int, tuple[float, ...]] = {}  # trial number -> costs
+        self._ended: deque[int] = deque(maxlen=ENDED)
+        self._front: list[int] = []
+        self._front_costs = np.empty((0, 0))  # (trials of the front, objectives)
+        self._unmade: dict[int, Callable[[], FrozenTrial]] = {}
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        self._latest.append(super().create_new_trial(study_id, template_trial))  # of one study, ids are numbers
-        return self._latest[-1]
+        number = super().create_new_trial(study_id, template_trial)
+        self._append(self._latest, number)
+        return number
+
+    def add(self, study_id: int, make: Callable[[], FrozenTrial]) -> int:
+        """A finished trial, made once it is shown; its number."""
+        with self._lock:  # as create_new_trial, but for its copy, which takes longest of all that resuming does
+            trials = self._studies[study_id].trials
+            self._max_trial_id = number = len(trials)
+            self._trial_id_to_study_id_and_number[number] = (study_id, number)
+            trials.append(GONE)
+        self._unmade[number] = make
+        self._append(self._latest, number)
+        return number
+
+    def _append(self, shown: deque[int], number: int) -> None:
+        oldest = shown[0] if len(shown) == shown.maxlen else None
+        shown.append(number)
+        if oldest is not None:
+            self._release(oldest)
+
+    def _release(self, number: int) -> None:
+        """Frees a trial that is over, once nothing shows it."""
+        if any(number in shown for shown in (self._latest, self._ended, self._front)):
+            return
+        trials = self._studies[0].trials
+        if len(trials) > LATEST and (number in self._unmade or trials[number].state.is_finished()):
+            self._unmade.pop(number, None)
+            trials[number] = GONE
+
+    def _get_trial(self, trial_id: int) -> FrozenTrial:
+        make = self._unmade.pop(trial_id, None)
+        if make is not None:
+            trial = make()
+            trial.number = trial._trial_id = trial_id
+            self._set_trial(trial_id, trial)
+        return super()._get_trial(trial_id)
 
     def forget(self, number: int) -> None:
         """A trial that nothing is known of is no use to a sampler."""
         if number in self._latest:
             self._latest.remove(number)
-
-    @property
-    def newest(self) -> int:
-        return self._latest[-1]
+        self._release(number)
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
@@ -135,21 +177,39 @@ class _Latest(InMemoryStorage):
         trial.params[param_name] = distribution.to_external_repr(param_value_internal)
         trial.distributions[param_name] = distribution
 
-    def trained(self, number: int, costs: tuple[float, ...]) -> None:
-        """Takes in what a trial came to that was trained to its end."""
-        if not any(pareto.dominates(other, costs) or other == costs for other in self._front.values()):
-            kept = {n: other for n, other in self._front.items() if not pareto.dominates(costs, other)}
-            self._front = {**kept, number: costs}
+    def ended(self, number: int, costs: tuple[float, ...], *, trained: bool) -> None:
+        """Takes in what a trial came to, and whether it was trained to its end."""
+        if trained and not pareto.no_worse(self._front_costs.reshape(-1, len(costs)), np.array(costs)).any():
+            stays = ~pareto.no_worse(np.array(costs), self._front_costs.reshape(-1, len(costs)))
+            before = self._front
+            self._front = [other for other, kept in zip(before, stays, strict=True) if kept] + [number]
+            self._front_costs = np.vstack([self._front_costs.reshape(-1, len(costs))[stays], costs])
+            for other in set(before).difference(self._front):
+                self._release(other)
+        self._append(self._ended, number)
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """Of one objective; the one that Optuna notes may be gone."""
+        if not self._front:
+            raise ValueError("no trial was trained to its end yet")
+        return self.get_trial(self._front[-1])
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         with self._lock:
-            everyone = self._studies[study_id].trials
-            if len(everyone) <= LATEST or states == (TrialState.WAITING,):  # for which there is a quicker way
-                return super().get_all_trials(study_id, deepcopy, states)
-            shown = [everyone[number] for number in sorted({*self._front, *self._latest})]
-            shown = [trial for trial in shown if states is None or trial.state in states]
+            count = len(self._studies[study_id].trials)
+            numbers: Iterable[int] = range(count)
+            if states == (TrialState.WAITING,):  # one that waits is asked for before any other is made
+                numbers = range(max(0, count - 1), count)
+            elif count > LATEST:
+                numbers = sorted({*self._front, *self._latest, *self._ended})
+            for number in self._unmade.keys() & set(numbers):
+                self._get_trial(number)
+            trials = self._studies[study_id].trials
+            shown = [trials[number] for number in numbers]
+            if states is not None:
+                shown = [trial for trial in shown if trial.state in states]
             return copy.deepcopy(shown) if deepcopy else shown
 
 
@@ -215,7 +275,7 @@ class Proposer(Generic[T]):
         for name, value in outcome.constraints.items():
             trial.set_constraint(name, value)
         self._end(trial._trial_id, TrialState.COMPLETE, list(outcome.costs))
-        self._learned(handle, outcome)
+        self._learned(handle, self._storage.get_trial(handle).params, outcome)  # of one study, ids are numbers
 
     def _end(self, trial_id: int, state: TrialState, values: list[float] | None) -> None:
         """`Study.tell`, without its copy of the trial: that takes longer than a sampler does to make a child."""
@@ -225,27 +285,26 @@ class Proposer(Generic[T]):
 
     def add(self, params: Mapping[str, Any], attrs: Mapping[str, Any], outcome: Outcome | None) -> int:
         """A finished trial that was not asked here: one of the store's, or a baseline. Its handle."""
-        recorder = _Recorder(params)
-        self._suggest(recorder)
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.FAIL if outcome is None else TrialState.COMPLETE,
-                values=None if outcome is None else list(outcome.costs),
-                params=dict(params),
-                distributions=recorder.distributions,
-                system_attrs=dict(attrs),
-                constraints=None if outcome is None else outcome.constraints,
-            )
-        )
-        handle = self._storage.newest
+        handle = self._storage.add(self._study._study_id, partial(self._make_trial, params, attrs, outcome))
         if outcome is None:
             self._storage.forget(handle)
         else:
-            self._learned(handle, outcome)
+            self._learned(handle, params, outcome)
         return handle
 
-    def _learned(self, handle: int, outcome: Outcome) -> None:
+    def _make_trial(self, params: Mapping[str, Any], attrs: Mapping[str, Any], outcome: Outcome | None) -> FrozenTrial:
+        recorder = _Recorder(params)
+        self._suggest(recorder)
+        return create_trial(
+            state=TrialState.FAIL if outcome is None else TrialState.COMPLETE,
+            values=None if outcome is None else list(outcome.costs),
+            params=dict(params),
+            distributions=recorder.distributions,
+            system_attrs=dict(attrs),
+            constraints=None if outcome is None else outcome.constraints,
+        )
+
+    def _learned(self, handle: int, params: Mapping[str, Any], outcome: Outcome) -> None:
         """Remembers, for the whole study, what a trial was that ended with an outcome, and what it came to."""
-        self._tried.add(answers(self._storage.get_trial(handle).params))  # of one study, ids are numbers
-        if not outcome.unfinished:
-            self._storage.trained(handle, outcome.costs)
+        self._tried.add(answers(params))
+        self._storage.ended(handle, outcome.costs, trained=not outcome.unfinished)

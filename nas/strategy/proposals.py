@@ -83,8 +83,8 @@ class Proposals:
         self._answered: dict[tuple[Any, ...], str] = {}  # the sampler's answers -> config hash, of all it drew
         self._numbers: dict[str, int] = {}  # config hash -> number of the trial that ended with it
         self._archs_with_weights: dict[str, Mapping[str, Any]] = {}  # by config hash
-        self._rungs: dict[int, dict[int, tuple[float, ...]]] = {}  # rung -> trial number -> its point there
-        self._costs: dict[int, dict[str, float]] = {}  # trial number -> what its architecture is known to cost
+        self._rungs: dict[int, halving.Rung] = {}
+        self._costs: dict[int, dict[str, float]] = {}  # running trial -> what its architecture costs
         self._worst = tuple(reference)  # of every objective, what a model scores that learned nothing
         self._observed: list[list[int]] = []  # [trial number, whether it is finished] since the last proposal
         self._given = deque(self._make(arch, recipe, origin) for arch, recipe, origin in given)
@@ -103,7 +103,8 @@ class Proposals:
         """Takes in that a trial is in another state than it was, or has new points on its curve."""
         config = config_hash(trial.arch_hash, trial.recipe)
         for report in curve:
-            self._rungs.setdefault(report.rung, {})[trial.number] = self._point(trial.arch, report)
+            rung = self._rungs.setdefault(report.rung, halving.Rung(self._axis))
+            rung.add(trial.number, self._point(trial.arch, report))
         if trial.state in FINISHED and not is_lost(trial):  # nothing is known of it, and it may be tried again
             self._observe_end(trial, config, self._outcome(trial, curve))
         elif config not in self._known:
@@ -115,6 +116,7 @@ class Proposals:
             self._worst = tuple(map(max, self._worst, outcome.costs))
         self._known[config] = outcome
         self._numbers[config] = trial.number
+        self._costs.pop(trial.number, None)
         if self._inherit and trial.state == State.COMPLETE:  # one that was stopped has no weights
             self._archs_with_weights[config] = trial.arch
         self._observed.append([trial.number, 1])
@@ -154,9 +156,7 @@ class Proposals:
 
     def should_continue(self, number: int, rung: int) -> bool:
         """Whether a trial that reached a rung trains on, beside all that reached it before."""
-        there = self._rungs[rung]
-        peers = [point for other, point in there.items() if other != number]
-        return halving.is_exempt(number) or halving.should_continue(there[number], peers, self._axis)
+        return halving.is_exempt(number) or self._rungs[rung].keeps(number)
 
     def _point(self, arch: Mapping[str, Any], report: Report) -> tuple[float, ...]:
         """A trial's costs at a rung: its loss there, and what its architecture costs at its gates' target rates."""

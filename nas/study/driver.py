@@ -156,6 +156,24 @@ class Heart:
 MAX_MICRO_BATCHES = 8
 
 
+class Used:
+    """Device-seconds of the study's finished trials. To ask the store takes longer in a longer study, so what ends here
+    is added, and others' trials are asked for once in a while."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._seconds, self._due = 0.0, 0.0
+
+    def look(self) -> float:
+        if time.monotonic() >= self._due:
+            self._seconds = self._work.store.device_seconds(self._work.row)
+            self._due = time.monotonic() + HEARTBEAT_SECONDS
+        return self._seconds
+
+    def add(self, seconds: float) -> None:
+        self._seconds += seconds
+
+
 @dataclass(frozen=True, slots=True)
 class _Session:
     """A driver at work: what it trains, on what, who watches, and the trials it has leased, by number."""
@@ -165,6 +183,7 @@ class _Session:
     view: View
     driver: int
     heart: Heart
+    used: Used
     leased: dict[int, Trial] = field(default_factory=dict)
 
 
@@ -190,14 +209,14 @@ def run(
     _discard_old_checkpoints(work)
     drop_strays(store, row)
     driver = store.start_driver(row, executor.workers)
-    session = _Session(work, executor, view, driver, Heart(store, driver, HEARTBEAT_SECONDS))
+    session = _Session(work, executor, view, driver, Heart(store, driver, HEARTBEAT_SECONDS), Used(work))
     catching: AbstractContextManager[Interrupt] = Interrupt().caught() if interrupt is None else nullcontext(interrupt)
     deadline = inf if seconds is None else time.monotonic() + seconds
 
     def is_spent() -> bool:
         if time.monotonic() > deadline:
             return True
-        return device_hours is not None and store.device_seconds(row) >= 3600 * device_hours
+        return device_hours is not None and session.used.look() >= 3600 * device_hours
 
     with catching as interrupt:
         try:
@@ -352,6 +371,7 @@ def _store_report(session: _Session, report: Report) -> None:
     if not work.observe_report(trial, report, seq):
         del session.leased[report.trial]
         executor.stop(report.trial)
+        session.used.add(report.seconds)
         work.observe_stop(trial, report, work.store.stop(work.row, report, trial.token))
         discard(work.checkpoints, report.trial)
         view.on_stop(report)
@@ -368,6 +388,7 @@ def _store_result(session: _Session, result: Result) -> None:
     if seq is None:
         _lose(session, result.trial)
         return
+    session.used.add(result.train_seconds + result.evaluate_seconds)
     discard(work.checkpoints, result.trial)
     if result.weights and should_keep_weights(store, row, result.trial):
         try:

@@ -50,6 +50,8 @@ from hypernas.training.measure import measure_reference
 from hypernas.training.model import check_data_path
 from hypernas.yardstick import Yardstick
 
+PAGE = 1000  # trials that are read at once
+
 
 class Search:
     """The study's mind and its memory: what to train next, and what came of it."""
@@ -69,18 +71,33 @@ class Search:
         self._seq = 0
         self._waiting: set[int] = set()  # trials that were handed back
         self._next = 0  # the number the next proposal is expected to get
-        self.refresh()
+        self._read_all()
 
     @property
     def asked(self) -> int:
         return self.plan.trials
 
+    def _read_all(self) -> None:
+        """Takes in the whole study, a page at a time: all trials of a long one at once would not fit into memory.
+
+        What others change meanwhile comes with the next look.
+        """
+        count, seq = self.store.counters(self.row)
+        for first in range(0, count, PAGE):
+            page = range(first, first + PAGE)
+            trials = [trial for trial in self.store.trials(self.row, within=page) if trial.seq <= seq]
+            self._take_in(trials, self.store.reports(self.row, within=page))
+        self._seq = seq
+
     def refresh(self) -> None:
         """Takes in what changed in the store since the last look: our own results, and other drivers'."""
         changed = self.store.trials(self.row, after=self._seq)
-        curves = by_trial(self.store.reports(self.row, after=self._seq))
+        self._take_in(changed, self.store.reports(self.row, after=self._seq))
+        self._seq = max((trial.seq for trial in changed), default=self._seq)
+
+    def _take_in(self, changed: Iterable[Trial], reports: Iterable[Report]) -> None:
+        curves = by_trial(reports)
         for trial in changed:
-            self._seq = max(self._seq, trial.seq)
             self._next = max(self._next, trial.number + 1)
             (self._waiting.add if trial.state == State.WAITING else self._waiting.discard)(trial.number)
             self.proposals.observe(trial, curves.get(trial.number, ()))
@@ -133,6 +150,8 @@ class Search:
             trial = self.store.lease_waiting(self.row, driver)
             self.refresh()  # others may have taken them
         while trial is None:
+            if self._next >= self.plan.trials:  # every number is given out
+                return None
             self.prefetch(1)
             if not self._ready:
                 return None
@@ -142,10 +161,10 @@ class Search:
                 self.proposals.assign(trial.number, proposal)
                 self._advance(trial.seq)
                 break
-            if sum(self.store.states(self.row).values()) >= self.plan.trials:
+            self.refresh()
+            if self._next >= self.plan.trials:
                 self._ready.appendleft(proposal)
                 return None
-            self.refresh()
             self.proposals.withdraw_duplicate(proposal)
         self._next = max(self._next, trial.number + 1)
         return trial
@@ -236,14 +255,12 @@ def ran_on(store: Reader, study: str) -> dict[str, Any]:
 
 def devices_and_precisions(store: Reader, row: StudyRow) -> set[tuple[str, str]]:
     """The kinds of device, cpu or cuda, and the precisions that the study's trials were trained in."""
-    trained = (trial.provenance for trial in store.trials(row))
-    return {kind_of(found["device"], _precision(found)) for found in trained if "device" in found}
+    return {kind_of(device, precision or _older_precision(device)) for device, precision in store.trained_on(row)}
 
 
-def _precision(provenance: Mapping[str, Any]) -> str:
-    """Of a row, also of one that was written before rows said so: then a CPU computed in float32 alone."""
-    older = "float32" if provenance["device"] == "cpu" else "bfloat16 products: cuda"
-    return str(provenance.get("precision", older))
+def _older_precision(device: str) -> str:
+    """Of a row that was written before rows said so: a CPU computed in float32 alone then."""
+    return "float32" if device == "cpu" else "bfloat16 products: cuda"
 
 
 def kind_of(device: str, precision: str) -> tuple[str, str]:

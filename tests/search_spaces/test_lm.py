@@ -1,11 +1,12 @@
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hypernas.search_spaces import load_space, lstm
-from hypernas.search_spaces.base import SpaceError, arch_to_json
+from hypernas.search_spaces.base import SpaceError, Uniform, arch_to_json
 from hypernas.search_spaces.blocks import BlockNet
 from hypernas.search_spaces.connections import PostNormResidual
 from hypernas.search_spaces.nets.lstm import LSTM
@@ -346,3 +347,16 @@ def test_depth_grows_in_proportion_to_width_and_a_mask_of_gates_is_stretched_ove
 def test_a_recurrent_net_grows_in_width_alone():
     space = load_space("lm")
     assert space.scaled(space.from_json({"family": "lstm", "depth": 2}), 5_000_000).depth == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"family": "transformer,lstm"}, {"match.parameters": "3000000"}])
+def test_an_architecture_whose_keys_are_all_there_is_read_as_one_that_leaves_some_to_the_space(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = load_space("lm").restrict(settings)
+    whole = [arch_to_json(space.suggest(Uniform(np.random.default_rng(seed)))) for seed in range(5)]
+    partial = [{name: value for name, value in arch.items() if name != "depth"} for arch in whole]
+    quickly = [space.from_json(arch) for arch in (*whole, *partial)]
+    assert all(space._of_complete({name: str(value) for name, value in arch.items()}) for arch in whole)
+    monkeypatch.setattr(type(space), "_of_complete", lambda *_: None)
+    assert quickly == [space.from_json(arch) for arch in (*whole, *partial)]

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hypernas import pareto
 from hypernas.strategy.halving import (
     BIN,
     ENOUGH,
     EXEMPT,
     KEEP,
+    Rung,
     is_exempt,
     rank_correlation,
     should_continue,
@@ -60,6 +62,30 @@ def test_peers_that_are_not_finite_count_as_the_worst(mine, peers, axis) -> None
 def test_a_loss_that_is_no_number_never_goes_on(bad: float) -> None:
     assert not should_continue((bad, 1.0), [])
     assert not should_continue((bad, 1.0), [(bad, 1.0)] * 5)
+
+
+@given(st.integers(1, 3).flatmap(lambda d: st.lists(st.tuples(*[coordinates] * d), min_size=1, max_size=40)), axes)
+def test_a_rung_that_grows_point_by_point_answers_as_one_that_is_sorted_at_once(everyone, axis) -> None:
+    axis = None if axis is None else len(everyone[0]) - 1
+    rung = Rung(axis)
+    for number, point in enumerate(everyone):
+        rung.add(number, point)
+        assert rung.keeps(number) == should_continue(point, everyone[:number], axis)
+    again = tuple(value + 0.05 for value in everyone[0])  # reported once more, after a resume
+    rung.add(0, again)
+    assert rung.keeps(0) == should_continue(again, everyone[1:], axis)
+
+
+def test_layers_of_a_growing_rung_are_the_non_dominated_ranks() -> None:
+    rng = random.Random(0)
+    for dimensions in (2, 3):
+        points = [tuple(rng.random() for _ in range(dimensions)) for _ in range(400)]
+        rung = Rung()
+        for number, point in enumerate(points):
+            rung.add(number, point)
+            rung.keeps(number)
+        found = {point: rank for rank, layer in enumerate(rung._layers) for point in layer.points}
+        assert [found[point] for point in points] == pareto.ranks(points)
 
 
 def test_the_first_at_a_rung_goes_on() -> None:

@@ -1,5 +1,6 @@
 """One contract over every sampler."""
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypernas.config.study_config import SAMPLERS, StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.show.views import Silent
 from hypernas.store import Store
-from hypernas.strategy.optuna_study import LATEST, Outcome, Proposer
+from hypernas.strategy.optuna_study import ENDED, GONE, LATEST, Outcome, Proposer
 from hypernas.strategy.samplers import PARENT, population_size
 from hypernas.study.driver import run
 from hypernas.study.search import open_search, prepare
@@ -102,6 +103,38 @@ def test_of_a_long_study_a_sampler_sees_the_latest_trials_and_the_best_of_all(sa
     seen = proposer._study.get_trials()
     assert len(seen) == LATEST + 1 and seen[0].params == {"x": 7}
     assert seen[-1].number == 2 * LATEST + 50
+
+
+def test_on_a_large_cluster_evolution_goes_on_from_what_has_ended_though_the_latest_are_all_running() -> None:
+    proposer = Proposer("evolution", 0, 20, 2, lambda trial: trial.suggest_float("x", 0.0, 1.0))
+    running = deque(proposer.ask(n, 0)[0] for n in range(2 * LATEST))
+    children = 0
+    for n in range(40):
+        proposer.tell(running.popleft(), Outcome((1.0 + n, 2.0)))  # of these, one is on the front
+        handle, _, attrs, _ = proposer.ask(2 * LATEST + n, 0)
+        running.append(handle)
+        children += PARENT in attrs
+    assert children == 21  # from the proposal on that follows the twentieth end
+
+
+def test_of_a_long_study_no_more_is_kept_or_made_than_its_sampler_sees() -> None:
+    asked = 0
+
+    def suggest(trial: Any) -> float:
+        nonlocal asked
+        asked += 1
+        return float(trial.suggest_float("x", 0.0, 1e6))
+
+    proposer = Proposer("evolution", 0, 20, 2, suggest)
+    for n in range(4 * LATEST):
+        proposer.add({"x": float(n)}, {}, Outcome((float(n), 2.0)))
+    asked = 0
+    for n in range(LATEST):
+        handle, *_ = proposer.ask(4 * LATEST + n, 0)
+        proposer.tell(handle, Outcome((float(n), 2.0)) if n % 3 else None)
+    assert asked <= LATEST + LATEST + 1  # once for each proposal, and for each trial that was added and is seen
+    kept = [trial for trial in proposer._storage._studies[0].trials if trial is not GONE]
+    assert len(kept) <= LATEST + ENDED + 1
 
 
 @pytest.mark.parametrize("sampler", ["evolution", "nsgaii", "nsgaiii"])
