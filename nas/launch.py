@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hypernas.config.plan import Plan, check_evaluation, make_plan
+from hypernas.config.plan import Plan, check_evaluation, check_fits, make_plan
 from hypernas.config.study_config import HUB, StudyConfig, own_code, resume_settings, without_own_code
 from hypernas.errors import ClusterError, StoreError, StudyError, StudyExistsError
 from hypernas.store.files import check_store
@@ -110,6 +110,7 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
     prepared = replace(prepared, config=config, plan=replace(prepared.plan, memory=executor.memory))
     interrupt = Interrupt()
     with interrupt.caught(), closing(executor), interrupt.at_once(Store, config.store, create=True) as store:
+        check_fits(prepared.plan)
         check_resumed(store, config, executor)
         say(prepared.read)
         say(on_what(executor))
