@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hypernas.decompose.nets import nets_of
 from hypernas.errors import UserError
+from hypernas.files import write_whole
 from hypernas.training.run import Setting, prepare
 
 CO_ACTIVE_TOKENS = 4096  # of validation, for the graph of co-activation
@@ -45,9 +46,7 @@ def load_or_train(
         model.load_state_dict(load_file(path))
         return model.eval()
     model = train(setting, name, say, shuffled_by)
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
-    partial.rename(path)
+    write_whole(path, save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}))
     return model
 
 

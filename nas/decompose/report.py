@@ -26,6 +26,7 @@ from hypernas.export import formats
 from hypernas.export.card import CARD, digest, list_files
 from hypernas.export.source import write_source
 from hypernas.export.write import FOOTER
+from hypernas.files import LONGEST, naming
 from hypernas.training.model import name_values, score
 from hypernas.training.run import Setting
 from hypernas.version import version
@@ -128,7 +129,8 @@ def write_result(
     """Source, weights, configuration, card, evidence and report of the model in blocks, checked without hypernas."""
     title = f"Trial {config['trial']} of study {config['study']}, taken apart"
     docstring = f"{title} by hypernas {version()}. Needs torch; `load` also needs safetensors."
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+    beside = f".{target.name[:LONGEST]}-"
+    with naming(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=beside) as temporary:
         partial = Path(temporary) / "model"
         partial.mkdir()
         footer = FOOTER.format(kind=type(model).__name__)

@@ -112,10 +112,11 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
         except KeyboardInterrupt:
             ray.shutdown()  # what has started by now
             raise
-        except OSError as error:  # a folder for its sockets that is too long, full or not ours
+        except (OSError, RuntimeError) as error:  # a folder for its sockets that is too long, full or not ours
+            ray.shutdown()
             raise UserError(
-                f"Ray cannot start here: {error}; RAY_TMPDIR=/tmp, say, names it another folder, and --engine inline "
-                "does without it"
+                f"Ray cannot start here: {error}; where its folder is full, its name too long or not ours, "
+                "RAY_TMPDIR=/tmp, say, names it another folder, and --engine inline does without Ray"
             ) from error
     else:
         try:

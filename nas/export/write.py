@@ -22,6 +22,7 @@ from hypernas.export import formats
 from hypernas.export.card import CARD, CONFIG_VERSION, digest, list_files
 from hypernas.export.request import GRAPHS, free_folder, wanted_formats
 from hypernas.export.source import write_source
+from hypernas.files import LONGEST, naming
 from hypernas.records import OWN, StudyRow, Trial
 from hypernas.search_spaces import stored_space
 from hypernas.search_spaces.base import Space
@@ -110,7 +111,8 @@ def write_checked(
 
     Raises UserError for a format that this model cannot have, RuntimeError for one that is not the model.
     """
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    beside = f".{folder.name[:LONGEST]}-"
+    with naming(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=beside) as temporary:
         partial = Path(temporary) / "export"
         sizes = write_folder(partial, study, trial, space, model, kinds)
         arch = space.from_json(trial.arch)
@@ -153,7 +155,10 @@ def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: b
                 f"it was trained elsewhere ({trial.provenance}); export it there"
             )
     if isinstance(store, Store) and should_keep_weights(store, study, trial.number):
-        keep_weights(store, study, trial.number, result.weights)
+        try:
+            keep_weights(store, study, trial.number, result.weights)
+        except OSError as error:  # the export has a disk of its own
+            console.print(f"the weights of trial {trial.number} could not be kept: {error}")
     return result.weights
 
 
