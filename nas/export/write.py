@@ -158,7 +158,7 @@ def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: b
         try:
             keep_weights(store, study, trial.number, result.weights)
         except OSError as error:  # the export has a disk of its own
-            console.print(f"the weights of trial {trial.number} could not be kept: {error}")
+            console.print(f"the weights of trial {trial.number} could not be kept: {error}", soft_wrap=True)
     return result.weights
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
-import optuna
 import pytest
 from sqlalchemy import create_engine, text
 
+from hypernas.cli.main import main
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
-from hypernas.integrations.optuna_db import import_study
 from hypernas.show.status import status_of
 from hypernas.show.views import Silent
 from hypernas.store import Reader, Store
@@ -52,13 +52,12 @@ def test_who_looks_behind_a_pooler_may_look_as_often_as_they_like(pooled: str) -
             assert [trial.number for trial in store.trials(search.row)] == [0, 1, 2]
 
 
-def test_optunas_database_behind_a_pooler_is_read(pooled: str, tmp_path: object) -> None:
-    psycopg = pooled.replace("postgresql://", "postgresql+psycopg://", 1)
-    storage = optuna.storages.RDBStorage(psycopg, {"connect_args": {"prepare_threshold": None}})
-    theirs = optuna.create_study(storage=storage, study_name="theirs")
-    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=READS)
-    with Store(f"{tmp_path}/nas.db", create=True) as store:
-        for number in range(READS):
-            row, count = import_study(store, pooled, "theirs")
-            assert count == READS, number
-            store.delete_study(row.name)
+def test_a_study_goes_through_a_pooler_into_optunas_database_and_back(pooled: str, tmp_path: Path) -> None:
+    here, back = str(tmp_path / "nas.db"), str(tmp_path / "back.db")
+    with Store(here, create=True) as store:
+        search = open_search(store, prepare(StudyConfig(study="s", trials=READS, preset="quick")), evaluate="trivial")
+        run(search, Inline(), Silent())
+    assert main(["study", "export", "s", "--store", here, "--to", pooled]) == 0
+    assert main(["study", "import", "--store", back, "--from", pooled]) == 0
+    with Reader(back) as store:
+        assert store.finished(store.study("s")) == READS
