@@ -62,7 +62,7 @@ def test_a_search_whose_disk_fills_up_ends_and_is_resumed_to_the_number_asked_fo
 ) -> None:
     monkeypatch.setattr(launch, "launch", partial(launch.launch, evaluate="trivial"))
     command = ["search", "--study", "s", "--store", f"{small_disk}/nas.db"]
-    start = partial(main, [*command, "--preset", "quick", "--engine", "inline", "--trials", "40"])
+    start = partial(main, [*command, "--preset", "quick", "--engine", "inline", "--trials", "20"])
     resume = partial(main, [*command, "--resume"])
     code, said = in_child(start, tmp_path / "log")
     sentence = (
@@ -72,9 +72,9 @@ def test_a_search_whose_disk_fills_up_ends_and_is_resumed_to_the_number_asked_fo
     assert in_child(resume, tmp_path / "log")[0] == 2  # as long as it is full
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     code, said = in_child(resume, tmp_path / "log")
-    assert code == 0 and "finished 40 of 40 trials" in said
+    assert code == 0 and "finished 20 of 20 trials" in said
     with Reader(f"{small_disk}/nas.db") as store:
-        assert [trial.number for trial in store.trials(store.study("s"))] == list(range(40))
+        assert [trial.number for trial in store.trials(store.study("s"))] == list(range(20))
 
 
 def test_a_store_that_has_no_room_to_be_looked_at_is_one_sentence(

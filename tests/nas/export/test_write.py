@@ -170,6 +170,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder_and_leaves_nothing(
     assert longest.is_dir() and len(list(small_disk.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_kept_are_exported_all_the_same(
     study: str, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
