@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -16,12 +17,13 @@ from hypernas import launch
 from hypernas.cli import borders
 from hypernas.cli.main import main
 from hypernas.data.text import load_corpus
-from hypernas.errors import DataError
+from hypernas.errors import DataError, UserError
 from hypernas.files import write_whole
 from hypernas.kernels import cpu_library
 from hypernas.kernels.dispatch import BackendError
 from hypernas.store import Reader, Store
 from hypernas.store.weights import keep_weights
+from hypernas.training.checkpoint_files import open_folder
 from tests.nas.studies import new_study
 
 ROOM = "make room there"
@@ -108,6 +110,33 @@ def test_a_report_that_does_not_fit_leaves_the_older_one(
     assert main(["report", "--study", "s", "--store", str(tmp_path / "nas.db"), "--out", str(out)]) == 2
     assert f"--out {out} cannot be written: No space left on device" in capsys.readouterr().err
     assert out.read_text() == "older" and list(small_disk.iterdir()) == [out]
+
+
+def test_a_folder_for_checkpoints_that_takes_none_is_named_before_the_search(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=f"checkpoints cannot be written to {small_disk}/c: Read-only file system"):
+        open_folder(str(small_disk / "c"))
+
+
+@pytest.mark.slow
+def test_ray_without_room_for_its_session_says_which_folder(small_disk: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hypernas", "search", "--study", "s", "--store", str(tmp_path / "nas.db")]
+    fill(small_disk)
+    with TemporaryDirectory(dir="/tmp") as short:  # names of sockets are
+        subprocess.run(["mount", "--bind", str(small_disk), short], check=True)
+        try:
+            done = subprocess.run(
+                [*command, "--engine", "ray", "--workers", "1", "--trials", "1"],
+                env={**os.environ, "RAY_TMPDIR": short},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            subprocess.run(["umount", "--lazy", short], check=True)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("nas: Ray cannot start here: ") and short in last and "RAY_TMPDIR=/tmp, say" in last
 
 
 def test_text_that_cannot_be_prepared_names_the_cache_and_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
