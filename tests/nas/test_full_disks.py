@@ -23,6 +23,7 @@ from hypernas.kernels import cpu_library
 from hypernas.kernels.dispatch import BackendError
 from hypernas.store import Reader, Store
 from hypernas.store.weights import keep_weights
+from hypernas.study import driver  # noqa: F401 - what searches import is imported once, and not by each child
 from hypernas.training.checkpoint_files import open_folder
 from tests.nas.studies import new_study
 

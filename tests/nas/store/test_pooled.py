@@ -52,6 +52,7 @@ def test_who_looks_behind_a_pooler_may_look_as_often_as_they_like(pooled: str) -
             assert [trial.number for trial in store.trials(search.row)] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_study_goes_through_a_pooler_into_optunas_database_and_back(pooled: str, tmp_path: Path) -> None:
     here, back = str(tmp_path / "nas.db"), str(tmp_path / "back.db")
     with Store(here, create=True) as store:
