@@ -8,7 +8,6 @@ upgrade breaks them. The library's name carries a hash of sources, flags, compil
 import ctypes
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 from functools import cache
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernas.files import scratch_folder
+from hypernas.files import scratch_folder, user_cache
 from hypernas.kernels import processor
 from hypernas.kernels.dispatch import BackendError
 
@@ -75,9 +74,8 @@ def library() -> ctypes.CDLL:
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/hypernas/kernels`, by default under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hypernas" / "kernels"
+    """Where compiled kernels are kept. Raises OSError as `user_cache` does."""
+    return user_cache() / "kernels"
 
 
 def build(folder: Path, extra_flags: tuple[str, ...] = ()) -> Path:

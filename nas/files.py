@@ -1,5 +1,5 @@
 """What is written is whole or is not there, what a kill left half-made goes when more is made in its folder, and only
-files are read.
+files are read. A disk that refuses is named.
 
 Whoever makes something has a file `NAME....partial` locked for as long. The system lets go of a lock when its process
 ends, however it ends, so a file that can be locked is a dead one's. The names of host and boot in it keep hands off
@@ -29,24 +29,62 @@ PARTIAL = ".partial"
 NAMED = 16  # digits between the name of what is made and PARTIAL: of host, boot and chance
 _OURS = re.compile(rf".*([0-9a-f]{{4}})([0-9a-f]{{4}})[0-9a-f]{{8}}{re.escape(PARTIAL)}", re.S)
 
+STEM = 50  # letters of a name that stand in the one of its unfinished file: at most 255 bytes are a name
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What a disk refuses meanwhile is an OSError that names the path: systems do not say which file they were writing.
+
+    Writers that are no Python (safetensors, torch) say it their own way, which counts as a full disk where it is one.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError" and not isinstance(error, RuntimeError):
+            raise
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(code) in str(error) or f"os error {code}" in str(error):
+                raise OSError(code, os.strerror(code), str(path)) from error
+        raise
+
+
+def user_cache() -> Path:
+    """Where this user keeps what can be made again: `$XDG_CACHE_HOME/hypernas`, by default `~/.cache/hypernas`.
+
+    Raises OSError for a user that has no home: a folder that others may write to, such as /tmp, is no place for code.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (base if base.is_absolute() else Path.home() / ".cache") / "hypernas"
+    except RuntimeError as error:
+        user = f"user {os.getuid()} has no home folder on this machine"
+        wanted = "set HOME, or XDG_CACHE_HOME, to a folder that this user can write to"
+        raise OSError(errno.ENOENT, f"{user}: {wanted}") from error
+
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replaces a file by these bytes, or leaves it as it was. Raises OSError when it cannot be written.
+    """Replaces a file by these bytes, or leaves it as it was. Raises OSError, naming it, when it cannot be written.
 
     A link stays one; what is no file, as /dev/stdout, is written to and not replaced.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_halves(path.parent)
-    with _claimed(path.parent, f"{path.name}.") as (partial, descriptor):
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        partial.replace(path)
+    with naming(path):
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_halves(path.parent)
+        with _claimed(path.parent, f"{path.name[:STEM]}.") as (partial, descriptor):
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            partial.replace(path)
 
 
 @contextmanager
@@ -55,7 +93,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     When the block raises, or the process is killed, `target` is as it was.
     """
-    with scratch_folder(target.parent, f".{target.name}-") as scratch:
+    with naming(target), scratch_folder(target.parent, f".{target.name[:STEM]}-") as scratch:
         made = scratch / "made"
         made.mkdir()
         yield made

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hypernas.config.plan import Plan, check_evaluation, make_plan
+from hypernas.config.plan import Plan, check_evaluation, check_fits, make_plan
 from hypernas.config.study_config import HUB, StudyConfig, own_code, resume_settings, without_own_code
 from hypernas.errors import ClusterError, StoreError, StudyError, StudyExistsError
 from hypernas.records import State, is_lost, name_trials
@@ -33,7 +33,7 @@ def launch(given: Mapping[str, Any], evaluate: str = "training") -> int:
     from hypernas.study.driver import Interrupt
 
     search.store.check_held()  # or a file that came in its place would be read
-    with Interrupt().caught(), Reader(search.config.store) as store:  # all is done but for saying so
+    with Interrupt().caught(), Reader(search.config.store, waits=True) as store:  # all is done but for saying so
         return _conclude(store, search, outcome)
 
 
@@ -85,7 +85,7 @@ def _where_it_ran(config: StudyConfig, stored: Mapping[str, Any], given: Mapping
     from hypernas.store import Reader
     from hypernas.study.search import ran_on
 
-    with Reader(config.store) as store:
+    with Reader(config.store, waits=True) as store:
         return resume_settings({**stored, **ran_on(store, config.study)}, given)
 
 
@@ -110,7 +110,8 @@ def _run_search(config: StudyConfig, plan: Plan, new: bool, evaluate: str, progr
     config = replace(config, gpus_per_trial=executor.gpus)
     prepared = replace(prepared, config=config, plan=replace(prepared.plan, memory=executor.memory))
     interrupt = Interrupt()
-    with interrupt.caught(), closing(executor), Store(config.store, create=True) as store:
+    with interrupt.caught(), closing(executor), interrupt.at_once(Store, config.store, create=True) as store:
+        check_fits(prepared.plan)
         check_resumed(store, config, executor)
         say(prepared.read)
         say(on_what(executor))
@@ -214,7 +215,7 @@ def _stored_settings(config: StudyConfig) -> Mapping[str, Any] | None:
         check_store(config.store)
         from hypernas.store import Reader  # brings SQLAlchemy: once the file is found
 
-        with Reader(config.store) as store:
+        with Reader(config.store, waits=True) as store:
             if all(row["name"] != config.study for row in store.studies()):
                 return None
             row = store.study(config.study)

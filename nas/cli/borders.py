@@ -17,7 +17,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return _of_system(error)
     if families & {"sqlalchemy", "sqlite3", "psycopg"}:
-        from hypernas.store.connection import reason  # brings SQLAlchemy, which is here already
+        from hypernas.store.patience import reason  # brings SQLAlchemy, which is here already
 
         return f"the store's database failed: {reason(error)}"
     if "ray" in families:
@@ -31,7 +31,7 @@ def explain(error: Exception) -> str | None:
 
 def _of_system(error: OSError) -> str:
     what = error.strerror or _first_line(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     where = error.filename if error.filename is not None else "writing" if full else ""
     return f"{where}: {what}".removeprefix(": ") + ("; make room there and try again" if full else "")
 

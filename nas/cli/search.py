@@ -115,7 +115,7 @@ def scale(
         shape = replace(shape, sizes=parse_sizes(ladder))
     from hypernas.store import Reader
 
-    with Reader(store) as opened:
+    with Reader(store, waits=True) as opened:
         opened.study(study)
     from hypernas.scaling.analysis import describe  # brings torch: once the study is found
     from hypernas.scaling.launch import launch_scale

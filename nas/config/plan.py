@@ -1,6 +1,7 @@
 """The plan of a search: its space, data, objectives and limits, checked before anything runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf, isclose
 from pathlib import Path
@@ -63,16 +64,16 @@ class Plan:
         A batch that does not fit is trained in parts, so what counts is one sample, beside the weights, their gradients
         and the optimiser's two moments.
         """
-        if not self.limits and self.memory is None:
-            return True
-        cost = self.space.cost(arch)
-        if self.memory is not None:
-            from hypernas.data.tasks import TASKS  # brings torch
+        if not self.fits(arch):
+            return False
+        return not self.limits or self._is_within(self.spent(self.space.cost(arch)))
 
-            sample = cost.activation_bytes * TASKS[self.space.task].units(arch)
-            if KEPT_BYTES * cost.parameters_total + sample > self.memory:
-                return False
-        return all(spent <= self.limits[name] for name, spent in self.spent(cost).items())
+    def _is_within(self, spent: Mapping[str, float]) -> bool:
+        return all(spent[name] <= limit for name, limit in self.limits.items())
+
+    def fits(self, arch: Any) -> bool:
+        """Whether an architecture may fit into a worker's memory."""
+        return self.memory is None or training_bytes(self.space, arch) <= self.memory
 
     def spent(self, cost: Cost) -> dict[str, float]:
         """What an architecture of this cost needs of everything that is limited."""
@@ -175,20 +176,53 @@ def _check_limits(plan: Plan) -> None:
     """Raises UserError when no architecture of a large sample stays within the limits."""
     if not plan.limits or plan.allows(plan.space.baseline()):
         return
-    rng = np.random.default_rng(0)
     least = dict.fromkeys(plan.limits, inf)
-    for _ in range(SAMPLED):
-        try:
-            arch, _ = plan.suggest(Uniform(rng))
-        except SpaceError:
-            continue
+    for arch in _sample(plan):
         spent = plan.spent(plan.space.cost(arch))
-        if all(spent[name] <= limit for name, limit in plan.limits.items()):
+        if plan._is_within(spent):
             return
         least = {name: min(least[name], spent[name]) for name in least}
     asked = ", ".join(f"{name}={limit:g}" for name, limit in plan.limits.items())
     found = ", ".join(f"{name}={value:g}" for name, value in least.items())
     raise UserError(f"no architecture of {SAMPLED} drawn stays within {asked}; each for itself, the least was {found}")
+
+
+def _sample(plan: Plan) -> Iterator[Any]:
+    """Architectures drawn uniformly, SAMPLED of them but for those that the space refuses."""
+    rng = np.random.default_rng(0)
+    for _ in range(SAMPLED):
+        with suppress(SpaceError):
+            yield plan.suggest(Uniform(rng))[0]
+
+
+def training_bytes(space: Space, arch: Any) -> float:
+    """The least that training an architecture takes: what is kept of its parameters, and one sample's activations."""
+    from hypernas.data.tasks import TASKS  # brings torch
+
+    cost = space.cost(arch)
+    return float(KEPT_BYTES * cost.parameters_total + cost.activation_bytes * TASKS[space.task].units(arch))
+
+
+def check_memory(needs: float, memory: float | None, what: str) -> None:
+    """Raises UserError where training `what` needs more bytes than a worker has; None: nobody knows how many it has."""
+    if memory is not None and needs > memory:
+        raise UserError(
+            f"{what} needs {needs / 1e9:.3g} GB to be trained, and a worker has {memory / 1e9:.3g} GB here: wanted a "
+            "smaller one, fewer --workers, or a machine with more memory"
+        )
+
+
+def check_fits(plan: Plan) -> None:
+    """Raises UserError when no architecture of a large sample fits into a worker's memory."""
+    if plan.fits(plan.space.baseline()):
+        return
+    least = inf
+    for arch in _sample(plan):
+        least = min(least, training_bytes(plan.space, arch))
+        if plan.memory is not None and least <= plan.memory:
+            return
+    asked = ", ".join(f"{name}={text}" for name, text in plan.space_spec.settings.items()) or "the space as it is"
+    check_memory(least, plan.memory, f"{asked}: the smallest of {SAMPLED} architectures drawn")
 
 
 def _default(key: Key, domain: Domain) -> Any:

@@ -16,7 +16,6 @@ Preparing streams: memory grows by about 150 bytes a document, not with the text
 
 import json
 import math
-import os
 import sys
 import sysconfig
 import zlib
@@ -33,7 +32,7 @@ import numpy as np
 from hypernas.data.files import Reading, kind, open_binary, reading_of, sort_files, unreadable, walk
 from hypernas.data.tables import parquet_rows
 from hypernas.errors import DataError
-from hypernas.files import scratch_folder
+from hypernas.files import scratch_folder, user_cache
 
 PLAIN_SUFFIXES = (
     *(".txt", ".text", ".md", ".rst", ".tex", ".org", ".html", ".xml", ".csv", ".tsv", ".log"),
@@ -82,7 +81,7 @@ def load_corpus(path: str | None, cache: Path | None = None) -> Corpus:
     """
     root, files, left_out = _stdlib_files() if path is None else _user_files(path)
     name = f"python-{sys.version_info.major}.{sys.version_info.minor}-stdlib" if path is None else root.name
-    cache = cache or _default_cache()
+    cache = cache or user_cache()
     folder = cache / f"text-{_key(root, files)}"
     try:
         if not folder.exists():
@@ -90,8 +89,8 @@ def load_corpus(path: str | None, cache: Path | None = None) -> Corpus:
         return _open(folder, name, None if path is None else str(root), reading_of(files, left_out))
     except OSError as error:
         raise DataError(
-            f"cannot keep the prepared text below {cache}: {error}. Wanted a folder that can be written, "
-            "with room for twice the text; free some space or set XDG_CACHE_HOME to another folder"
+            f"cannot keep the prepared text below {cache}: {error.strerror or error}. Wanted a folder that can be "
+            "written, with room for twice the text; free some space or set XDG_CACHE_HOME to another folder"
         ) from error
 
 
@@ -256,11 +255,6 @@ def _encode(text: Any, where: str) -> bytes:
 
 
 # --- the prepared text on disk
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "hypernas"
 
 
 def _key(root: Path, files: Iterable[Path]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hypernas.errors import UserError
 from hypernas.export.card import read_card
+from hypernas.export.request import check_parent
 
 LEAST_CONTROLS = 3  # each is tested against two others, as the model is against all
 
@@ -27,6 +28,5 @@ def check_target(out: str) -> Path:
     target = Path(out).resolve()
     if target.exists():
         raise UserError(f"--out {out}: exists; name another folder")
-    if not target.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {target.parent} does not exist")
+    check_parent(target, out)
     return target

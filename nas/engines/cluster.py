@@ -114,7 +114,7 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
                     object_store_memory=OBJECT_STORE_BYTES,
                     **settings,
                 )
-        except (KeyboardInterrupt, OSError) as error:
+        except (KeyboardInterrupt, OSError, RuntimeError) as error:
             started = set(psutil.Process().children(recursive=True)) - set(others)
             ray.shutdown()  # knows nothing yet of a node that was only half started
             _kill(started)
@@ -123,8 +123,8 @@ def join_cluster(workers: int, address: str | None, gpus_per_trial: float | None
                 raise
             # A folder for its sockets that is too long, full or not ours.
             raise UserError(
-                f"Ray cannot start here: {error}; RAY_TMPDIR=/tmp, say, names it another folder, and --engine inline "
-                "does without it"
+                f"Ray cannot start here: {error}; where its folder is full, its name too long or not ours, "
+                "RAY_TMPDIR=/tmp, say, names it another folder, and --engine inline does without Ray"
             ) from error
     else:
         try:

@@ -3,7 +3,10 @@
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hypernas.config.study_config import check_gpus
@@ -14,6 +17,8 @@ from hypernas.training import worker
 
 if TYPE_CHECKING:
     import torch
+
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def own_device(gpus: float | None) -> tuple[float, Seen]:
@@ -43,6 +48,29 @@ def place_job(job: Job, gpus: float) -> Job:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_memory() -> float:
+    """Bytes of memory that this process may still use: what is available, but no more than a control group (of a
+    container, of systemd) leaves it."""
+    import psutil
+
+    return min([float(psutil.virtual_memory().available), *_group_limits(CGROUPS, OWN_GROUPS)])
+
+
+def _group_limits(root: Path, own: Path) -> Iterator[float]:
+    """The limits in bytes of a process' control groups, from the outermost on; none where there are no such groups."""
+    if not own.exists():
+        return
+    for line in own.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):  # version 2 has one tree for all
+            continue
+        folder, name = root / controllers, "memory.limit_in_bytes" if controllers else "memory.max"
+        for part in ("", *Path(path).parts[1:]):  # a container may not see its own name
+            folder /= part
+            with suppress(OSError, ValueError):  # "max" is no number
+                yield float((folder / name).read_text())
 
 
 def hide_gpus() -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Mapping
 
-from hypernas.engines.devices import own_device, place_job
+from hypernas.engines.devices import machine_memory, own_device, place_job
 from hypernas.engines.protocol import Event, timeout_result
 from hypernas.records import Job, Result, Seen
 from hypernas.training import worker
@@ -16,10 +16,10 @@ class Inline:
     """
 
     workers = 1
-    memory: float | None = None
 
     def __init__(self, timeout: float | None = None, gpus_per_trial: float | None = None) -> None:
         self.gpus, found = own_device(gpus_per_trial)
+        self.memory = None if self.gpus else machine_memory()
         self.seen: Mapping[Seen, int] = {found: 1}
         self._timeout = timeout
         self._current: tuple[Job, Generator[worker.Event], float] | None = None

@@ -1,5 +1,6 @@
 """What is asked for of an export, checked without torch: the trial or the rule, the formats and the folder to write."""
 
+import os
 import shutil
 from math import inf
 from pathlib import Path
@@ -98,9 +99,19 @@ def free_folder(out: str) -> Path:
     folder = Path(out).resolve()
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or _is_export(folder))):
         raise UserError(f"--out {out}: exists and is not an earlier export; name another folder")
+    check_parent(folder, out)
+    return folder
+
+
+def check_parent(folder: Path, out: str) -> None:
+    """Raises UserError unless an export can be put together beside where it will lie."""
     if not folder.parent.is_dir():
         raise UserError(f"--out {out}: the folder {folder.parent} does not exist")
-    return folder
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--out {out}: {folder.parent} cannot be written to, where an export is put together before it takes its "
+            "name: name a folder in one that can be"
+        )
 
 
 def check_room(folder: Path, parameters: int | None) -> None:

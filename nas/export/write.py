@@ -152,7 +152,8 @@ def trained_weights(store: Reader, study: StudyRow, trial: Trial, *, progress: b
         try:
             keep_weights(store, study, trial.number, result.weights)
         except OSError as error:  # what they were trained for may have room elsewhere
-            console.print(f"the weights of trial {trial.number} could not be kept in the study: {error}", markup=False)
+            said = f"the weights of trial {trial.number} could not be kept in the study: {error}"
+            console.print(said, markup=False, soft_wrap=True)
     return result.weights
 
 

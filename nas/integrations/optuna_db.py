@@ -42,6 +42,7 @@ from hypernas.records import (
 from hypernas.search_spaces import OF_OPTUNA
 from hypernas.search_spaces.base import digest
 from hypernas.store import Reader, Store
+from hypernas.store.connection import POOLED
 from hypernas.store.files import check_tables, file_of, is_url, url_of
 from hypernas.store.liveness import is_alive, this_process
 from hypernas.store.reader import HEARTBEAT_LAPSE
@@ -433,12 +434,14 @@ def _storage(url: str, *, there: bool = False) -> RDBStorage:
     full = url if is_url(url) else url_of(url)
     if there and (path := file_of(url)) is not None:
         _check_file(path, url)
+    how = {}
     for prefix in ("postgresql://", "postgres://"):  # the driver of PostgreSQL that is installed
         if full.startswith(prefix):
             full = "postgresql+psycopg://" + full.removeprefix(prefix)
+            how = {"connect_args": POOLED}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return RDBStorage(full, skip_table_creation=there)
+        return RDBStorage(full, how, skip_table_creation=there)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise StoreError(f"{shown(url)}: Optuna cannot open it: {reason}") from error

@@ -72,7 +72,7 @@ def _is_architecture(row: dict[str, Any]) -> bool:
 
 def _study(source: str, store: str, plan: Plan) -> list[dict[str, Any]]:
     address, _, name = source.rpartition("#")
-    with Reader(address or store) as opened:
+    with Reader(address or store, waits=True) as opened:
         row = opened.study(name)
         if row.settings.imported:
             raise UserError(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hypernas.config.plan import check_memory, training_bytes
 from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import EVALUATION_SHARE, TASKS
 from hypernas.engines.protocol import Executor
@@ -65,6 +66,9 @@ def climb(
     if not isinstance(space, GridSpace):
         raise UserError(f"space {config.space} cannot scale its architectures: wanted one made of a GridSpace")
     scaled = {(climber.name, size): _scale_arch(space, climber, size) for climber in climbers for size in ladder.sizes}
+    for (name, size), arch in scaled.items():
+        needs = training_bytes(space, space.from_json(arch))
+        check_memory(needs, executor.memory, f"{name} with about {size:,} parameters (--ladder)")
     loss = TASKS[space.task].loss
 
     def train(trainings: Sequence[_Training]) -> list[tuple[_Training, Trial]]:

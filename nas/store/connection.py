@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from random import random
-from time import sleep
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from sqlalchemy import (
     URL,
@@ -23,16 +21,18 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hypernas.errors import StoreError
 from hypernas.records import shorten
 from hypernas.store.files import Held, check_file, check_tables, is_url
 from hypernas.store.models import READABLE, SCHEMA, Base, UtcDateTime
+from hypernas.store.patience import TRY_SECONDS, Patience, T, reason
 
-T = TypeVar("T")
-RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)  # longer than a database server takes to restart
+# For psycopg. A pooler (pgbouncer) gives each transaction whichever session is free: what was prepared in one is
+# unknown in another. Nothing else of ours outlives its transaction either: no SET, no temporary table, no lock.
+POOLED = {"prepare_threshold": None}
 MIGRATION_LOCK = 7_061_735  # any number: the key of PostgreSQL's advisory lock that migrations take turns with
 
 
@@ -41,10 +41,11 @@ class Database:
 
     Without `writes` the database itself refuses every write, and any schema from READABLE on is taken as it is. With
     `writes` an older schema is brought up to date, and with `create` a missing SQLite file or an empty database is
-    given its tables. Raises StoreError when it cannot be opened or has a schema that this version does not know.
+    given its tables. A server that is still starting is waited for where `waits`. Raises StoreError when it cannot be
+    opened or has a schema that this version does not know.
     """
 
-    def __init__(self, url: str, *, writes: bool = False, create: bool = False) -> None:
+    def __init__(self, url: str, *, writes: bool = False, create: bool = False, waits: bool = True) -> None:
         self.url = parse_url(url)
         bare = self.url.difference_update_query(["password"])  # libpq takes one there too
         self.shown = bare.render_as_string(hide_password=True)
@@ -61,15 +62,23 @@ class Database:
         # one, which saves two round trips. What may only read needs one, as it is the transaction that is read-only.
         alone = writes and self.url.get_backend_name() == "postgresql"
         self._reading = self._engine.execution_options(**{"isolation_level": "AUTOCOMMIT"} if alone else {})
+        self._patience = Patience(self._engine, self.url, self.shown)
         try:
-            self._schema = self._open(writes=writes, create=create)
+            self._schema = self._patience.run(
+                lambda: self._check_schema(writes=writes, create=create), opening=True, waits=waits
+            )
         except SQLAlchemyError as error:
+            self.close()
             raise StoreError(f"--store {self.shown}: cannot be opened: {reason(error)}") from error
+        except BaseException:
+            self.close()
+            raise
         if writes and path:
             self._held = Held.of(path)
             event.listen(self._engine, "connect", lambda *_: self.check_held(), insert=True)
 
     def close(self) -> None:
+        self._patience.close()
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -102,21 +111,8 @@ class Database:
         if self._lost is not None:
             raise self._lost
 
-    def _open(self, *, writes: bool, create: bool) -> str:
-        """Checks the schema, and brings an older one up to date; the schema there is now.
-
-        On SQLite again while another process has the whole file to itself, as it does while it makes the tables.
-        """
-        for pause in RETRY_SECONDS[:-3]:
-            try:
-                return self._check_schema(writes=writes, create=create)
-            except DBAPIError as error:
-                if self.url.get_backend_name() != "sqlite" or not is_passing(error, self.url):
-                    raise
-                sleep(pause * (0.5 + random()))
-        return self._check_schema(writes=writes, create=create)
-
     def _check_schema(self, *, writes: bool, create: bool) -> str:
+        """Checks the schema, and brings an older one up to date; the schema there is now."""
         with self._engine.connect() as connection:
             if connection.dialect.name == "sqlite":
                 names = ("alembic_version", *Base.metadata.tables)
@@ -180,22 +176,12 @@ class Database:
     def _patiently(self, work: Callable[[Connection], T], *, writes: bool) -> T:
         engine = self._writing if writes else self._reading
         self.check_held()
-        for pause in (*RETRY_SECONDS, None):
-            try:
-                with engine.connect() as connection, connection.begin():
-                    return work(connection)
-            except IntegrityError:
-                raise
-            except DBAPIError as error:
-                if not is_passing(error, self.url):
-                    raise
-                if pause is None:
-                    raise StoreError(
-                        f"--store {self.shown}: not reachable for {sum(RETRY_SECONDS):.0f} seconds: {reason(error)}; "
-                        "nothing that was stored is lost, nas search --resume continues"
-                    ) from error
-                sleep(pause * (0.5 + random()))  # drivers that were turned away together do not come back together
-        raise AssertionError("unreachable")
+
+        def once() -> T:
+            with engine.connect() as connection, connection.begin():
+                return work(connection)
+
+        return self._patience.run(once)
 
 
 def parse_url(store: str) -> URL:
@@ -242,7 +228,7 @@ def make_engine(url: URL, *, writes: bool) -> Engine:
         @event.listens_for(engine, "connect")
         def configure(connection: Any, _: Any) -> None:
             connection.isolation_level = None  # transactions begin below, not in the driver
-            connection.execute("PRAGMA busy_timeout = 30000")
+            connection.execute(f"PRAGMA busy_timeout = {1000 * TRY_SECONDS:.0f}")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = NORMAL")
             if not writes:
@@ -256,18 +242,4 @@ def make_engine(url: URL, *, writes: bool) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
         return engine
-    return create_engine(url, execution_options={} if writes else {"postgresql_readonly": True})
-
-
-def is_passing(error: DBAPIError, url: URL) -> bool:
-    """Whether the fault may be gone in a while: a locked file, a server that restarts, a transaction in the way."""
-    if url.get_backend_name() == "sqlite":
-        return "locked" in str(error.orig) or "busy" in str(error.orig)
-    return error.connection_invalidated or isinstance(error, OperationalError)
-
-
-def reason(error: Exception) -> str:
-    """What the database said, in one line, and what to do where that is known."""
-    said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-    damaged = "malformed" in said
-    return f"{said}: use a copy, or what `sqlite3 FILE .recover` saves" if damaged else said
+    return create_engine(url, connect_args=POOLED, execution_options={} if writes else {"postgresql_readonly": True})

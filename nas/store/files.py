@@ -1,5 +1,6 @@
 """The file of a SQLite store, found without SQLAlchemy: whether there is one to open, and still the same."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from urllib.parse import quote, unquote
 
 from hypernas.errors import StoreError
 
+LONGEST = 245  # bytes of a file's name, of the 255 that file systems take
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+]*://")
 
 
@@ -37,9 +39,18 @@ def check_file(path: str, shown: str, *, create: bool = False) -> None:
     folder = Path(path).resolve().parent
     if not folder.is_dir():
         raise StoreError(f"--store {shown}: the folder {folder} does not exist")
-    if Path(path).exists() and not Path(path).is_file():
-        raise StoreError(f"--store {shown}: this is no regular file (a folder, pipe, socket or device): name another")
-    if not create and not Path(path).exists():
+    if Path(path).exists():
+        if not Path(path).is_file():
+            raise StoreError(
+                f"--store {shown}: this is no regular file (a folder, pipe, socket or device): name another"
+            )
+        return
+    if (length := len(os.fsencode(Path(path).name))) > LONGEST:
+        raise StoreError(
+            f"--store {shown}: the file's name has {length} bytes, and at most {LONGEST} leave room for the endings of "
+            "what lies beside it (-journal, -artifacts): name it shorter"
+        )
+    if not create:
         message = f"--store {shown}: there is no such file; a search creates it (nas search --help)"
         raise StoreError(message, missing=True)
 

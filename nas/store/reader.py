@@ -33,12 +33,13 @@ HEARTBEAT_LAPSE = timedelta(seconds=60)  # a driver whose process is not to be s
 class Reader(Database):
     """A database of studies that is only looked at: its connections refuse every write.
 
-    A store of an older version is read as it is, from READABLE on. Raises StoreError when it is not there, cannot be
+    A store of an older version is read as it is, from READABLE on. A server that does not answer is given three
+    seconds, or, where `waits`, as long as a search waits for it. Raises StoreError when it is not there, cannot be
     opened, or has a schema that this version does not know.
     """
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, *, waits: bool = False) -> None:
+        super().__init__(url, waits=waits)
 
     def study(self, name: str) -> StudyRow:
         """The study's row. Raises StudyError, naming the studies there are, when it is unknown."""

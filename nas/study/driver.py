@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hypernas.engines.protocol import Event, Executor, Lost
 from hypernas.files import remove_halves
@@ -36,6 +36,8 @@ from hypernas.store.weights import drop_strays, keep_weights, should_keep_weight
 from hypernas.study.search import check_device, devices_and_precisions
 from hypernas.training import worker
 from hypernas.training.checkpoint_files import discard, list_checkpoints, open_folder
+
+T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 10.0
 TICK_SECONDS = 0.5
@@ -109,6 +111,15 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.count = 0
+        self._at_once = False
+
+    def at_once(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """What `work` returns; a signal meanwhile raises KeyboardInterrupt, as nothing runs yet that could finish."""
+        self._at_once = True
+        try:
+            return work(*arguments, **named)
+        finally:
+            self._at_once = False
 
     @contextmanager
     def caught(self) -> Iterator["Interrupt"]:
@@ -124,6 +135,8 @@ class Interrupt:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
+        if self._at_once:
+            raise KeyboardInterrupt
 
 
 class Heart:

@@ -13,7 +13,15 @@ from uuid import uuid4
 
 from hypernas import pareto
 from hypernas.config.keys import MEASURED
-from hypernas.config.plan import Plan, check_evaluation, make_plan, resolve_data_path, with_data
+from hypernas.config.plan import (
+    Plan,
+    check_evaluation,
+    check_memory,
+    make_plan,
+    resolve_data_path,
+    training_bytes,
+    with_data,
+)
 from hypernas.config.study_config import Scope, StudyConfig, names_of, to_json, without_own_code
 from hypernas.data.tasks import TASKS
 from hypernas.engines.make import make_executor
@@ -411,13 +419,19 @@ def _resume_study(store: Store, prepared: Prepared) -> StudyRow:
 def reference_point(prepared: Prepared, largest: Cost) -> dict[str, float]:
     """Of each objective, the cost of a model that learned nothing, or of the `largest` there is."""
     config, plan = prepared.config, prepared.plan
+    measured = [name for name in plan.objectives if name in MEASURED]
+    if measured:
+        needs = training_bytes(plan.space, plan.space.largest())
+        check_memory(
+            needs, plan.memory, f"{', '.join(measured)} is compared with that of the largest architecture, which"
+        )
     worst = {
         **prepared.worst,
         "ceg": 0.0,
         "parameters": float(largest.parameters_total),
         f"flops_per_{TASKS[plan.space.task].unit}": float(largest.flops_total),
         **measure_reference(
-            [name for name in plan.objectives if name in MEASURED],
+            measured,
             plan.space,
             plan.space.largest(),
             plan.recipe,

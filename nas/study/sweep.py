@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from hypernas.config.keys import recipe_with, split_settings
-from hypernas.config.plan import Plan, make_plan, with_data
+from hypernas.config.plan import Plan, check_memory, make_plan, training_bytes, with_data
 from hypernas.config.study_config import StudyConfig
 from hypernas.data.tasks import TASKS
 from hypernas.engines.devices import on_what
@@ -20,6 +20,7 @@ from hypernas.records import Job, Proposal, Recipe, Report, Result, SpaceSpec, S
 from hypernas.search_spaces import load_space
 from hypernas.search_spaces.base import arch_to_json
 from hypernas.show.views import make_view
+from hypernas.show.words import describe_arch
 from hypernas.store import Store
 from hypernas.store.folders import checkpoints_folder
 from hypernas.strategy.proposals import config_hash
@@ -50,6 +51,9 @@ def sweep(store: Store, executor: Executor, config: StudyConfig, configurations:
     row = open_study(store, prepared, dearest)
     known = {config_hash(trial.arch_hash, trial.recipe) for trial in store.trials(row)}
     missing = {p.config_hash: p for p in proposals if p.config_hash not in known}
+    for proposal in missing.values():
+        needs = training_bytes(space, space.from_json(proposal.arch))
+        check_memory(needs, executor.memory, f"study {config.study!r}: {describe_arch(dict(proposal.arch))}")
     row = replace(row, settings=replace(row.settings, trials=len(known) + len(missing)))
     store.update_settings(row, row.settings)
     work, finished = FixedList(store, row, missing.values()), store.finished(row)

@@ -180,6 +180,34 @@ def test_an_export_replaces_an_older_one_and_nothing_else(study: str, exported: 
         (precious / name).write_text(text)
 
 
+def test_a_full_disk_is_one_sentence_that_names_the_folder_and_leaves_nothing(
+    study: str, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_disk / "other").write_bytes(bytes(890_000))
+    out = small_disk / "winner"
+    assert main(["export", "--study", "s", "--store", study, "--pick", "best", "--out", str(out)]) == 2
+    sentence = f"nas: {out}: No space left on device; make room there and try again\n"
+    assert capsys.readouterr().err.endswith(sentence)
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+    (small_disk / "other").unlink()
+    longest = small_disk / ("w" * 255)  # what is put together beside it has a shorter name
+    assert main(["export", "--study", "s", "--store", study, "--pick", "best", "--out", str(longest)]) == 0
+    assert longest.is_dir() and len(list(small_disk.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_weights_that_cannot_be_kept_are_exported_all_the_same(
+    study: str, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(study, tmp_path / "copy.db")  # without its weights
+    (tmp_path / "copy-artifacts").symlink_to(small_disk)
+    (small_disk / "other").write_bytes(bytes(890_000))
+    command = ["export", "--study", "s", "--store", str(tmp_path / "copy.db"), "--pick", "best"]
+    assert main([*command, "--out", str(tmp_path / "winner")]) == 0
+    assert f"could not be kept: [Errno 28] No space left on device: '{tmp_path}" in capsys.readouterr().err
+    assert not list(small_disk.rglob("*.partial"))
+
+
 def test_a_folder_whose_weights_are_not_the_models_is_never_reported_as_exported(
     exported: Path, tmp_path: Path
 ) -> None:

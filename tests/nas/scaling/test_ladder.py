@@ -177,6 +177,7 @@ def test_a_ladder_is_trained_once_kept_and_joins_the_trials_values(searched, cap
         (["--baseline", "gpt3"], "base=gpt3 is no architecture"),
         (["--trials", "0,3", "--ablate"], "give --trials N"),
         (["--ladder", "5k"], "two rising sizes"),
+        (["--ladder", "20k,40k,80k,900000M"], "with about 900,000,000,000 parameters (--ladder) needs"),
         (["--tokens-per-parameter", "many"], "wanted numbers, like 10,20,40"),
     ],
 )

@@ -378,7 +378,7 @@ def test_a_user_who_may_only_read_can_look_at_everything(postgres: str) -> None:
 
 
 def test_a_store_that_stays_away_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hypernas.store.connection.RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr("hypernas.store.patience.LOCKED_SECONDS", 0.0)
     with Store(str(tmp_path / "nas.db"), create=True) as store:
         new_study(store)
         with sqlite3.connect(tmp_path / "nas.db", isolation_level=None) as holder:
