@@ -142,6 +142,11 @@ class Reader(Database):
         counts: dict[str, int] = dict(self._all(query))
         return {str(state): counts.get(str(state), 0) for state in State}
 
+    def numbers(self, study: StudyRow, states: Iterable[State]) -> set[int]:
+        """The numbers of the trials in `states`."""
+        wanted = TRIALS.c.state.in_([str(state) for state in states])
+        return {number for (number,) in self._all(select(TRIALS.c.number).where(TRIALS.c.study_id == study.id, wanted))}
+
     def finished(self, study: StudyRow) -> int:
         """The number of trials that are COMPLETE, STOPPED or FAILED."""
         counts = self.states(study)

@@ -219,6 +219,7 @@ def run(
     """
     store, row = work.store, work.row
     before = set() if other_device else devices_and_precisions(store, row)
+    open_folder(work.checkpoints)
     _discard_old_checkpoints(work)
     drop_strays(store, row)
     driver = store.start_driver(row, executor.workers)
@@ -284,16 +285,16 @@ def _train(
         if time.monotonic() - looked > HEARTBEAT_SECONDS:
             looked = time.monotonic()
             _take_over(work, view)
+            _discard_old_checkpoints(work)
         view.tick()
 
 
 def _discard_old_checkpoints(work: Work) -> None:
-    """Opens the folder of half-trained trials and empties it of those that have ended since."""
-    open_folder(work.checkpoints)
+    """Empties the folder of half-trained trials of those that ended, one of which may have been written as its worker was
+    stopped, and of what was half-written."""
     remove_halves(Path(work.checkpoints))
     found = list_checkpoints(work.checkpoints)  # before the store is asked: another driver may be starting trials
-    unfinished = {trial.number for trial in work.store.trials(work.row, states=(State.WAITING, State.RUNNING))}
-    for number in found - unfinished:
+    for number in found - work.store.numbers(work.row, (State.WAITING, State.RUNNING)):
         discard(work.checkpoints, number)
 
 
@@ -307,6 +308,7 @@ def _hand_back(session: _Session) -> None:
         for trial in session.leased.values():
             store.release(row, trial.number, trial.token, fault=False)
         store.stop_driver(session.driver)
+    _discard_old_checkpoints(session.work)
 
 
 def _take_over(work: Work, view: View) -> None:

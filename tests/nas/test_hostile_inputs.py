@@ -37,10 +37,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def bounds() -> Iterator[None]:
     """Ends what takes too long, and refuses more memory than it may have."""
-    held = int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) << 10  # type: ignore[index]
+    status = Path("/proc/self/status")
+    found = re.search(r"VmData:\s+(\d+) kB", status.read_text()) if status.exists() else None  # Linux alone says it
     before = resource.getrlimit(resource.RLIMIT_DATA)
     try:
-        resource.setrlimit(resource.RLIMIT_DATA, (held + BYTES, before[1]))
+        if found is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, ((int(found[1]) << 10) + BYTES, before[1]))
         faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
         yield
     finally:

@@ -2,10 +2,30 @@
 
 from pathlib import Path
 
-from hypernas.bench.fleet import PARTS, drive
+from hypernas.bench.fleet import PARTS, Fleet, drive
 from hypernas.records import FINISHED, State
 from hypernas.store import Reader
 from hypernas.study import search
+
+
+def test_a_checkpoint_that_is_written_as_its_worker_is_stopped_does_not_stay(tmp_path: Path, monkeypatch) -> None:
+    late: list[Path] = []
+    stop, abandon = Fleet.stop, Fleet.abandon
+
+    def stop_late(fleet: Fleet, trial: int) -> None:
+        late.append(Path(str(fleet._running[trial].job.checkpoint)))
+        stop(fleet, trial)
+
+    def write_and_abandon(fleet: Fleet) -> None:
+        for path in late:
+            path.write_bytes(b"late")
+        abandon(fleet)
+
+    monkeypatch.setattr(Fleet, "stop", stop_late)
+    monkeypatch.setattr(Fleet, "abandon", write_and_abandon)
+    monkeypatch.chdir(tmp_path)
+    drive(str(tmp_path / "nas.db"), str(tmp_path), trials=70, workers=20)
+    assert late and not any(path.exists() for path in late)
 
 
 def test_a_fleet_trains_what_is_asked_and_every_report_and_trial_is_counted_once(tmp_path: Path, monkeypatch) -> None:
