@@ -290,8 +290,8 @@ def _train(
 
 
 def _discard_old_checkpoints(work: Work) -> None:
-    """Empties the folder of half-trained trials of those that ended, one of which may have been written as its worker was
-    stopped, and of what was half-written."""
+    """Empties the folder of half-trained trials of those that ended (one may be written as its worker is stopped), and
+    of what was half-written."""
     remove_halves(Path(work.checkpoints))
     found = list_checkpoints(work.checkpoints)  # before the store is asked: another driver may be starting trials
     for number in found - work.store.numbers(work.row, (State.WAITING, State.RUNNING)):
