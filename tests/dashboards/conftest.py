@@ -99,17 +99,8 @@ def writer(store: Store) -> Writer:
 
 
 @pytest.fixture
-def small(writer: Writer, write_few: Callable[[Writer], Writer]) -> Writer:
-    return write_few(writer)
-
-
-@pytest.fixture(scope="session")
-def write_few() -> Callable[[Writer], Writer]:
-    """Writes baseline 0, dominated 1, front 2 and 0, failed 3, running 4 (with one report)."""
-    return _write_few
-
-
-def _write_few(writer: Writer) -> Writer:
+def small(writer: Writer) -> Writer:
+    """Baseline 0, dominated 1, front 2 and 0, failed 3, running 4 (with one report)."""
     writer.complete(3.0, 1e6, rungs=2, origin="baseline")
     writer.complete(3.5, 2e6, rungs=1)
     writer.complete(2.5, 4e6, rungs=3)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 
@@ -22,21 +21,28 @@ ARCH = {"family": "transformer", "depth": 4, "d_model": 128, "ffn.shape": "conve
         "attention.ratio": 1.0, "gates.placement": "none"}  # fmt: skip
 
 
-@contextmanager
-def served(store_url: object):
-    """A server on a free port, in a thread: its address."""
-    server = make_app_server(str(store_url), port=0)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+@pytest.fixture
+def serve():
+    """Starts a server on a free port in a thread; returns its address."""
+    servers = []
+
+    def start(store_url: object) -> str:
+        server = make_app_server(str(store_url), port=0)
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.port}"
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
-@contextmanager
-def opened(browser):
-    """A tab, and what went wrong in it so far: what the page logs as an error, and dialogs."""
+@pytest.fixture
+def page(browser):
+    """A tab that fails the test when the page logs an error or opens a dialog."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
     tab = context.new_page()
     tab.set_default_timeout(WAIT)
@@ -44,50 +50,8 @@ def opened(browser):
     tab.on("console", lambda message: message.type == "error" and problems.append(f"{tab.url}: {message.text}"))
     tab.on("pageerror", lambda error: problems.append(f"{tab.url}: {error}"))
     tab.on("dialog", lambda dialog: (problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
-    yield tab, problems
-    context.close()
-
-
-@pytest.fixture
-def serve():
-    """Starts a server and returns its address."""
-    with ExitStack() as servers:
-        yield lambda store_url: servers.enter_context(served(store_url))
-
-
-@pytest.fixture
-def page(browser):
-    """A tab that fails the test when something goes wrong in it."""
-    with opened(browser) as (tab, problems):
-        yield tab
-    assert problems == []
-
-
-@pytest.fixture(scope="module")
-def open_pages(browser, tmp_path_factory):
-    """A store, and a tab with its pages that stays: to load their scripts costs seconds."""
-    path = tmp_path_factory.mktemp("open") / "nas.db"
-    with Store(str(path), create=True) as store, served(path) as address, opened(browser) as (tab, problems):
-        tab.goto(address)
-        says(tab, "No study yet")
-        yield store, tab, problems
-
-
-@pytest.fixture
-def writer(open_pages, write_in, request):
-    """Writes a study of the test's name into the open store."""
-    return write_in(open_pages[0], re.sub(r"\W+", "-", request.node.name.removeprefix("test_")))
-
-
-@pytest.fixture
-def tab(open_pages, writer):
-    """The open tab, on the front of the test's study; as `page`."""
-    _, tab, problems = open_pages
-    problems.clear()
-    go_back_to(tab, f"/cluster?study={writer.study.name}")  # so that nothing of another test's front is left
-    says(tab, "Losses of running trials")
-    go_back_to(tab, f"/?study={writer.study.name}")
     yield tab
+    context.close()
     assert problems == []
 
 
@@ -242,138 +206,147 @@ def test_hostile_texts_are_shown_as_text_on_every_page(serve, page, store, write
 
 
 @pytest.mark.browser
-def test_the_front_updates_without_a_reload_while_trials_finish(tab, small):
-    wait_for_marks(tab, 3)
-    tab.evaluate("window.same = true")
+def test_the_front_updates_without_a_reload_while_trials_finish(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    page.evaluate("window.same = true")
     small.complete(2.0, 5e6, rungs=2)
-    wait_for_marks(tab, 4)
-    says(tab, "4 complete")
-    assert tab.evaluate("window.same")
+    wait_for_marks(page, 4)
+    says(page, "4 complete")
+    assert page.evaluate("window.same")
 
 
 @pytest.mark.browser
-def test_clicking_a_point_opens_its_trial_and_the_way_back_leads_to_the_front(tab, small):
-    wait_for_marks(tab, 3)
-    point = settled(tab, "#front .scatterlayer .trace .point")
-    tab.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
-    tab.locator("#front .hoverlayer .hovertext").first.wait_for()
-    tab.mouse.down()
-    tab.mouse.up()
-    says(tab, "Trial 1 of")  # the first mark of the dominated trials
-    assert "trial=1" in tab.url
-    tab.get_by_role("link", name="Next trial").click()
-    says(tab, "Trial 2 of")
-    tab.go_back()
-    tab.go_back()
-    wait_for_marks(tab, 3)
+def test_clicking_a_point_opens_its_trial_and_the_way_back_leads_to_the_front(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    point = settled(page, "#front .scatterlayer .trace .point")
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    page.locator("#front .hoverlayer .hovertext").first.wait_for()
+    page.mouse.down()
+    page.mouse.up()
+    says(page, "Trial 1 of")  # the first mark of the dominated trials
+    assert "trial=1" in page.url
+    page.get_by_role("link", name="Next trial").click()
+    says(page, "Trial 2 of")
+    page.go_back()
+    page.go_back()
+    wait_for_marks(page, 3)
 
 
 @pytest.mark.browser
-def test_states_slider_objectives_and_budget_change_the_front(tab, small):
-    wait_for_marks(tab, 3)
-    tab.get_by_label("complete", exact=True).uncheck()
-    wait_for_marks(tab, 0)
-    tab.get_by_label("complete", exact=True).check()
-    wait_for_marks(tab, 3)
-    says(tab, "trial 2, validation loss")
-    tab.locator("#front-budget [role=slider]").focus()
-    tab.keyboard.press("Home")
-    says(tab, "No completed trial within 100k")
-    tab.locator("#front-moment [role=slider]").focus()
-    tab.keyboard.press("Home")
-    wait_for_marks(tab, 0)
-    tab.keyboard.press("ArrowRight")
-    wait_for_marks(tab, 1)
-    tab.keyboard.press("End")
-    wait_for_marks(tab, 3)
-    tab.locator("#front-y").click()
-    tab.get_by_role("option", name="validation accuracy").click()
-    says(tab, "validation accuracy, higher is better")
+def test_states_slider_objectives_and_budget_change_the_front(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    page.get_by_label("complete", exact=True).uncheck()
+    wait_for_marks(page, 0)
+    page.get_by_label("complete", exact=True).check()
+    wait_for_marks(page, 3)
+    says(page, "trial 2, validation loss")
+    page.locator("#front-budget [role=slider]").focus()
+    page.keyboard.press("Home")
+    says(page, "No completed trial within 100k")
+    page.locator("#front-moment [role=slider]").focus()
+    page.keyboard.press("Home")
+    wait_for_marks(page, 0)
+    page.keyboard.press("ArrowRight")
+    wait_for_marks(page, 1)
+    page.keyboard.press("End")
+    wait_for_marks(page, 3)
+    page.locator("#front-y").click()
+    page.get_by_role("option", name="validation accuracy").click()
+    says(page, "validation accuracy, higher is better")
 
 
 @pytest.mark.browser
-def test_dragging_the_dotted_line_asks_for_the_best_within_that_budget(tab, small):
-    says(tab, "Best within 4M")
-    line = settled(tab, "#front .shapelayer path")
-    tab.mouse.move(line["x"] + line["width"] / 2, line["y"] + line["height"] / 2)
-    tab.mouse.down()
-    tab.mouse.move(line["x"] - 100, line["y"] + line["height"] / 2, steps=5)
-    tab.mouse.up()
-    says(tab, "trial 0, validation loss")  # trial 2 is too expensive now
+def test_dragging_the_dotted_line_asks_for_the_best_within_that_budget(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    says(page, "Best within 4M")
+    line = settled(page, "#front .shapelayer path")
+    page.mouse.move(line["x"] + line["width"] / 2, line["y"] + line["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(line["x"] - 100, line["y"] + line["height"] / 2, steps=5)
+    page.mouse.up()
+    says(page, "trial 0, validation loss")  # trial 2 is too expensive now
 
 
 @pytest.mark.browser
-def test_switching_the_study_shows_the_other_and_names_the_tab_after_it_and_comparing_shows_both(tab, small, write_in):
+def test_switching_the_study_shows_the_other_and_names_the_tab_after_it_and_comparing_shows_both(
+    serve, page, small, write_in
+):
     other = write_in(small.store, "second")
     other.complete(1.0, 1e6)
-    wait_for_marks(tab, 3)
-    tab.locator("#front-compare").click()
-    tab.get_by_role("option", name="second", exact=True).click()
-    tab.wait_for_function(
+    page.goto(serve(small.store.url.database) + "?study=first")
+    wait_for_marks(page, 3)
+    page.locator("#front-compare").click()
+    page.get_by_role("option", name="second", exact=True).click()
+    page.wait_for_function(
         "document.querySelector('#front .js-plotly-plot').data.some(trace => trace.name === 'second')"
     )
-    tab.keyboard.press("Escape")
-    choose_study(tab, "second")
-    wait_for_marks(tab, 1)
-    tab.wait_for_function("document.title === 'second – hypernas'")
+    page.keyboard.press("Escape")
+    choose_study(page, "second")
+    wait_for_marks(page, 1)
+    page.wait_for_function("document.title === 'second – hypernas'")
 
 
 @pytest.mark.browser
-def test_selecting_a_region_lists_its_trials_alone(tab, small):
-    wait_for_marks(tab, 3)
-    tab.locator("#front .modebar-btn[data-title='Box Select']").click(force=True)
-    box = settled(tab, "#front .nsewdrag")
-    tab.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 5)
-    tab.mouse.down()
-    tab.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=5)
-    tab.mouse.up()
-    says(tab, "1 selected")
-    cells = tab.locator("#front-table tbody tr td:first-child")
-    tab.wait_for_function("document.querySelectorAll('#front-table tbody tr').length == 1")
+def test_selecting_a_region_lists_its_trials_alone(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
+    page.locator("#front .modebar-btn[data-title='Box Select']").click(force=True)
+    box = settled(page, "#front .nsewdrag")
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=5)
+    page.mouse.up()
+    says(page, "1 selected")
+    cells = page.locator("#front-table tbody tr td:first-child")
+    page.wait_for_function("document.querySelectorAll('#front-table tbody tr').length == 1")
     assert cells.all_inner_texts() == ["2"]
-    facts = tab.locator("#front-facts")
+    facts = page.locator("#front-facts")
     facts.get_by_text("1 complete", exact=True).wait_for()
     facts.get_by_text("13.1887").wait_for()  # (8 - 2.5)(9 - log10 4e6): trial 2 by itself
-    tab.locator("#front-budget [role=slider]").focus()
-    tab.keyboard.press("ArrowLeft")
-    says(tab, "No completed trial within")  # trial 0 would be, and is not selected
-    tab.get_by_role("link", name="Space").click()
-    says(tab, "1 selected on the front")
-    tab.get_by_role("link", name="Front").click()
-    says(tab, "1 selected on the front")
+    page.locator("#front-budget [role=slider]").focus()
+    page.keyboard.press("ArrowLeft")
+    says(page, "No completed trial within")  # trial 0 would be, and is not selected
+    page.get_by_role("link", name="Space").click()
+    says(page, "1 selected on the front")
+    page.get_by_role("link", name="Front").click()
+    says(page, "1 selected on the front")
     small.complete(2.4, 4.1e6)
-    says(tab, "2 selected on the front")  # it lies in the region, too
-    tab.get_by_role("button", name="Show all").click()
-    tab.locator("#selection-bar").wait_for(state="hidden")
-    tab.locator("#front-facts").get_by_text("4 complete").wait_for()
-    tab.get_by_role("link", name="Cluster").click()
-    says(tab, "Losses of running trials")
+    says(page, "2 selected on the front")  # it lies in the region, too
+    page.get_by_role("button", name="Show all").click()
+    page.locator("#selection-bar").wait_for(state="hidden")
+    page.locator("#front-facts").get_by_text("4 complete").wait_for()
+    page.get_by_role("link", name="Cluster").click()
+    says(page, "Losses of running trials")
 
 
 @pytest.mark.browser
-def test_a_trials_page_shows_how_its_streams_mix_where_it_ran_and_how_to_train_it_again(tab, writer):
+def test_a_trials_page_shows_how_its_streams_mix_where_it_ran_and_how_to_train_it_again(serve, page, writer):
     diagnostics = {"mean_mixing": [[[0.9, 0.1], [0.1, 0.9]]] * 8}
     arch = {**ARCH, "streams.n": 2, "streams.mixing": "mhc_lite"}
     number = writer.complete(3.0, 1e6, rungs=2, arch=arch, diagnostics=diagnostics)
-    store, study = writer.store.url.database, writer.study.name
-    go_back_to(tab, f"/trial?study={study}&trial={number}")
-    says(tab, "How the streams mix")
-    says(tab, "layer 4 ffn")
-    says(tab, "Composite gain over depth")
-    says(tab, "Kernels that ran, and why")
-    tab.get_by_role("row", name="swiglu cpu: it is there").wait_for()
-    says(tab, f"nas train --study {study} --store {store} --trial {number} --out")
-    says(tab, f"nas export --study {study} --store {store} --trial {number} --out")
+    store = writer.store.url.database
+    page.goto(f"{serve(store)}/trial?study=first&trial={number}")
+    says(page, "How the streams mix")
+    says(page, "layer 4 ffn")
+    says(page, "Composite gain over depth")
+    says(page, "Kernels that ran, and why")
+    page.get_by_role("row", name="swiglu cpu: it is there").wait_for()
+    says(page, f"nas train --study first --store {store} --trial {number} --out")
+    says(page, f"nas export --study first --store {store} --trial {number} --out")
 
 
 @pytest.mark.browser
-def test_the_controls_of_the_front_are_reached_with_the_keyboard_in_order(tab, small):
-    wait_for_marks(tab, 3)
+def test_the_controls_of_the_front_are_reached_with_the_keyboard_in_order(serve, page, small):
+    page.goto(serve(small.store.url.database))
+    wait_for_marks(page, 3)
     reached = []
     for _ in range(100):
-        tab.keyboard.press("Tab")
+        page.keyboard.press("Tab")
         reached.append(
-            tab.evaluate(
+            page.evaluate(
                 "[document.activeElement.closest('nav a, #studies, #front-y, #front-x, #front-states, #front-compare, "
                 "#front-moment, #front-budget, #front-over, #front-table a')]"
                 ".map(found => found && (found.id || found.textContent))[0]"
@@ -395,7 +368,7 @@ def test_every_page_fits_a_phone_and_a_desktop_and_can_be_read_in_light_and_dark
 ):
     base = serve(small.store.url.database)
     page.set_viewport_size({"width": width, "height": height})
-    page.goto(f"{base}/trial?study={small.study.name}&trial=2")
+    page.goto(f"{base}/trial?trial=2")
     for path in ("/trial", "/", "/space", "/scale", "/cluster"):
         if path != "/trial":
             follow(page, path)

@@ -176,7 +176,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         id=1, name="s", created=moment, space=SpaceSpec("lm"), objectives=("bits_per_byte", "flops_per_token"),
         reference={}, settings=StudySettings(), data_name="d", data_hash="0" * 64,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("made") / "winner"
+    folder = tmp_path_factory.mktemp("made")
     write_folder(folder, study, trial, space, model, ("py",))
     return folder
 
