@@ -66,6 +66,7 @@ gpu-check: tree
 
 bench: install
 	$(BIN)/nas bench search --part overhead
+	$(BIN)/nas bench search --part fleet --trials 600
 
 study-ideas: install
 	@echo "== what the four ideas are worth: 35 arms; resumes where it was stopped; results in docs/results"
