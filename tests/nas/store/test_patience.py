@@ -181,6 +181,8 @@ def test_a_host_that_does_not_exist_is_refused_at_once(monkeypatch: pytest.Monke
 
 
 def test_ctrl_c_ends_the_wait_for_a_server_at_once(said: Said) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of pytest-xdist take no notice of it
+
     def stop() -> None:
         said.wait_for("does not answer")
         os.kill(os.getpid(), signal.SIGINT)
@@ -189,6 +191,7 @@ def test_ctrl_c_ends_the_wait_for_a_server_at_once(said: Said) -> None:
     thread.start()
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:  # a socket's path has at most 107 bytes
         assert main(["search", "--study", "s", "--store", f"postgresql://u@/d?host={folder}"]) == 1
+    signal.signal(signal.SIGINT, before)
     thread.join()
     assert said.read().splitlines()[1:] == ["", "aborted"]
 

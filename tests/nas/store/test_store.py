@@ -258,7 +258,8 @@ def test_a_database_of_another_program_is_refused_and_untouched(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("where", ["user:secret@127.0.0.1:1/none", "user@127.0.0.1:1/none?password=secret"])
-def test_passwords_are_never_shown(where: str) -> None:
+def test_passwords_are_never_shown(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypernas.store.patience.RESTART_SECONDS", 0.0)
     url = f"postgresql://{where}"
     with pytest.raises(StoreError, match=r"127\.0\.0\.1") as opened:
         Store(url)
