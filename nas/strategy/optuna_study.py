@@ -5,7 +5,7 @@ Objectives reach Optuna as costs (smaller is better, log10 where ratios matter).
 
 import copy
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -228,6 +228,7 @@ class Proposer(Generic[T]):
         self._study = optuna.create_study(storage=self._storage, directions=["minimize"] * objectives)
         self._asked: dict[int, optuna.Trial] = {}
         self._tried: set[Answers] = set()  # of every trial with an outcome
+        self._pending: Counter[Answers] = Counter()  # of every proposal whose outcome is not known yet
 
     def ask(
         self, number: int, attempt: int, params: Mapping[str, Any] | None = None
@@ -245,7 +246,8 @@ class Proposer(Generic[T]):
         # The quasi-random sequence is one for the study; its position is kept there.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = make_sampler(name, self._seed if name == "qmc" else seed, self._population, self._tried)
+            seed = self._seed if name == "qmc" else seed
+            sampler = make_sampler(name, seed, self._population, self._tried, self._pending)
         if self._distributions is not None:
             # Optuna would find these by comparing all trials, which takes longer with every one.
             sampler.infer_relative_search_space = lambda *_: dict(self._distributions or {})  # type: ignore[method-assign]
@@ -263,11 +265,13 @@ class Proposer(Generic[T]):
         if value is not None and asked and frozen.params.keys() != asked:
             self._distributions = None  # a space with conditional parameters: Optuna has to look
         self._asked[trial.number] = trial
+        self._pending[answers(frozen.params)] += 1
         return trial.number, dict(frozen.params), dict(frozen.system_attrs), value
 
     def tell(self, handle: int, outcome: Outcome | None) -> None:
         """The outcome of a proposal; None when it was never trained, or its end says nothing of the architecture."""
         trial = self._asked.pop(handle)
+        self._forget_pending(answers(self._storage.get_trial(handle).params))
         if outcome is None:
             self._end(trial._trial_id, TrialState.FAIL, None)
             self._storage.forget(handle)
@@ -276,6 +280,11 @@ class Proposer(Generic[T]):
             trial.set_constraint(name, value)
         self._end(trial._trial_id, TrialState.COMPLETE, list(outcome.costs))
         self._learned(handle, self._storage.get_trial(handle).params, outcome)  # of one study, ids are numbers
+
+    def _forget_pending(self, key: Answers) -> None:
+        self._pending[key] -= 1
+        if not self._pending[key]:
+            del self._pending[key]
 
     def _end(self, trial_id: int, state: TrialState, values: list[float] | None) -> None:
         """`Study.tell`, without its copy of the trial: that takes longer than a sampler does to make a child."""

@@ -35,16 +35,18 @@ def answers(params: Mapping[str, Any]) -> Answers:
     return tuple(sorted(params.items()))
 
 
-def make_sampler(name: str, seed: int, population: int, tried: Container[Answers]) -> BaseSampler:
+def make_sampler(
+    name: str, seed: int, population: int, tried: Container[Answers], pending: Container[Answers] = ()
+) -> BaseSampler:
     """`population` is the generation size of the evolutionary samplers; `tried` what ended of a long study, also where
-    the sampler is shown its latest trials alone.
+    the sampler is shown its latest trials alone, and `pending` what was asked for and has not ended.
 
     Raises KeyError for an unknown name, and UserError for one of OptunaHub's that cannot be loaded.
     """
     if name.startswith(HUB):
         return hub_sampler(name.removeprefix(HUB), seed)
     return {
-        "evolution": lambda: EvolutionSampler(population, seed, tried),
+        "evolution": lambda: EvolutionSampler(population, seed, tried, pending),
         "nsgaii": lambda: _avoiding_duplicates(NSGAIISampler(population_size=population, seed=seed), seed, tried),
         "nsgaiii": lambda: _avoiding_duplicates(NSGAIIISampler(population_size=population, seed=seed), seed, tried),
         "tpe": lambda: TPESampler(multivariate=True, constant_liar=True, seed=seed),
@@ -116,11 +118,18 @@ class EvolutionSampler(BaseSampler):
     The parent is the best of a random few among the youngest `population` trials, by constrained non-dominated rank,
     and the child differs from it in one choice: a number moves to a value nearby (deeper, wider), anything else to
     another value. Old trials leave the population however good they are. A child notes its parent (`PARENT`), and is
-    none of `tried`.
+    none of `tried` and none of `pending`: the workers of a large cluster train more than the sampler is shown.
     """
 
-    def __init__(self, population: int, seed: int, tried: Container[Answers], tournament: int = 4) -> None:
-        self._population, self._tried, self._tournament = population, tried, tournament
+    def __init__(
+        self,
+        population: int,
+        seed: int,
+        tried: Container[Answers],
+        pending: Container[Answers] = (),
+        tournament: int = 4,
+    ) -> None:
+        self._population, self._tried, self._pending, self._tournament = population, tried, pending, tournament
         self._rng = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
 
@@ -147,7 +156,8 @@ class EvolutionSampler(BaseSampler):
             parent = young[min(chosen, key=lambda index: order[index])]
             child = {name: parent.params[name] for name in names}
             vary(child, choices, self._rng)
-            if of(child) not in seen and answers(child) not in self._tried:
+            key = answers(child)
+            if of(child) not in seen and key not in self._tried and key not in self._pending:
                 study._storage.set_trial_system_attr(trial._trial_id, PARENT, parent.number)
                 return child
         return {}  # everything near is known: anywhere then

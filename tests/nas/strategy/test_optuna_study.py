@@ -117,6 +117,18 @@ def test_on_a_large_cluster_evolution_goes_on_from_what_has_ended_though_the_lat
     assert children == 21  # from the proposal on that follows the twentieth end
 
 
+def test_on_a_large_cluster_no_child_of_evolution_is_what_a_worker_trains() -> None:
+    proposer = Proposer("evolution", 0, 20, 2, lambda trial: trial.suggest_int("x", 0, 4 * LATEST))
+    running = {}
+    for n in range(2 * LATEST + 40):  # the first of them are shown to nobody any more
+        handle, params, attrs, _ = proposer.ask(n, 0)
+        assert PARENT not in attrs or params["x"] not in running.values()
+        running[handle] = params["x"]
+        if n >= 2 * LATEST - 40:
+            first = next(iter(running))
+            proposer.tell(first, Outcome((float(running.pop(first)), 2.0)))
+
+
 def test_of_a_long_study_no_more_is_kept_or_made_than_its_sampler_sees() -> None:
     asked = 0
 
