@@ -50,7 +50,7 @@ def list_checkpoints(folder: str) -> set[int]:
 def discard(folder: str, trial: int) -> None:
     """Deletes the trial's checkpoint, if it has one, the note of its seeds, and what a broken write left behind."""
     name = Path(checkpoint_path(folder, trial)).name
-    with suppress(FileNotFoundError):  # no folder, no checkpoints
+    with suppress(OSError):  # no folder, no checkpoints; a disk that fails costs them, and not the search
         with os.scandir(folder) as entries:  # thousands on a large cluster: neither a pattern nor a Path for each
             found = [entry.name for entry in entries if entry.name == name or entry.name.startswith(f"{name}.")]
         for one in found:
