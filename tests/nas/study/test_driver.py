@@ -228,17 +228,17 @@ def test_a_full_disk_for_weights_costs_the_weights_alone(
     assert any("No space left" in line for line in said)
 
 
-def test_a_folder_of_checkpoints_that_goes_away_ends_no_search(store: Store) -> None:
-    search = opened(store, trials=3)
-    folder = Path(search.checkpoints)
-
+def test_a_folder_of_checkpoints_that_goes_away_ends_no_search(tmp_path: Path) -> None:
     def fail(_: Job) -> None:
         if folder.is_dir():
             folder.rename(folder.with_name("aside"))
             folder.write_text("no folder any more")
 
-    assert run(search, Disturbed(fail), Silent()).finished == 3
-    assert folder.is_file()
+    with Store(str(tmp_path / "nas.db"), create=True) as store:
+        search = opened(store, trials=3)
+        folder = Path(search.checkpoints)
+        assert run(search, Disturbed(fail), Silent()).finished == 3
+        assert folder.is_file()
 
 
 def test_checkpoints_of_trials_that_are_over_or_unknown_are_cleared_and_those_that_wait_kept(store: Store) -> None:
