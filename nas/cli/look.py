@@ -65,9 +65,10 @@ def front(study: str, store: str, as_json: bool, form: str) -> None:
         row = opened.study(study)
         trials = opened.front(row)
         rows = front_rows(row, trials)
-        said, missing = verdict(opened, row), missing_said(opened, row)
-    if missing and (as_json or form == "csv"):
-        click.echo(missing, err=True)
+        for_scripts = as_json or form == "csv"
+        said = (missing_said if for_scripts else verdict)(opened, row)
+    if for_scripts and said:
+        click.echo(said, err=True)
     if as_json:
         print_json(rows)
     elif form == "csv":

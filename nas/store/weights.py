@@ -45,8 +45,7 @@ def drop_strays(store: Reader, study: StudyRow) -> None:
         return
     remove_halves(folder)
     strays = found - store.artifacts(study, WEIGHTS).keys()
-    ended = {trial.number for trial in store.trials(study, states=FINISHED)} if strays else set()
-    for number in strays & ended:
+    for number in strays & store.numbers(study, FINISHED) if strays else ():
         weights_file(store, study, number).unlink(missing_ok=True)
 
 
