@@ -138,3 +138,9 @@ def test_every_task_has_its_objectives():
     for name, task in TASKS.items():
         assert {task.loss, f"flops_per_{task.unit}"} <= set(OBJECTIVES[name])
         assert set(DEFAULT_OBJECTIVES[name]) <= set(OBJECTIVES[name])
+
+
+def test_a_study_of_every_task_can_be_read_back():
+    from hypernas.store.rows import TASKS as STORED
+
+    assert set(STORED) == set(TASKS)  # named there, as what reads a store brings no torch
