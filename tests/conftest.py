@@ -87,12 +87,25 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[Store]":
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is a disk of its own, of 900 KB; skips where none may be mounted."""
+def isolated() -> list[str]:
+    """What runs a command in a namespace of process ids of its own; skips where there can be none."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("a namespace of process ids cannot be made here")
+    return command
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a disk of its own, of 900 KB or what is asked for; skips where none may be mounted."""
+    size = getattr(request, "param", "900k")
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip(f"a disk that fills up wants the right to mount one: {mounted.stderr.strip()}")

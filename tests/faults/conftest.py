@@ -19,7 +19,8 @@ import pytest
 
 from hypernas.bench.postgres import Postgres, throw_away_postgres
 from hypernas.errors import UserError
-from tests.faults.searches import command, measured
+from hypernas.store import Store
+from tests.faults.searches import Values, command, measured
 
 ROOT = Path(__file__).parents[2]
 LEDGER = os.environ.get("NAS_FAULTS")
@@ -79,7 +80,7 @@ def faults(request: pytest.FixtureRequest) -> Counter[str]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, text: str) -> tuple[dict[str, Any], set[str]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, text: str) -> Values:
     """What the search of `command` stores where nobody disturbs it: values and front."""
     url = str(tmp_path_factory.mktemp("calm") / "nas.db")
     subprocess.run(command(url, text, "--engine", "inline"), check=True, capture_output=True)
@@ -94,3 +95,17 @@ def server() -> Iterator[Postgres]:
             yield running
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def served(server: Postgres) -> Iterator[str]:
+    """Its address, where no study of `command` is yet, nor afterwards."""
+
+    def clear() -> None:
+        with Store(server.url, create=True) as store:
+            if any(study["name"] == "s" for study in store.studies()):
+                store.delete_study("s")
+
+    clear()
+    yield server.url
+    clear()

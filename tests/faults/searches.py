@@ -23,6 +23,8 @@ from hypernas.errors import UserError
 from hypernas.records import State
 from hypernas.store import Store
 
+Values = tuple[dict[str, Any], set[str]]  # what `measured` returns
+
 ASKED = 12  # 3 depths x 2 widths x 2 learning rates
 SPACE = {
     "depth": "1..3",
@@ -55,7 +57,7 @@ def command(url: str, text: str, *extra: str, **changed: str) -> list[str]:
     return [sys.executable, "-m", "hypernas", "search", "--kernels", "reference", "--resume", *flags, *settings, *extra]
 
 
-def measured(url: str) -> tuple[dict[str, Any], set[str]]:
+def measured(url: str) -> Values:
     """Every trial's values by what it trained, and what stands on the front."""
 
     def name(trial: Any) -> str:
@@ -81,6 +83,29 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert alive == [], [process.cmdline() for process in alive]
 
 
+class Watch:
+    """How far a study is, as its store says: that is kept open, as to open one ten times a second takes a core."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._store: Store | None = None
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def rungs(self) -> int:
+        """How many rungs the study's trials have reached, as far as the store answers."""
+        with suppress(UserError, DBAPIError):
+            if self._store is None:
+                self._store = Store(self._url)
+            return len(self._store.reports(self._store.study("s")))
+        return 0
+
+
 class Search:
     """A search as a process of its own that is started again until it is done, and what it is hit with."""
 
@@ -89,7 +114,7 @@ class Search:
         self.checkpoints = folder / "checkpoints"
         self._command = command(url, text, "--workers", "2", "--checkpoints", str(self.checkpoints), *extra)
         self.process: subprocess.Popen[str] | None = None
-        self._store: Store | None = None  # kept: opening one ten times a second would take a core from the search
+        self._watch = Watch(url)
 
     def __enter__(self) -> "Search":
         return self
@@ -98,8 +123,7 @@ class Search:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        if self._store is not None:
-            self._store.close()
+        self._watch.__exit__()
 
     def run(self, hit: Callable[["Search"], str | None], seconds: float = 1200) -> None:
         """Runs the search to its end, hitting it at random moments that leave it a rung or two to make."""
@@ -114,11 +138,11 @@ class Search:
                 self.process = subprocess.Popen(
                     self._command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
                 )
-            if self.rungs() >= wanted:
+            if self._watch.rungs() >= wanted:
                 time.sleep(0.4 * self.rng.random())  # a rung takes about as long
                 if (kind := hit(self)) is not None:
                     self.faults[kind] += 1
-                    wanted = self.rungs() + self.rng.choice((1, 1, 2))
+                    wanted = self._watch.rungs() + self.rng.choice((1, 1, 2))
             time.sleep(0.1)
         raise AssertionError(f"not done after {seconds} s and {dict(self.faults)}")
 
@@ -129,14 +153,6 @@ class Search:
         assert self.process.returncode in (1, 2, -signal.SIGKILL), said[-3000:]
         assert "Traceback" not in said, said[-3000:]
         assert self.process.returncode < 0 or "ontinue" in said or "--resume" in said, said[-3000:]
-
-    def rungs(self) -> int:
-        """How many rungs the study's trials have reached, as far as the store answers."""
-        with suppress(UserError, DBAPIError):
-            if self._store is None:
-                self._store = Store(self.url)
-            return len(self._store.reports(self._store.study("s")))
-        return 0
 
 
 def kill_worker(search: Search) -> str | None:

@@ -13,11 +13,8 @@ from typing import Any
 
 import pytest
 
-from hypernas.bench.postgres import Postgres
 from hypernas.store import Store
-from tests.faults.searches import Search, command, measured, rounds
-
-Values = tuple[dict[str, Any], set[str]]
+from tests.faults.searches import Values, Watch, command, measured, rounds
 
 # Setting the machine's clock would disturb whatever else runs on it: processes that load this see it set. The seconds
 # are read from a file at each call; clocks that nobody can set stay as they are.
@@ -87,17 +84,8 @@ def clock(tmp_path: Path) -> Clock:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    if request.param == "sqlite":
-        yield str(tmp_path / "nas.db")
-        return
-    server: Postgres = request.getfixturevalue("server")
-    with Store(server.url, create=True) as store:
-        if any(study["name"] == "s" for study in store.studies()):
-            store.delete_study("s")
-    yield server.url
-    with Store(server.url) as store:
-        store.delete_study("s")
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "nas.db") if request.param == "sqlite" else request.getfixturevalue("served")
 
 
 def two_drivers(
@@ -106,16 +94,16 @@ def two_drivers(
     """Runs two searches of one study to their end, calling `meanwhile` at each rung: exit codes and what they said."""
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     drivers = [subprocess.Popen(**search(number), **pipes) for number in range(2)]
-    watching, seen, deadline = Search(url, "", Path(), 0), 0, time.monotonic() + 240
+    seen, deadline = 0, time.monotonic() + 240
     try:
-        while any(driver.poll() is None for driver in drivers) and time.monotonic() < deadline:
-            if (rungs := watching.rungs()) > seen:
-                seen = rungs
-                meanwhile(drivers, rungs)
-            time.sleep(0.1)
+        with Watch(url) as watch:
+            while any(driver.poll() is None for driver in drivers) and time.monotonic() < deadline:
+                if (rungs := watch.rungs()) > seen:
+                    seen = rungs
+                    meanwhile(drivers, rungs)
+                time.sleep(0.1)
         return [(driver.wait(5), driver.communicate()[1]) for driver in drivers]
     finally:
-        watching.__exit__()
         for driver in drivers:
             driver.kill()
 
@@ -146,18 +134,15 @@ def test_drivers_whose_clocks_are_set_go_on_beside_each_other(
     ended = two_drivers(search, url, step)
     assert [code for code, _ in ended] == [0, 0], ended
     assert measured(url) == undisturbed
+    assert faults["clock set"]
     assert started_twice(url) == 0  # neither took the other for dead
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", rounds(3))
 def test_drivers_in_containers_of_one_host_name_share_a_study_and_inherit_from_the_dead(
-    number: int, text: str, url: str, undisturbed: Values, faults: Counter[str]
+    number: int, text: str, url: str, isolated: list[str], undisturbed: Values, faults: Counter[str]
 ) -> None:
-    isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if shutil.which("unshare") is None or subprocess.run([*isolated, "true"], check=False).returncode:
-        pytest.skip("a namespace of process ids cannot be made here")
-
     def search(_: int) -> dict[str, Any]:
         return {"args": [*isolated, *command(url, text, "--engine", "inline")]}
 

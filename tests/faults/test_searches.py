@@ -4,7 +4,6 @@ import threading
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from hypernas.study.driver import retrain
 from hypernas.study.search import make_job
 from tests.faults.searches import (
     Search,
+    Values,
     fill_disk,
     kill_driver,
     kill_gcs,
@@ -38,7 +38,7 @@ def test_whatever_dies_at_whatever_moment_the_numbers_are_the_undisturbed_ones(
     number: int,
     text: str,
     tmp_path: Path,
-    undisturbed: tuple[dict[str, Any], set[str]],
+    undisturbed: Values,
     faults: Counter[str],
 ) -> None:
     url = str(tmp_path / "nas.db")
@@ -81,7 +81,8 @@ def test_a_database_that_crashes_or_cuts_its_connections_costs_nothing(
     text: str,
     tmp_path: Path,
     server: Postgres,
-    undisturbed: tuple[dict[str, Any], set[str]],
+    served: str,
+    undisturbed: Values,
     faults: Counter[str],
 ) -> None:
     import psycopg
@@ -100,13 +101,8 @@ def test_a_database_that_crashes_or_cuts_its_connections_costs_nothing(
         restart.join()
         return "database server killed"
 
-    with Store(server.url, create=True) as store:
-        if any(study["name"] == "s" for study in store.studies()):
-            store.delete_study("s")  # of a round that failed
-    with Search(server.url, text, tmp_path, number) as search:
+    with Search(served, text, tmp_path, number) as search:
         search.run(lambda s: (crash if s.rng.random() < 0.06 else cut)(s))
     faults.update(search.faults)
-    assert measured(server.url) == undisturbed
+    assert measured(served) == undisturbed
     assert faults.total() >= 5
-    with Store(server.url) as store:
-        store.delete_study("s")

@@ -8,14 +8,13 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hypernas.errors import UserError
 from hypernas.records import State
 from hypernas.store import Store
-from tests.faults.searches import assert_gone, command, family, measured, rounds
+from tests.faults.searches import Values, assert_gone, command, family, measured, rounds
 
 STARTING = 1.5  # seconds in which Python itself may still be loading: nothing of ours runs, and nothing has begun
 
@@ -38,7 +37,7 @@ def test_sigterm_at_any_moment_ends_a_search_in_order_and_it_goes_on(
     number: int,
     text: str,
     tmp_path: Path,
-    undisturbed: tuple[dict[str, Any], set[str]],
+    undisturbed: Values,
     faults: Counter[str],
 ) -> None:
     """Twice before the study is there, twice in its trainings, once when there is nothing left but the last word."""

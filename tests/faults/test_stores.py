@@ -1,41 +1,33 @@
 """A store that is deleted, replaced, locked or full while a search runs on it."""
 
-import os
 import random
 import sqlite3
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
-from hypernas.bench.postgres import Postgres
 from hypernas.config.study_config import StudyConfig
 from hypernas.engines.inline import Inline
 from hypernas.show.views import Silent
 from hypernas.store import Store
 from hypernas.study.driver import run
 from hypernas.study.search import open_search, prepare
-from tests.faults.searches import Search, command, measured, rounds
-
-Values = tuple[dict[str, Any], set[str]]
+from tests.faults.searches import Values, Watch, command, measured, rounds
 
 
 def search_hit_once(search: list[str], url: str, at: int, happens: Callable[[], None]) -> tuple[int, str]:
     """Runs it; something happens once its trials have made `at` rungs. Exit code and what it said."""
     with subprocess.Popen(search, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        watching = Search(url, "", Path(), 0)
-        try:
-            while watching.rungs() < at and process.poll() is None:
+        with Watch(url) as watch:
+            while watch.rungs() < at and process.poll() is None:
                 time.sleep(0.1)
-            assert process.poll() is None, process.communicate()[1]
-        finally:
-            watching.__exit__()
+        assert process.poll() is None, process.communicate()[1]
         happens()
         said = process.communicate(timeout=240)[1]
     assert "Traceback" not in said
@@ -99,11 +91,7 @@ def test_a_store_that_another_has_locked_is_waited_for(
             connection.rollback()
             connection.close()
     else:
-        server: Postgres = request.getfixturevalue("server")
-        url = server.url
-        with Store(url, create=True) as store:
-            if any(study["name"] == "s" for study in store.studies()):
-                store.delete_study("s")
+        url = request.getfixturevalue("served")
 
         def lock() -> None:
             with psycopg.connect(url) as connection:
@@ -115,23 +103,9 @@ def test_a_store_that_another_has_locked_is_waited_for(
     assert code == 0, said[-2000:]
     assert measured(url) == undisturbed
     faults["store locked"] += 1
-    if back_end == "postgresql":
-        with Store(url) as store:
-            store.delete_study("s")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of three megabytes; skips where none can be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["3m"], indirect=True)
 @pytest.mark.parametrize("number", rounds(4))
 def test_a_full_disk_under_the_store_ends_the_search_with_a_sentence_and_it_goes_on(
     number: int, text: str, small_disk: Path, undisturbed: Values, faults: Counter[str]
